@@ -1,0 +1,85 @@
+//! The crate's one error type: a kind, which decides the exit code, and a sentence that names the
+//! file, tensor or flag at fault and the remedy.
+
+use std::fmt;
+use std::path::Path;
+
+/// Result of every fallible call of the crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, in the terms of who can mend it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// The call or the command line asks for something that cannot be done.
+    Usage,
+    /// A file or value given to the crate is not what it should be.
+    Input,
+    /// The operating system refused to read or write.
+    Io,
+    /// Memory for weights or activations is not to be had.
+    OutOfMemory,
+    /// The device asked for is not there or failed.
+    Device,
+}
+
+/// An error: its [`Kind`] and a message for people.
+#[derive(Debug)]
+pub struct Error {
+    kind: Kind,
+    message: String,
+}
+
+impl Error {
+    /// A request that cannot be carried out as made.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Usage, message: message.into() }
+    }
+
+    /// Something wrong in `path`.
+    pub fn input(path: &Path, what: impl fmt::Display) -> Self {
+        Self { kind: Kind::Input, message: format!("{}: {what}", path.display()) }
+    }
+
+    /// A value, not tied to a file, that is not what it should be.
+    pub fn value(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Input, message: message.into() }
+    }
+
+    /// The operating system's refusal while doing `what` ("open", "write", …) to `path`.
+    pub fn io(path: &Path, what: &str, source: std::io::Error) -> Self {
+        Self { kind: Kind::Io, message: format!("cannot {what} {}: {source}", path.display()) }
+    }
+
+    /// `bytes` of memory, wanted for `purpose`, are not available.
+    pub fn out_of_memory(bytes: usize, purpose: &str) -> Self {
+        let gib = bytes as f64 / (1u64 << 30) as f64;
+        Self {
+            kind: Kind::OutOfMemory,
+            message: format!("cannot allocate {gib:.2} GiB for {purpose}; use a smaller batch"),
+        }
+    }
+
+    /// The device asked for cannot be used.
+    pub fn device(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Device, message: message.into() }
+    }
+
+    /// What kind of fault this is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Exit code of a program that ends with this error: 2 for usage, 1 for all else.
+    pub fn exit_code(&self) -> u8 {
+        if self.kind == Kind::Usage { 2 } else { 1 }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
