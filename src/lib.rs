@@ -1,5 +1,10 @@
 //! BLIP-2's Querying Transformer.
 
+pub mod arena;
+pub mod config;
+pub mod device;
 pub mod error;
+pub mod ops;
+pub mod tensor;
 
 pub use error::{Error, Result};

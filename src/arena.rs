@@ -1,0 +1,95 @@
+//! One allocation, carved front to back into tensors.
+//!
+//! A function that takes its tensors from a [`Cursor`] is run twice: once on a cursor that only
+//! counts, to learn the size, and once on the arena's own. So the shapes are written down once.
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::tensor::{Element, Layout, Shape, ViewMut};
+use std::marker::PhantomData;
+
+/// Every tensor starts at a multiple of this many bytes: a cache line, and what TMA asks for.
+pub const ALIGNMENT: usize = 64;
+
+/// Memory of device `D` for one set of tensors.
+pub struct Arena<D: Device> {
+    buffer: D::Buffer,
+}
+
+/// Takes tensors from an arena, or counts what they would need.
+pub struct Cursor<'a, D> {
+    /// `None` while counting.
+    base: Option<*mut u8>,
+    used: usize,
+    capacity: usize,
+    borrow: PhantomData<(&'a mut [u8], fn(D))>,
+}
+
+impl<D: Device> Arena<D> {
+    /// An arena as large as what `carve` takes, zeroed; `purpose` is named if there is no room.
+    pub fn planned<R>(
+        device: &D,
+        purpose: &str,
+        carve: impl FnOnce(&mut Cursor<'_, D>) -> R,
+    ) -> Result<Self> {
+        Self::sized(device, purpose, Self::bytes(carve))
+    }
+
+    /// An arena of `bytes`, zeroed.
+    pub fn sized(device: &D, purpose: &str, bytes: usize) -> Result<Self> {
+        Ok(Self { buffer: device.allocate(bytes, purpose)? })
+    }
+
+    /// Bytes that `carve` takes.
+    pub fn bytes<R>(carve: impl FnOnce(&mut Cursor<'_, D>) -> R) -> usize {
+        let mut cursor = Cursor { base: None, used: 0, capacity: usize::MAX, borrow: PhantomData };
+        carve(&mut cursor);
+        cursor.used
+    }
+
+    /// Bytes that the arena holds.
+    pub fn capacity(&self) -> usize {
+        D::buffer_bytes(&self.buffer)
+    }
+
+    /// Starts carving from the front. Tensors keep what was last written to their place.
+    pub fn cursor(&mut self) -> Cursor<'_, D> {
+        Cursor {
+            base: Some(D::buffer_address(&self.buffer)),
+            used: 0,
+            capacity: self.capacity(),
+            borrow: PhantomData,
+        }
+    }
+
+    /// Address of the byte at `offset`, for views that share the arena.
+    pub(crate) fn address(&self, offset: usize) -> *const u8 {
+        assert!(offset <= self.capacity());
+        // SAFETY: within the buffer, as asserted.
+        unsafe { D::buffer_address(&self.buffer).add(offset) }
+    }
+}
+
+impl<'a, D> Cursor<'a, D> {
+    /// The next tensor, of shape `rows` by `cols`, stored row after row.
+    pub fn take<E: Element>(&mut self, rows: usize, cols: usize) -> ViewMut<'a, D, E> {
+        self.take_as(Shape::new(rows, cols), Layout::Rows { pitch: cols })
+    }
+
+    /// The next tensor, stored as `layout` says.
+    pub fn take_as<E: Element>(&mut self, shape: Shape, layout: Layout) -> ViewMut<'a, D, E> {
+        let start = self.used;
+        let bytes = layout.len(shape).checked_mul(size_of::<E>()).expect("a tensor's size fits in memory");
+        self.used =
+            start.checked_add(bytes.next_multiple_of(ALIGNMENT)).expect("an arena's size fits in memory");
+        assert!(self.used <= self.capacity, "the arena was planned for fewer tensors");
+        let pointer = match self.base {
+            // SAFETY: `start..used` lies within the arena and is handed out once per cursor.
+            Some(base) => unsafe { base.add(start) }.cast::<E>(),
+            None => std::ptr::dangling_mut(),
+        };
+        // SAFETY: exclusive for 'a as the cursor borrows the arena exclusively. While counting, the
+        // view points nowhere: `Arena::bytes` drops it unused.
+        unsafe { ViewMut::new(pointer, shape, layout) }
+    }
+}

@@ -1,0 +1,220 @@
+//! The CPU: all cores through rayon, matrix products through the `gemm` crate.
+
+use super::{Device, Real, Write};
+use crate::arena::ALIGNMENT;
+use crate::error::{Error, Result};
+use crate::tensor::{Element, Layout, PANEL, View, ViewMut};
+use std::alloc;
+use std::marker::PhantomData;
+
+/// The CPU backend, computing in `E`: the default without a GPU and the specification with one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu<E = f32>(PhantomData<E>);
+
+impl<E> Cpu<E> {
+    /// The machine's processors. Work runs in rayon's current thread pool.
+    pub fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+/// Zeroed memory aligned to [`ALIGNMENT`].
+pub struct CpuBuffer {
+    pointer: *mut u8,
+    layout: alloc::Layout,
+}
+
+// SAFETY: the buffer owns its memory; who may touch it is decided by the views' borrows.
+unsafe impl Send for CpuBuffer {}
+// SAFETY: as above.
+unsafe impl Sync for CpuBuffer {}
+
+impl Drop for CpuBuffer {
+    fn drop(&mut self) {
+        if self.layout.size() > 0 {
+            // SAFETY: allocated in `allocate` with this very layout.
+            unsafe { alloc::dealloc(self.pointer, self.layout) }
+        }
+    }
+}
+
+impl<E: Real> Device for Cpu<E> {
+    type Elem = E;
+    type Stat = E;
+    type Buffer = CpuBuffer;
+
+    const FROZEN: Layout = Layout::Panels;
+
+    fn allocate(&self, bytes: usize, purpose: &str) -> Result<CpuBuffer> {
+        let layout = alloc::Layout::from_size_align(bytes, ALIGNMENT)
+            .map_err(|_| Error::out_of_memory(bytes, purpose))?;
+        if bytes == 0 {
+            return Ok(CpuBuffer { pointer: std::ptr::without_provenance_mut(ALIGNMENT), layout });
+        }
+        // SAFETY: the size is not zero.
+        let pointer = unsafe { alloc::alloc_zeroed(layout) };
+        if pointer.is_null() {
+            return Err(Error::out_of_memory(bytes, purpose));
+        }
+        Ok(CpuBuffer { pointer, layout })
+    }
+
+    fn buffer_address(buffer: &CpuBuffer) -> *mut u8 {
+        buffer.pointer
+    }
+
+    fn buffer_bytes(buffer: &CpuBuffer) -> usize {
+        buffer.layout.size()
+    }
+
+    fn write(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) {
+        let shape = to.shape();
+        assert!(first + values.len() <= shape.len(), "{} values from {first} of {shape:?}", values.len());
+        let layout = to.layout();
+        let base = to.pointer();
+        let mut at = first;
+        let mut rest = values;
+        while !rest.is_empty() {
+            let (row, col) = (at / shape.cols, at % shape.cols);
+            let (part, after) = rest.split_at(rest.len().min(shape.cols - col));
+            let (offset, step) = match layout {
+                Layout::Rows { pitch } => (row * pitch + col, 1),
+                Layout::Panels => (row / PANEL * PANEL * shape.cols + col * PANEL + row % PANEL, PANEL),
+            };
+            for (i, &x) in part.iter().enumerate() {
+                // SAFETY: row < rows and col + i < cols, so the element lies within the view.
+                unsafe { base.add(offset + i * step).write(E::of_f32(x)) }
+            }
+            at += part.len();
+            rest = after;
+        }
+    }
+
+    fn read(&self, from: View<'_, Self, E>) -> Vec<f32> {
+        (0..from.rows()).flat_map(|r| from.row(r)).map(|x| x.to_f32()).collect()
+    }
+}
+
+impl<'a, C, E: Element> View<'a, Cpu<C>, E> {
+    /// One row.
+    #[inline(always)]
+    pub(crate) fn row(self, index: usize) -> &'a [E] {
+        assert!(index < self.rows());
+        // SAFETY: the row lies within memory that the view borrows for 'a.
+        unsafe { std::slice::from_raw_parts(self.pointer().add(index * self.pitch()), self.cols()) }
+    }
+}
+
+/// The rows of an exclusive view, to be handed out to many threads.
+pub(crate) struct Rows<'a, E> {
+    pointer: *mut E,
+    pitch: usize,
+    rows: usize,
+    cols: usize,
+    borrow: PhantomData<&'a mut [E]>,
+}
+
+// SAFETY: a row is reached only through `row`, whose caller promises to be alone on it.
+unsafe impl<E: Send> Sync for Rows<'_, E> {}
+
+impl<'a, C, E: Element> ViewMut<'a, Cpu<C>, E> {
+    /// Hands the rows out one by one.
+    pub(crate) fn into_rows(mut self) -> Rows<'a, E> {
+        let (pitch, shape) = (self.pitch(), self.shape());
+        Rows { pointer: self.pointer(), pitch, rows: shape.rows, cols: shape.cols, borrow: PhantomData }
+    }
+}
+
+impl<E> Rows<'_, E> {
+    /// # Safety
+    /// No other slice of the same row may be alive.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "rows are disjoint; the caller keeps each to one task")]
+    pub(crate) unsafe fn row(&self, index: usize) -> &mut [E] {
+        assert!(index < self.rows);
+        // SAFETY: within the view; alone on it as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(index * self.pitch), self.cols) }
+    }
+
+    /// Address of an element, for matrix products on a block of rows and columns.
+    #[inline(always)]
+    pub(crate) fn at(&self, row: usize, col: usize) -> *mut E {
+        assert!(row < self.rows && col < self.cols);
+        // SAFETY: within the view.
+        unsafe { self.pointer.add(row * self.pitch + col) }
+    }
+
+    pub(crate) fn pitch(&self) -> usize {
+        self.pitch
+    }
+}
+
+/// A factor of [`product`]: its first element, and the steps to the next row and column.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<E> {
+    pub pointer: *const E,
+    pub row_step: usize,
+    pub col_step: usize,
+}
+
+impl<E: Real> Factor<E> {
+    /// The rows of `view` from `row` on and its columns from `col` on.
+    pub(crate) fn of(view: View<'_, Cpu<E>, E>, row: usize, col: usize) -> Self {
+        let pitch = view.pitch();
+        assert!(row <= view.rows() && col <= view.cols());
+        // SAFETY: within the view, or at most one row past its last element, where nothing is read.
+        Self {
+            pointer: unsafe { view.pointer().wrapping_add(row * pitch + col) },
+            row_step: pitch,
+            col_step: 1,
+        }
+    }
+
+    /// A matrix in a slice, row after row.
+    pub(crate) fn rows(values: &[E], cols: usize) -> Self {
+        Self { pointer: values.as_ptr(), row_step: cols, col_step: 1 }
+    }
+
+    /// The transposed matrix.
+    pub(crate) fn transposed(self) -> Self {
+        Self { row_step: self.col_step, col_step: self.row_step, ..self }
+    }
+}
+
+/// c (m×n) = a (m×k) · b (k×n), or c += a · b, on the calling thread alone.
+///
+/// # Safety
+/// The three matrices must lie in memory that may be read (a, b) and written (c) meanwhile.
+pub(crate) unsafe fn product<E: Real>(
+    [m, n, k]: [usize; 3],
+    a: Factor<E>,
+    b: Factor<E>,
+    write: Write,
+    (c, c_row_step, c_col_step): (*mut E, usize, usize),
+) {
+    let step = |s: usize| isize::try_from(s).expect("a matrix is smaller than the address space");
+    // SAFETY: as this function's caller promises.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c,
+            step(c_col_step),
+            step(c_row_step),
+            write == Write::Add,
+            a.pointer,
+            step(a.col_step),
+            step(a.row_step),
+            b.pointer,
+            step(b.col_step),
+            step(b.row_step),
+            E::ONE,
+            E::ONE,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}

@@ -1,0 +1,57 @@
+//! Where tensors live and operations run.
+
+mod cpu;
+mod real;
+
+pub use cpu::{Cpu, CpuBuffer};
+pub(crate) use cpu::{Factor, Rows, product};
+pub use real::Real;
+pub(crate) use real::{maximum, sum, vectorised};
+
+use crate::error::Result;
+use crate::tensor::{Element, Layout, View, ViewMut};
+
+/// A place that holds tensors: its memory and its number types.
+///
+/// The graph is generic in the device and in nothing else.
+pub trait Device: Sized + Send + Sync {
+    /// Weights and activations: `f32` on [`Cpu`], `f64` on `Cpu<f64>` in gradient checks.
+    type Elem: Element;
+    /// Statistics that outlive a kernel, such as log-sum-exps: never narrower than `f32`.
+    type Stat: Element;
+    /// An owned piece of memory.
+    type Buffer: Send + Sync;
+
+    /// Layout in which this device multiplies by a frozen weight fastest.
+    const FROZEN: Layout;
+
+    /// `bytes` of zeroed memory; an error that names `purpose` if there is no room.
+    fn allocate(&self, bytes: usize, purpose: &str) -> Result<Self::Buffer>;
+    /// Address of a buffer's first byte, aligned to [`crate::arena::ALIGNMENT`].
+    fn buffer_address(buffer: &Self::Buffer) -> *mut u8;
+    /// Size of a buffer.
+    fn buffer_bytes(buffer: &Self::Buffer) -> usize;
+
+    /// Writes `values` as the elements of `to` from the `first` on, counted row by row.
+    fn write(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, Self::Elem>);
+    /// The elements of `from`, row by row.
+    fn read(&self, from: View<'_, Self, Self::Elem>) -> Vec<f32>;
+}
+
+/// Whether a result replaces what stands in its place or is added to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// The result replaces what was there.
+    Replace,
+    /// The result is added to what was there.
+    Add,
+}
+
+/// Shared view of elements.
+pub type V<'a, B> = View<'a, B, <B as Device>::Elem>;
+/// Exclusive view of elements.
+pub type M<'a, B> = ViewMut<'a, B, <B as Device>::Elem>;
+/// Shared view of statistics.
+pub type S<'a, B> = View<'a, B, <B as Device>::Stat>;
+/// Exclusive view of statistics.
+pub type SM<'a, B> = ViewMut<'a, B, <B as Device>::Stat>;

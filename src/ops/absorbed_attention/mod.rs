@@ -1,0 +1,67 @@
+//! Cross-attention that applies the projections of keys and values to the queries' side, so that
+//! keys and values never exist: q·(x·Wₖᵀ)ᵀ = (q·Wₖ)·xᵀ, and p·(x·Wᵥᵀ) = (p·x)·Wᵥᵀ.
+//!
+//! Exact, and cheaper where there are fewer scores' rows (heads·Q) than channels. The bias of the
+//! keys adds the same to all scores of a row, which the softmax cancels; that of the values is
+//! added whole, because a row of p sums to one. For inference alone: training shares keys and
+//! values between passes, and its gradient is that of `attention`.
+
+mod cpu;
+
+use crate::device::{Device, M, V};
+use crate::error::Result;
+use crate::tensor::{Layout, PANEL};
+
+/// Operands of [`AbsorbedAttention::absorbed_attention`].
+pub struct AbsorbedAttentionForward<'a, D: Device> {
+    /// Heads, side by side in the columns of q.
+    pub heads: usize,
+    /// Factor of the scores, commonly 1/√(head width).
+    pub scale: f64,
+    /// [images·Q, D]
+    pub q: V<'a, D>,
+    /// [images·N, W]
+    pub image: V<'a, D>,
+    /// Wₖ [D, W]
+    pub key_weight: V<'a, D>,
+    /// Wᵥ [D, W]
+    pub value_weight: V<'a, D>,
+    /// bᵥ [1, D]
+    pub value_bias: V<'a, D>,
+    /// How many images.
+    pub images: usize,
+    /// [images·Q, D]
+    pub out: M<'a, D>,
+}
+
+/// Cross-attention without keys and values.
+pub trait AbsorbedAttention: Device {
+    /// out = softmax(scale·q·(x·Wₖᵀ)ᵀ)·(x·Wᵥᵀ) + bᵥ, head by head
+    fn absorbed_attention(&self, args: AbsorbedAttentionForward<'_, Self>) -> Result<()>;
+}
+
+/// Sizes of one cross-attention.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossSizes {
+    /// H
+    pub heads: usize,
+    /// Q, of all query sets that read one image
+    pub queries: usize,
+    /// D
+    pub hidden: usize,
+    /// N
+    pub image_tokens: usize,
+    /// W
+    pub image_width: usize,
+}
+
+impl CrossSizes {
+    /// Whether absorbing costs fewer operations than projecting keys and values, and a head's rows
+    /// of the weights can be read in `layout`.
+    pub fn absorbs(self, layout: Layout) -> bool {
+        let Self { heads, queries, hidden, image_tokens, image_width } = self;
+        let absorbed = 2 * queries * image_width * (hidden + heads * image_tokens);
+        let projected = 2 * image_tokens * hidden * (image_width + queries);
+        absorbed < projected && (layout != Layout::Panels || PANEL.is_multiple_of(hidden / heads))
+    }
+}

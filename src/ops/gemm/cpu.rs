@@ -1,0 +1,117 @@
+//! Matrix products in blocks of [`PANEL`] output channels by a chunk of rows, one block a task.
+
+use super::{GemmBackward, GemmForward, GemmOp};
+use crate::device::{Cpu, Factor, Real, Write, product, sum, vectorised};
+use crate::error::Result;
+use crate::tensor::{Layout, PANEL};
+use rayon::prelude::*;
+
+/// Bytes of x that a chunk of rows may take, so that it stays in a core's second-level cache while
+/// the panels of the weight pass by.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Rows of a chunk, each `row_bytes` long: few enough for the cache, and not so few that the
+/// panels are read again and again.
+fn chunk_rows(rows: usize, row_bytes: usize) -> usize {
+    let most = (CHUNK_BYTES / row_bytes.max(1)).max(128);
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
+}
+
+impl<E: Real> GemmOp for Cpu<E> {
+    fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()> {
+        args.check();
+        let GemmForward { x, weight, bias, activation, pre_activation, y } = args;
+        let (rows, inputs, outputs) = (x.rows(), x.cols(), weight.rows());
+        if rows == 0 || outputs == 0 {
+            return Ok(());
+        }
+        let chunk = chunk_rows(rows, inputs * size_of::<E>());
+        let panels = outputs.div_ceil(PANEL);
+        let bias = bias.map(|b| b.row(0));
+        let (y, pre_activation) = (y.into_rows(), pre_activation.map(|p| p.into_rows()));
+        (0..rows.div_ceil(chunk) * panels).into_par_iter().for_each(|task| {
+            let (first_row, first_col) = (task / panels * chunk, task % panels * PANEL);
+            let (m, n) = (chunk.min(rows - first_row), PANEL.min(outputs - first_col));
+            let weight = match weight.layout() {
+                Layout::Rows { .. } => Factor::of(weight, first_col, 0).transposed(),
+                Layout::Panels => Factor {
+                    // SAFETY: the panel that starts at output `first_col` lies within the weight.
+                    pointer: unsafe { weight.pointer().add(first_col * inputs) },
+                    row_step: PANEL,
+                    col_step: 1,
+                },
+            };
+            let out = (y.at(first_row, first_col), y.pitch(), 1);
+            // SAFETY: this block of y belongs to this task alone.
+            unsafe { product([m, n, inputs], Factor::of(x, first_row, 0), weight, Write::Replace, out) };
+            if bias.is_none() && activation.is_none() && pre_activation.is_none() {
+                return;
+            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for r in first_row..first_row + m {
+                        // SAFETY: these columns of the row belong to this task alone.
+                        let y = unsafe { std::slice::from_raw_parts_mut(y.at(r, first_col), n) };
+                        if let Some(bias) = bias {
+                            for (y, &b) in y.iter_mut().zip(&bias[first_col..first_col + n]) {
+                                *y += b;
+                            }
+                        }
+                        if let Some(saved) = &pre_activation {
+                            // SAFETY: as for y.
+                            let saved = unsafe { std::slice::from_raw_parts_mut(saved.at(r, first_col), n) };
+                            saved.copy_from_slice(y);
+                        }
+                        if let Some(activation) = activation {
+                            activation.apply(y);
+                        }
+                    }
+                },
+            );
+        });
+        Ok(())
+    }
+
+    fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()> {
+        args.check();
+        let GemmBackward { x, weight, dy, dx, dweight, dbias } = args;
+        let (rows, inputs, outputs) = (x.rows(), x.cols(), weight.rows());
+        if rows == 0 {
+            return Ok(());
+        }
+        // dx [rows, in] (+)= dy [rows, out] · W [out, in]
+        if let Some((write, dx)) = dx {
+            let chunk = chunk_rows(rows, outputs * size_of::<E>());
+            let stripes = inputs.div_ceil(PANEL);
+            let dx = dx.into_rows();
+            (0..rows.div_ceil(chunk) * stripes).into_par_iter().for_each(|task| {
+                let (first_row, first_col) = (task / stripes * chunk, task % stripes * PANEL);
+                let (m, n) = (chunk.min(rows - first_row), PANEL.min(inputs - first_col));
+                let out = (dx.at(first_row, first_col), dx.pitch(), 1);
+                let (dy, weight) = (Factor::of(dy, first_row, 0), Factor::of(weight, 0, first_col));
+                // SAFETY: this block of dx belongs to this task alone.
+                unsafe { product([m, n, outputs], dy, weight, write, out) };
+            });
+        }
+        // dW [out, in] += dyᵀ [out, rows] · x [rows, in]
+        let stripes = outputs.div_ceil(PANEL);
+        let dweight = dweight.into_rows();
+        (0..stripes).into_par_iter().for_each(|task| {
+            let first = task * PANEL;
+            let out = (dweight.at(first, 0), dweight.pitch(), 1);
+            let (dy, x) = (Factor::of(dy, 0, first).transposed(), Factor::of(x, 0, 0));
+            // SAFETY: these rows of dW belong to this task alone.
+            unsafe { product([PANEL.min(outputs - first), inputs, rows], dy, x, Write::Add, out) };
+        });
+        if let Some(dbias) = dbias {
+            let dbias = dbias.into_rows();
+            // SAFETY: the only slice of the only row.
+            let dbias = unsafe { dbias.row(0) };
+            dbias.par_iter_mut().enumerate().with_min_len(PANEL).for_each(|(j, db)| {
+                *db += sum(rows, |r| dy.row(r)[j]);
+            });
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,52 @@
+//! The operations: each a folder with its contract (`mod.rs`: what it computes, shapes, forward and
+//! backward in one trait) and one file per device that has it.
+//!
+//! A contract says which outputs are written and which are added to: gradients of activations are
+//! written unless the caller asks otherwise, gradients of parameters are always added to.
+
+pub mod absorbed_attention;
+pub mod activation;
+pub mod attention;
+pub mod embedding;
+pub mod gemm;
+pub mod layer_norm;
+pub mod normalize;
+pub mod pool;
+pub mod similarity;
+
+use absorbed_attention::AbsorbedAttention;
+use activation::ActivationOp;
+use attention::AttentionOp;
+use embedding::EmbeddingOp;
+use gemm::GemmOp;
+use layer_norm::LayerNormOp;
+use normalize::NormalizeOp;
+use pool::PoolOp;
+use similarity::SimilarityOp;
+
+/// A device that has every operation, in both directions: the table of contents of the numerics.
+pub trait Backend:
+    GemmOp
+    + ActivationOp
+    + AttentionOp
+    + AbsorbedAttention
+    + LayerNormOp
+    + EmbeddingOp
+    + NormalizeOp
+    + PoolOp
+    + SimilarityOp
+{
+}
+
+impl<B> Backend for B where
+    B: GemmOp
+        + ActivationOp
+        + AttentionOp
+        + AbsorbedAttention
+        + LayerNormOp
+        + EmbeddingOp
+        + NormalizeOp
+        + PoolOp
+        + SimilarityOp
+{
+}

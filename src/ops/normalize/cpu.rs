@@ -1,0 +1,43 @@
+//! A row a task.
+
+use super::{NormalizeBackward, NormalizeForward, NormalizeOp, SMALLEST_LENGTH};
+use crate::device::{Cpu, Real, sum};
+use crate::error::Result;
+use rayon::prelude::*;
+
+/// max(‖x‖, 1e-12); NaN stays NaN.
+fn length<E: Real>(x: &[E]) -> E {
+    let length = sum(x.len(), |i| x[i] * x[i]).sqrt();
+    if length < E::of(SMALLEST_LENGTH) { E::of(SMALLEST_LENGTH) } else { length }
+}
+
+impl<E: Real> NormalizeOp for Cpu<E> {
+    fn normalize_forward(&self, NormalizeForward { x, y }: NormalizeForward<'_, Self>) -> Result<()> {
+        assert_eq!(x.shape(), y.shape());
+        let y = y.into_rows();
+        (0..x.rows()).into_par_iter().with_min_len(16).for_each(|r| {
+            let x = x.row(r);
+            let inverse = E::ONE / length(x);
+            // SAFETY: one task a row.
+            for (y, &x) in unsafe { y.row(r) }.iter_mut().zip(x) {
+                *y = x * inverse;
+            }
+        });
+        Ok(())
+    }
+
+    fn normalize_backward(&self, NormalizeBackward { x, dy, dx }: NormalizeBackward<'_, Self>) -> Result<()> {
+        assert!(x.shape() == dy.shape() && x.shape() == dx.shape());
+        let dx = dx.into_rows();
+        (0..x.rows()).into_par_iter().with_min_len(16).for_each(|r| {
+            let (x, dy) = (x.row(r), dy.row(r));
+            let inverse = E::ONE / length(x);
+            let along = sum(x.len(), |i| x[i] * dy[i]) * inverse * inverse;
+            // SAFETY: one task a row.
+            for (i, dx) in unsafe { dx.row(r) }.iter_mut().enumerate() {
+                *dx = (dy[i] - x[i] * along) * inverse;
+            }
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! BLIP-2's similarity of an image and a text: the largest of the products of the image's Q query
+//! features with the text's one feature. Between unit vectors it is the largest cosine.
+
+mod cpu;
+
+use crate::device::{Device, M, V};
+use crate::error::Result;
+use crate::tensor::{View, ViewMut};
+
+/// Which images are compared with which texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// Every image with every text: similarities [images, texts].
+    All,
+    /// Image i with text i: similarities [images, 1].
+    Matched,
+}
+
+/// Operands of [`SimilarityOp::similarity_forward`].
+pub struct SimilarityForward<'a, D: Device> {
+    /// Which images are compared with which texts.
+    pub pairing: Pairing,
+    /// [images·Q, E]
+    pub queries: V<'a, D>,
+    /// [texts, E]
+    pub texts: V<'a, D>,
+    /// [images, texts] or [images, 1]
+    pub similarity: M<'a, D>,
+    /// As `similarity`: which query won, the first of equals; the backward pass needs it.
+    pub winner: Option<ViewMut<'a, D, u32>>,
+}
+
+/// Operands of [`SimilarityOp::similarity_backward`].
+pub struct SimilarityBackward<'a, D: Device> {
+    /// As in the forward pass.
+    pub pairing: Pairing,
+    /// [images·Q, E]
+    pub queries: V<'a, D>,
+    /// [texts, E]
+    pub texts: V<'a, D>,
+    /// [images, texts] or [images, 1]
+    pub winner: View<'a, D, u32>,
+    /// [images, texts] or [images, 1]
+    pub dsimilarity: V<'a, D>,
+    /// [images·Q, E], written
+    pub dqueries: M<'a, D>,
+    /// [texts, E], written
+    pub dtexts: M<'a, D>,
+}
+
+/// The maximum over queries, whose gradient goes to the winner alone.
+pub trait SimilarityOp: Device {
+    /// similarity[i, t] = max over q of ⟨queries[i·Q + q], texts[t]⟩
+    fn similarity_forward(&self, args: SimilarityForward<'_, Self>) -> Result<()>;
+    /// Gradients of the winning queries and of the texts.
+    fn similarity_backward(&self, args: SimilarityBackward<'_, Self>) -> Result<()>;
+}
+
+impl Pairing {
+    /// Shape of the similarities.
+    fn shape(self, images: usize, texts: usize) -> (usize, usize) {
+        match self {
+            Pairing::All => (images, texts),
+            Pairing::Matched => {
+                assert_eq!(images, texts, "a text for each image");
+                (images, 1)
+            }
+        }
+    }
+}
