@@ -1,5 +1,6 @@
 //! BLIP-2's Querying Transformer.
 
 pub mod error;
+pub mod vision;
 
 pub use error::{Error, Result};
