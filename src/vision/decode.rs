@@ -81,15 +81,20 @@ fn contain_panic<T>(path: &Path, decode: impl FnOnce() -> Result<T> + UnwindSafe
 /// The pixels of an image whose header has been read.
 fn decode(path: &Path, decoder: image::ImageResult<impl ImageDecoder>, convert_rgb: bool) -> Result<Rgb> {
     let refuse = |error| match error {
-        ImageError::Limits(_) => Error::input(path, "is too large or has too much metadata; scale it down"),
+        ImageError::Limits(_) => Error::input(
+            path,
+            "has rows or metadata that are too large; scale it down and strip the metadata",
+        ),
         error => Error::input(path, format!("cannot be decoded: {error}; save the image anew")),
     };
     let decoder = decoder.map_err(refuse)?;
     let (width, height) = decoder.dimensions();
-    if width.max(height) > MAX_SIDE || u64::from(width) * u64::from(height) > MAX_PIXELS {
+    let side = 1..=MAX_SIDE;
+    let pixels = u64::from(width) * u64::from(height);
+    if !side.contains(&width) || !side.contains(&height) || pixels > MAX_PIXELS {
         let what = format!(
-            "has {width}x{height} pixels, above the limits of {MAX_SIDE} a side and {MAX_PIXELS} in all; \
-             scale it down"
+            "has {width}x{height} pixels, outside the limits of 1 to {MAX_SIDE} a side and {MAX_PIXELS} in all; \
+             scale it"
         );
         return Err(Error::input(path, what));
     }

@@ -179,6 +179,9 @@ impl ImageProcessor {
         if !(1..=MAX_SIZE).contains(&height) || !(1..=MAX_SIZE).contains(&width) {
             return Err(format!("size {height}x{width}; height and width go from 1 to {MAX_SIZE}"));
         }
+        if self.rescale_factor <= 0.0 {
+            return Err(format!("rescale_factor is {}; it must be above 0", self.rescale_factor));
+        }
         if self.image_std.contains(&0.0) {
             return Err("image_std holds a zero; pixel values are divided by it".into());
         }
