@@ -6,5 +6,6 @@ pub mod device;
 pub mod error;
 pub mod ops;
 pub mod tensor;
+pub mod vision;
 
 pub use error::{Error, Result};

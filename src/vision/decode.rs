@@ -1,0 +1,165 @@
+//! Decoding of JPEG and PNG files from strangers into RGB8 pixels.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::panic::{UnwindSafe, catch_unwind};
+use std::path::Path;
+
+use image::codecs::jpeg::JpegDecoder;
+use image::codecs::png::PngDecoder;
+use image::{ColorType, ImageDecoder, ImageError, Limits};
+
+use crate::error::{Error, Result};
+
+/// Largest image file read, in bytes.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Most pixels of an image: Pillow warns of a decompression bomb above this number.
+const MAX_PIXELS: u64 = 89_478_485;
+
+/// Longest side of an image, in pixels.
+pub(super) const MAX_SIDE: u32 = 32_768;
+
+/// Memory a decoder may take for the rows in flight and for metadata, in bytes.
+const MAX_DECODER_MEMORY: u64 = 64 << 20;
+
+/// RGB8 pixels [height, width, 3].
+pub(super) struct Rgb {
+    pub(super) pixels: Vec<u8>,
+    pub(super) width: usize,
+    pub(super) height: usize,
+}
+
+/// The bytes of the regular file `path`, which may be `limit` bytes long.
+pub(super) fn read_regular_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    // Asked before opening: to open a FIFO would wait for a writer.
+    let metadata = path.metadata().map_err(|e| Error::io(path, "read", e))?;
+    if !metadata.is_file() {
+        return Err(Error::input(path, "is not a regular file; give the path of a file"));
+    }
+    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
+    if bytes.len() as u64 > limit {
+        let what = format!("is larger than the {limit} bytes that are read; give a smaller file");
+        return Err(Error::input(path, what));
+    }
+    Ok(bytes)
+}
+
+/// Decodes the JPEG or PNG file `path`; its first bytes, not its name, tell which it is.
+///
+/// Without `convert_rgb`, greyscale images and images with alpha are errors.
+pub(super) fn read_rgb(path: &Path, convert_rgb: bool) -> Result<Rgb> {
+    let bytes = read_regular_file(path, MAX_FILE)?;
+    contain_panic(path, || {
+        if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+            let mut limits = Limits::no_limits();
+            limits.max_alloc = Some(MAX_DECODER_MEMORY);
+            let decoder = PngDecoder::with_limits(Cursor::new(&bytes), limits);
+            decode(path, decoder, convert_rgb)
+        } else if bytes.starts_with(b"\xff\xd8\xff") {
+            // The decoder fills what is missing with grey.
+            if !has_end_of_image(&bytes) {
+                return Err(Error::input(path, "is truncated: a JPEG without its end; copy it again"));
+            }
+            decode(path, JpegDecoder::new(Cursor::new(&bytes)), convert_rgb)
+        } else if bytes.is_empty() {
+            Err(Error::input(path, "is empty; give a JPEG or PNG image"))
+        } else {
+            Err(Error::input(path, "is neither JPEG nor PNG by its first bytes; convert it to one of them"))
+        }
+    })
+}
+
+/// Runs `decode` and turns a panic in it into an error of `path`.
+fn contain_panic<T>(path: &Path, decode: impl FnOnce() -> Result<T> + UnwindSafe) -> Result<T> {
+    catch_unwind(decode)
+        .unwrap_or_else(|_| Err(Error::input(path, "makes the image decoder fail; save the image anew")))
+}
+
+/// The pixels of an image whose header has been read.
+fn decode(path: &Path, decoder: image::ImageResult<impl ImageDecoder>, convert_rgb: bool) -> Result<Rgb> {
+    let refuse = |error| match error {
+        ImageError::Limits(_) => Error::input(
+            path,
+            "has rows or metadata that are too large; scale it down and strip the metadata",
+        ),
+        error => Error::input(path, format!("cannot be decoded: {error}; save the image anew")),
+    };
+    let decoder = decoder.map_err(refuse)?;
+    let (width, height) = decoder.dimensions();
+    let side = 1..=MAX_SIDE;
+    let pixels = u64::from(width) * u64::from(height);
+    if !side.contains(&width) || !side.contains(&height) || pixels > MAX_PIXELS {
+        let what = format!(
+            "has {width}x{height} pixels, outside the limits of 1 to {MAX_SIDE} a side and {MAX_PIXELS} in all; \
+             scale it"
+        );
+        return Err(Error::input(path, what));
+    }
+    let color = decoder.color_type();
+    if !convert_rgb && !matches!(color, ColorType::Rgb8 | ColorType::Rgb16) {
+        let what = "is not RGB, and the image processor has do_convert_rgb false; convert the image to RGB";
+        return Err(Error::input(path, what));
+    }
+    let size = decoder.total_bytes() as usize;
+    let mut pixels = Vec::new();
+    pixels.try_reserve_exact(size).map_err(|_| Error::out_of_memory(size, "a decoded image"))?;
+    pixels.resize(size, 0);
+    decoder.read_image(&mut pixels).map_err(refuse)?;
+    Ok(Rgb { pixels: to_rgb8(pixels, color), width: width as usize, height: height as usize })
+}
+
+/// `pixels` as RGB8: grey repeated, alpha dropped, the high byte of 16-bit samples.
+fn to_rgb8(pixels: Vec<u8>, color: ColorType) -> Vec<u8> {
+    let channels = usize::from(color.channel_count());
+    let sample = usize::from(color.bytes_per_pixel()) / channels;
+    if (channels, sample) == (3, 1) {
+        return pixels;
+    }
+    // Samples of 16 bits come in the machine's byte order.
+    let high = if cfg!(target_endian = "little") { sample - 1 } else { 0 };
+    let step = if color.has_color() { sample } else { 0 };
+    pixels
+        .chunks_exact(channels * sample)
+        .flat_map(|pixel| [pixel[high], pixel[high + step], pixel[high + 2 * step]])
+        .collect()
+}
+
+/// Whether the segments and scans of a JPEG lead to an end-of-image marker.
+fn has_end_of_image(jpeg: &[u8]) -> bool {
+    let mut rest = jpeg;
+    while let Some(at) = rest.iter().position(|&byte| byte == 0xff) {
+        rest = &rest[at + 1..];
+        match *rest {
+            [0xd9, ..] => return true,
+            // A stuffed byte, a marker without a segment, or a fill byte before a marker.
+            [0x00 | 0x01 | 0xd0..=0xd8 | 0xff, ..] => {}
+            [_, high, low, ..] => {
+                let length = usize::from(u16::from_be_bytes([high, low]));
+                rest = rest.get(1 + length..).unwrap_or_default();
+            }
+            _ => return false,
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_in_a_decoder_is_an_error_that_names_the_file() {
+        let error = contain_panic::<()>(Path::new("cat.jpg"), || panic!("planted")).unwrap_err();
+        assert!(error.to_string().starts_with("cat.jpg: makes the image decoder fail"), "{error}");
+    }
+
+    #[test]
+    fn an_end_of_image_inside_a_segment_does_not_end_the_jpeg() {
+        let thumbnail = b"\xff\xd8\xff\xe1\x00\x06\xff\xd8\xff\xd9\xff\xda\x00\x02\x12\xff\x00\x34";
+        assert!(!has_end_of_image(thumbnail));
+        assert!(has_end_of_image(&[&thumbnail[..], b"\xff\xd9trailing"].concat()));
+    }
+}

@@ -1,0 +1,5 @@
+//! Images: from files to the pixel values the image encoder takes.
+
+mod decode;
+pub mod image;
+mod resize;
