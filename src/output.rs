@@ -1,0 +1,48 @@
+//! Writing files that are either the old one or the new one, whole, whenever the machine stops.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Writes the file at `path` atomically: `fill` writes to a temporary file in the same folder, which
+/// is synchronised with the disk and renamed to `path`; then the folder is synchronised. If anything
+/// fails, the temporary file is removed and what was at `path` stays as it was.
+///
+/// # Errors
+/// Fails with what `fill` returns, or if the operating system refuses any of these steps.
+pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
+    let failed = |source| Error::io(path, "write", source);
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".qformer-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // What File::create would ask for; the process's umask is taken off by the system.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let (file, temporary) = builder.tempfile_in(folder).map_err(failed)?.into_parts();
+    let mut writer = BufWriter::new(file);
+    fill(&mut writer)?;
+    writer.flush().map_err(failed)?;
+    writer.get_ref().sync_all().map_err(failed)?;
+    temporary.persist(path).map_err(|error| failed(error.error))?;
+    #[cfg(unix)]
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    Ok(())
+}
+
+/// Writes `value` to `path` as indented JSON, [atomically](write_atomically).
+///
+/// # Errors
+/// Fails if the operating system refuses to write.
+pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+    write_atomically(path, |file| {
+        writeln!(file, "{value:#}").map_err(|source| Error::io(path, "write", source))
+    })
+}

@@ -1,0 +1,179 @@
+//! Checkpoints in the [safetensors](https://github.com/huggingface/safetensors) format: a strict
+//! reader that never maps a file nor reads one whole, and an atomic writer.
+//!
+//! A file is: the header's length (8 bytes, little-endian), the header (JSON: per tensor its dtype,
+//! shape and place), then the tensors' values, little-endian, row-major, without gap or overlap.
+//! Whatever a header states is checked against the file's length before memory is taken for it.
+
+mod header;
+mod read;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+pub use ::safetensors::Dtype;
+pub use write::{NewTensor, write};
+
+use crate::error::{Error, Result};
+use crate::input::{self, printable};
+
+/// Name of a checkpoint's file within its folder.
+pub const FILE_NAME: &str = "model.safetensors";
+/// Name of the file that says which shard of a checkpoint holds which tensor.
+pub const INDEX_FILE_NAME: &str = "model.safetensors.index.json";
+
+/// Longest index file read, in bytes.
+const INDEX_BYTES: u64 = 32 << 20;
+/// Most shards of a checkpoint; each is kept open.
+const SHARDS: usize = 512;
+
+/// The tensors of a checkpoint: one `.safetensors` file, or the shards that a
+/// `model.safetensors.index.json` names.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    shards: Vec<Shard>,
+    tensors: BTreeMap<String, TensorInfo>,
+    metadata: BTreeMap<String, String>,
+}
+
+/// Dtype and shape of a stored tensor, and where its values are.
+#[derive(Debug)]
+pub struct TensorInfo {
+    /// Type of its elements.
+    pub dtype: Dtype,
+    /// Its extents, the slowest-varying first.
+    pub shape: Vec<usize>,
+    shard: usize,
+    begin: u64,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`: one `.safetensors` file, or a folder that holds
+    /// `model.safetensors` or `model.safetensors.index.json` with its shards.
+    ///
+    /// Headers are read and checked; values are not.
+    ///
+    /// # Errors
+    /// Fails if there is no such file, or if one is not a regular file or breaks the format's rules
+    /// in any way: a header longer than its file or 100 MB, a key that comes twice, a gap, an
+    /// overlap, bytes after the last tensor, a shard outside the folder, a tensor in another shard
+    /// than the index says.
+    pub fn open(path: &Path) -> Result<Self> {
+        if !path.is_dir() {
+            return Self::open_shards(path, vec![path.to_owned()]);
+        }
+        let file = path.join(FILE_NAME);
+        if file.exists() {
+            return Self::open_shards(path, vec![file]);
+        }
+        let index = path.join(INDEX_FILE_NAME);
+        if index.exists() {
+            return Self::open_index(path, &index);
+        }
+        Err(Error::input(path, format_args!("holds neither {FILE_NAME} nor {INDEX_FILE_NAME}")))
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names of the tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Dtype and shape of the tensor `name`, if there is one.
+    pub fn get(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.get(name)
+    }
+
+    /// The free-form texts of the header's `__metadata__`; of all shards' headers together.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    fn open_shards(path: &Path, files: Vec<PathBuf>) -> Result<Self> {
+        let mut checkpoint = Self {
+            path: path.to_owned(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            metadata: BTreeMap::new(),
+        };
+        for path in files {
+            let (file, length) = input::open(&path)?;
+            let header = header::read(&path, &file, length)?;
+            let shard = checkpoint.shards.len();
+            for (name, header::Entry { dtype, shape, begin }) in header.tensors {
+                if checkpoint.tensors.contains_key(&name) {
+                    let what = format_args!("tensor \"{}\" is in another shard too", printable(&name));
+                    return Err(Error::input(&path, what));
+                }
+                checkpoint.tensors.insert(name, TensorInfo { dtype, shape, shard, begin });
+            }
+            checkpoint.metadata.extend(header.metadata);
+            checkpoint.shards.push(Shard { path, file });
+        }
+        Ok(checkpoint)
+    }
+
+    fn open_index(folder: &Path, index: &Path) -> Result<Self> {
+        let shard_of = read_index(index)?;
+        let names: BTreeSet<&String> = shard_of.values().collect();
+        if names.len() > SHARDS {
+            return Err(Error::input(
+                index,
+                format_args!("{} shards; at most {SHARDS} are read", names.len()),
+            ));
+        }
+        let checkpoint =
+            Self::open_shards(folder, names.into_iter().map(|name| folder.join(name)).collect())?;
+        for (name, shard) in &shard_of {
+            let found = checkpoint.tensors.get(name).map(|info| &checkpoint.shards[info.shard].path);
+            if found != Some(&folder.join(shard)) {
+                let what = format_args!("tensor \"{}\" is not in {shard}", printable(name));
+                return Err(Error::input(index, what));
+            }
+        }
+        if let Some(name) = checkpoint.names().find(|&name| !shard_of.contains_key(name)) {
+            let what = format_args!("does not list tensor \"{}\" of its shards", printable(name));
+            return Err(Error::input(index, what));
+        }
+        Ok(checkpoint)
+    }
+}
+
+/// The shard's file name of each tensor.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let wrong = |what: String| Err(Error::input(path, what));
+    let json = input::parse_json(path, &input::read_text(path, INDEX_BYTES)?)?;
+    let Some(weight_map) = json.get("weight_map").and_then(|map| map.as_object()) else {
+        return wrong("has no object \"weight_map\"".into());
+    };
+    if weight_map.is_empty() || weight_map.len() > header::TENSORS {
+        return wrong(format!("lists {} tensors; 1 to {} are read", weight_map.len(), header::TENSORS));
+    }
+    let mut shard_of = BTreeMap::new();
+    for (name, shard) in weight_map {
+        match shard.as_str() {
+            Some(shard) if is_plain_file_name(shard) => shard_of.insert(name.clone(), shard.to_owned()),
+            _ => return wrong(format!("{} is not a plain file name", printable(&shard.to_string()))),
+        };
+    }
+    Ok(shard_of)
+}
+
+/// Whether `name` can only be a file of the folder it is joined to.
+fn is_plain_file_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=255).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.')
+}

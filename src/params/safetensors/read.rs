@@ -1,0 +1,112 @@
+//! Reading a tensor's values, block by block.
+
+use std::fs::File;
+use std::io;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::{Checkpoint, Dtype};
+use crate::error::{Error, Result};
+use crate::input::printable;
+
+/// Bytes of file read at once.
+const BLOCK_BYTES: usize = 1 << 20;
+
+impl Checkpoint {
+    /// Reads the tensor `name`, stored as F32, F16, BF16 or F64, as f32: calls `sink` with the index
+    /// of the first element and the values of one block after the other, in order, each at most
+    /// 1 MiB of file. Returns how many values were infinite or not a number.
+    ///
+    /// # Errors
+    /// Fails if there is no such tensor, if it has another dtype, or if the file cannot be read or
+    /// has become shorter since it was opened.
+    pub fn read_f32(&self, name: &str, mut sink: impl FnMut(usize, &[f32])) -> Result<usize> {
+        let Some(info) = self.get(name) else {
+            return Err(Error::input(&self.path, format_args!("has no tensor \"{}\"", printable(name))));
+        };
+        let shard = &self.shards[info.shard];
+        let convert: Convert = match info.dtype {
+            Dtype::F32 => |bytes, values| values.copy_from_slice(cast_slice(bytes)),
+            Dtype::F16 => |bytes, values| cast_slice::<u8, f16>(bytes).convert_to_f32_slice(values),
+            Dtype::BF16 => |bytes, values| cast_slice::<u8, bf16>(bytes).convert_to_f32_slice(values),
+            Dtype::F64 => |bytes, values| {
+                for (value, &wide) in values.iter_mut().zip(cast_slice::<u8, f64>(bytes)) {
+                    *value = wide as f32;
+                }
+            },
+            other => {
+                let what = format_args!(
+                    "tensor \"{}\" is {other}; F32, F16, BF16 and F64 are read",
+                    printable(name)
+                );
+                return Err(Error::input(&shard.path, what));
+            }
+        };
+        let element_bytes = info.dtype.bitsize() / 8;
+        let elements: usize = info.shape.iter().product();
+        let block = elements.min(BLOCK_BYTES / element_bytes);
+        // 64-bit words, so that the bytes are aligned for every dtype.
+        let mut words = vec![0_u64; (block * element_bytes).div_ceil(8)];
+        let mut values = vec![0.0; block];
+        let mut not_finite = 0;
+        let mut begin = info.begin;
+        let mut first = 0;
+        while first < elements {
+            let count = block.min(elements - first);
+            let bytes = &mut cast_slice_mut(&mut words)[..count * element_bytes];
+            read_exact_at(&shard.file, bytes, begin).map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    Error::input(&shard.path, format_args!("ends within tensor \"{}\"", printable(name)))
+                }
+                _ => Error::io(&shard.path, "read", error),
+            })?;
+            to_host_order(bytes, element_bytes);
+            let values = &mut values[..count];
+            convert(bytes, values);
+            not_finite += count_not_finite(values);
+            sink(first, values);
+            begin += bytes.len() as u64;
+            first += count;
+        }
+        Ok(not_finite)
+    }
+}
+
+type Convert = fn(&[u8], &mut [f32]);
+
+/// How many of `values`, a block, are infinite or not a number.
+fn count_not_finite(values: &[f32]) -> usize {
+    // A block has at most 2^19 values. A wrapping 32-bit sum is one the compiler can vectorise.
+    let count = values.iter().fold(0_u32, |count, value| count.wrapping_add(u32::from(!value.is_finite())));
+    count as usize
+}
+
+/// Turns elements of `element_bytes` bytes from the file's little-endian order into the machine's.
+pub(super) fn to_host_order(bytes: &mut [u8], element_bytes: usize) {
+    if cfg!(target_endian = "big") {
+        bytes.chunks_exact_mut(element_bytes).for_each(<[u8]>::reverse);
+    }
+}
+
+/// Fills `bytes` from `offset` of `file`, leaving its cursor to others.
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+/// Fills `bytes` from `offset` of `file`.
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                bytes = &mut bytes[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! BERT's WordPiece tokenizer: captions to token ids.
+
+mod definition;
+mod tiny;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use tokenizers::AddedToken;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+
+use crate::error::{Error, Result};
+use crate::input;
+use definition::Definition;
+
+pub(crate) use tiny::vocabulary_size as tiny_vocabulary_size;
+
+/// Name of the file with all of a tokenizer, within a checkpoint's folder.
+pub const FILE_NAME: &str = "tokenizer.json";
+/// Name of the file with one vocabulary entry a line, read where there is no `tokenizer.json`.
+pub const VOCABULARY_FILE_NAME: &str = "vocab.txt";
+/// Name of the file with the names of the special tokens.
+pub const CONFIG_FILE_NAME: &str = "tokenizer_config.json";
+
+/// Largest file read, in bytes.
+const FILE_BYTES: u64 = 32 << 20;
+
+/// Longest text encoded, in bytes.
+const TEXT_BYTES: usize = 1 << 20;
+
+/// A WordPiece tokenizer with BERT's normalisation: `[CLS] text [SEP]`.
+#[derive(Debug)]
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    first: u32,
+    last: u32,
+    begin_of_sentence: Option<u32>,
+    vocabulary_size: usize,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer in the folder `directory`: `tokenizer.json`, or else `vocab.txt` with
+    /// BERT's lower-casing rules. The `bos_token` of `tokenizer_config.json` (`[DEC]` in BLIP-2's) is
+    /// added to the vocabulary if it is not in it.
+    ///
+    /// # Errors
+    /// Fails if neither file can be read or is larger than 32 MiB, if the tokenizer is of another
+    /// kind (another model, normaliser, pre-tokenizer or template, named in the message), or if its
+    /// ids are not 0, 1, 2, … without gap.
+    pub fn load(directory: &Path) -> Result<Self> {
+        let config_path = directory.join(CONFIG_FILE_NAME);
+        let config = match config_path.exists() {
+            true => input::parse_json(&config_path, &input::read_text(&config_path, FILE_BYTES)?)?,
+            false => serde_json::Value::Null,
+        };
+        let path = directory.join(FILE_NAME);
+        if path.exists() {
+            let json = input::parse_json(&path, &input::read_text(&path, FILE_BYTES)?)?;
+            let definition = Definition::from_json(&json, &config);
+            return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
+        }
+        let path = directory.join(VOCABULARY_FILE_NAME);
+        if path.exists() {
+            let definition = Definition::from_vocabulary(&input::read_text(&path, FILE_BYTES)?, &config);
+            return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
+        }
+        Err(Error::input(directory, format_args!("holds neither {FILE_NAME} nor {VOCABULARY_FILE_NAME}")))
+    }
+
+    /// Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` of a small vocabulary of
+    /// English words and word pieces to `directory`, for [`Config::tiny`](crate::config::Config::tiny).
+    ///
+    /// # Errors
+    /// Fails if the operating system refuses to write.
+    pub fn write_tiny(directory: &Path) -> Result<()> {
+        tiny::write(directory)
+    }
+
+    fn new(path: &Path, definition: Definition) -> Result<Self> {
+        let vocabulary_size = definition.vocabulary_size();
+        let Definition { first, last, begin_of_sentence, .. } = definition;
+        // The library panics on some inputs that its own checks let through.
+        let inner = catch_unwind(AssertUnwindSafe(|| build(definition)))
+            .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
+            .map_err(|error| Error::input(path, input::printable(&error.to_string())))?;
+        Ok(Self { path: path.to_owned(), inner, first, last, begin_of_sentence, vocabulary_size })
+    }
+
+    /// Number of token ids; they are 0, 1, 2, … without gap.
+    pub fn vocabulary_size(&self) -> usize {
+        self.vocabulary_size
+    }
+
+    /// Id of `[DEC]`, with which the Q-Former begins a caption of its own, if configured.
+    pub fn begin_of_sentence(&self) -> Option<u32> {
+        self.begin_of_sentence
+    }
+
+    /// Checks that word embeddings of `rows` rows have one for every id.
+    ///
+    /// # Errors
+    /// Fails if they have not.
+    pub fn check_vocabulary(&self, rows: usize) -> Result<()> {
+        if self.vocabulary_size <= rows {
+            return Ok(());
+        }
+        let size = self.vocabulary_size;
+        let what = format_args!("has {size} tokens, but the model's word embeddings have {rows} rows");
+        Err(Error::input(&self.path, what))
+    }
+
+    /// Token ids of `text`: `[CLS]`, at most `max_length` - 2 tokens of the text's beginning, `[SEP]`.
+    ///
+    /// # Errors
+    /// Fails if there is nothing to read in `text` (it is empty, blank, or all control characters),
+    /// if it is longer than 1 MiB, or if `max_length` is less than 3.
+    pub fn encode(&self, text: &str, max_length: usize) -> Result<Vec<u32>> {
+        self.ids(text, max_length).map_err(|what| Error::value(format!("the text {what}")))
+    }
+
+    /// [`Tokenizer::encode`] of every text, in parallel.
+    ///
+    /// # Errors
+    /// Fails as `encode` does, naming the text's index.
+    pub fn encode_batch<S: AsRef<str> + Sync>(
+        &self,
+        texts: &[S],
+        max_length: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        texts
+            .par_iter()
+            .enumerate()
+            .map(|(index, text)| {
+                let ids = self.ids(text.as_ref(), max_length);
+                ids.map_err(|what| Error::value(format!("text {index} {what}")))
+            })
+            .collect()
+    }
+
+    /// [`Tokenizer::encode`], with errors that lack their subject.
+    fn ids(&self, text: &str, max_length: usize) -> std::result::Result<Vec<u32>, String> {
+        if max_length < 3 {
+            return Err(format!("does not fit {max_length} tokens; with [CLS] and [SEP] it takes 3 or more"));
+        }
+        if text.len() > TEXT_BYTES {
+            return Err(format!("is {} bytes long; at most {TEXT_BYTES} are read", text.len()));
+        }
+        let encoding = catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, false)))
+            .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
+            .map_err(|error| format!("cannot be tokenized: {}", input::printable(&error.to_string())))?;
+        let words = encoding.get_ids();
+        if words.is_empty() {
+            return Err("is blank; there is nothing to encode".into());
+        }
+        let words = &words[..words.len().min(max_length - 2)];
+        Ok([&[self.first], words, &[self.last]].concat())
+    }
+}
+
+/// The library's tokenizer of a checked definition.
+fn build(definition: Definition) -> tokenizers::Result<tokenizers::Tokenizer> {
+    // An empty vocabulary of the library's own map type, which it does not export.
+    let mut vocabulary = WordPiece::read_bytes(b"")?;
+    vocabulary.extend(definition.vocabulary.into_iter().zip(0..));
+    let model = WordPiece::builder()
+        .vocab(vocabulary)
+        .unk_token(definition.unknown)
+        .max_input_chars_per_word(definition.characters_per_word)
+        .build()?;
+    let mut tokenizer = tokenizers::Tokenizer::new(model);
+    tokenizer.with_normalizer(Some(definition.normalizer))?;
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    let added: Vec<AddedToken> = definition.added;
+    tokenizer.add_tokens(added)?;
+    Ok(tokenizer)
+}
