@@ -5,7 +5,7 @@
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::tensor::{Element, Layout, Shape, ViewMut};
+use crate::tensor::{Element, Layout, Shape, View, ViewMut};
 use std::marker::PhantomData;
 
 /// Every tensor starts at a multiple of this many bytes: a cache line, and what TMA asks for.
@@ -27,11 +27,7 @@ pub struct Cursor<'a, D> {
 
 impl<D: Device> Arena<D> {
     /// An arena as large as what `carve` takes, zeroed; `purpose` is named if there is no room.
-    pub fn planned<R>(
-        device: &D,
-        purpose: &str,
-        carve: impl FnOnce(&mut Cursor<'_, D>) -> R,
-    ) -> Result<Self> {
+    pub fn planned(device: &D, purpose: &str, carve: impl FnOnce(&mut Cursor<'_, D>)) -> Result<Self> {
         Self::sized(device, purpose, Self::bytes(carve))
     }
 
@@ -41,7 +37,7 @@ impl<D: Device> Arena<D> {
     }
 
     /// Bytes that `carve` takes.
-    pub fn bytes<R>(carve: impl FnOnce(&mut Cursor<'_, D>) -> R) -> usize {
+    pub fn bytes(carve: impl FnOnce(&mut Cursor<'_, D>)) -> usize {
         let mut cursor = Cursor { base: None, used: 0, capacity: usize::MAX, borrow: PhantomData };
         carve(&mut cursor);
         cursor.used
@@ -62,6 +58,14 @@ impl<D: Device> Arena<D> {
         }
     }
 
+    /// The arena's first tensor, of shape `rows` by `cols`.
+    pub fn first<E: Element>(&self, rows: usize, cols: usize) -> View<'_, D, E> {
+        let shape = Shape::new(rows, cols);
+        assert!(shape.len() * size_of::<E>() <= self.capacity(), "{shape:?} in {} bytes", self.capacity());
+        // SAFETY: within the buffer, which the arena's shared borrow keeps from being carved anew.
+        unsafe { View::new(self.address(0).cast(), shape, Layout::Rows { pitch: cols }) }
+    }
+
     /// Address of the byte at `offset`, for views that share the arena.
     pub(crate) fn address(&self, offset: usize) -> *const u8 {
         assert!(offset <= self.capacity());
@@ -71,6 +75,16 @@ impl<D: Device> Arena<D> {
 }
 
 impl<'a, D> Cursor<'a, D> {
+    /// Bytes taken so far.
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Bytes that can be taken in all.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// The next tensor, of shape `rows` by `cols`, stored row after row.
     pub fn take<E: Element>(&mut self, rows: usize, cols: usize) -> ViewMut<'a, D, E> {
         self.take_as(Shape::new(rows, cols), Layout::Rows { pitch: cols })

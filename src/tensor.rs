@@ -15,6 +15,26 @@ impl Element for f64 {}
 impl Element for u8 {}
 impl Element for u32 {}
 
+/// A tensor in the host's memory, row-major: what the public API takes and gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTensor {
+    /// Extents, the slowest-varying first.
+    pub shape: Vec<usize>,
+    /// As many values as the shape says.
+    pub values: Vec<f32>,
+}
+
+impl HostTensor {
+    /// `values` of the given shape.
+    ///
+    /// # Panics
+    /// Panics if there are not as many values as the shape says.
+    pub fn new(shape: &[usize], values: Vec<f32>) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "values for shape {shape:?}");
+        Self { shape: shape.to_vec(), values }
+    }
+}
+
 /// Rows by columns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Shape {

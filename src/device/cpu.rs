@@ -90,6 +90,12 @@ impl<E: Real> Device for Cpu<E> {
         }
     }
 
+    fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) {
+        let rows = to.into_rows();
+        // SAFETY: the only slice of the only row.
+        unsafe { rows.row(0) }.copy_from_slice(values);
+    }
+
     fn read(&self, from: View<'_, Self, E>) -> Vec<f32> {
         (0..from.rows()).flat_map(|r| from.row(r)).map(|x| x.to_f32()).collect()
     }
@@ -162,12 +168,8 @@ impl<E: Real> Factor<E> {
     pub(crate) fn of(view: View<'_, Cpu<E>, E>, row: usize, col: usize) -> Self {
         let pitch = view.pitch();
         assert!(row <= view.rows() && col <= view.cols());
-        // SAFETY: within the view, or at most one row past its last element, where nothing is read.
-        Self {
-            pointer: unsafe { view.pointer().wrapping_add(row * pitch + col) },
-            row_step: pitch,
-            col_step: 1,
-        }
+        // At the very end of the view the address may lie past it; nothing is read there then.
+        Self { pointer: view.pointer().wrapping_add(row * pitch + col), row_step: pitch, col_step: 1 }
     }
 
     /// A matrix in a slice, row after row.

@@ -34,6 +34,8 @@ pub trait Device: Sized + Send + Sync {
 
     /// Writes `values` as the elements of `to` from the `first` on, counted row by row.
     fn write(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, Self::Elem>);
+    /// Writes indices [1, count].
+    fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>);
     /// The elements of `from`, row by row.
     fn read(&self, from: View<'_, Self, Self::Elem>) -> Vec<f32>;
 }

@@ -62,6 +62,7 @@ impl CrossSizes {
         let Self { heads, queries, hidden, image_tokens, image_width } = self;
         let absorbed = 2 * queries * image_width * (hidden + heads * image_tokens);
         let projected = 2 * image_tokens * hidden * (image_width + queries);
-        absorbed < projected && (layout != Layout::Panels || PANEL.is_multiple_of(hidden / heads))
+        let readable = PANEL.is_multiple_of(hidden / heads) && hidden.is_multiple_of(PANEL);
+        absorbed < projected && (layout != Layout::Panels || readable)
     }
 }

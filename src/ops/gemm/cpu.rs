@@ -20,7 +20,7 @@ fn chunk_rows(rows: usize, row_bytes: usize) -> usize {
 impl<E: Real> GemmOp for Cpu<E> {
     fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()> {
         args.check();
-        let GemmForward { x, weight, bias, activation, pre_activation, y } = args;
+        let GemmForward { x, weight, bias, activation, residual, pre_activation, y } = args;
         let (rows, inputs, outputs) = (x.rows(), x.cols(), weight.rows());
         if rows == 0 || outputs == 0 {
             return Ok(());
@@ -44,9 +44,6 @@ impl<E: Real> GemmOp for Cpu<E> {
             let out = (y.at(first_row, first_col), y.pitch(), 1);
             // SAFETY: this block of y belongs to this task alone.
             unsafe { product([m, n, inputs], Factor::of(x, first_row, 0), weight, Write::Replace, out) };
-            if bias.is_none() && activation.is_none() && pre_activation.is_none() {
-                return;
-            }
             vectorised(
                 #[inline(always)]
                 || {
@@ -65,6 +62,10 @@ impl<E: Real> GemmOp for Cpu<E> {
                         }
                         if let Some(activation) = activation {
                             activation.apply(y);
+                        }
+                        if let Some(residual) = residual {
+                            let residual = &residual.row(r)[first_col..first_col + n];
+                            y.iter_mut().zip(residual).for_each(|(y, &r)| *y += r);
                         }
                     }
                 },

@@ -1,4 +1,4 @@
-//! The linear layer: y = f(x·Wᵀ + b), with W [out, in] as checkpoints store it.
+//! The linear layer: y = f(x·Wᵀ + b) + r, with W [out, in] as checkpoints store it.
 
 mod cpu;
 
@@ -16,6 +16,8 @@ pub struct GemmForward<'a, D: Device> {
     pub bias: Option<V<'a, D>>,
     /// f; absent for the identity.
     pub activation: Option<Activation>,
+    /// r [rows, out]
+    pub residual: Option<V<'a, D>>,
     /// x·Wᵀ + b [rows, out], which the activation's gradient needs; absent in inference.
     pub pre_activation: Option<M<'a, D>>,
     /// [rows, out]
@@ -40,7 +42,7 @@ pub struct GemmBackward<'a, D: Device> {
 
 /// Matrix products with what is fused into them.
 pub trait GemmOp: Device {
-    /// y = f(x·Wᵀ + b)
+    /// y = f(x·Wᵀ + b) + r
     fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()>;
     /// dx, dW and db from the gradient of x·Wᵀ + b
     fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()>;

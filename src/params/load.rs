@@ -1,0 +1,212 @@
+//! Filling a tree of parameters from a checkpoint, tensor by tensor straight into place.
+
+use super::names::{canonical, qkv_bias_parts};
+use super::safetensors::Checkpoint;
+use super::{Part, Role, Slot, Spec, Tree};
+use crate::arena::Arena;
+use crate::device::{Device, M, V};
+use crate::error::{Error, Result};
+use crate::input::printable;
+use crate::tensor::Layout;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Faults listed in full before the rest is only counted.
+const FAULTS_LISTED: usize = 8;
+
+/// A checkpoint whose tensors are found by the crate's names.
+pub struct NamedCheckpoint<'a> {
+    checkpoint: &'a Checkpoint,
+    /// Name in the file by the crate's name.
+    stored: BTreeMap<String, &'a str>,
+}
+
+impl<'a> NamedCheckpoint<'a> {
+    /// Brings the names of `checkpoint` to the crate's own.
+    ///
+    /// # Errors
+    /// Fails if two tensors are the same by the crate's names.
+    pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+        let mut stored = BTreeMap::new();
+        for name in checkpoint.names() {
+            let Some(own) = canonical(name) else { continue };
+            if let Some(other) = stored.insert(own, name) {
+                let what =
+                    format_args!("tensors \"{}\" and \"{}\" are the same", printable(other), printable(name));
+                return Err(Error::input(checkpoint.path(), what));
+            }
+        }
+        Ok(Self { checkpoint, stored })
+    }
+
+    /// The checkpoint's tensors by the crate's names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.stored.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.stored.contains_key(name)
+    }
+
+    /// Shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        let info = self.checkpoint.get(self.stored.get(name)?).expect("stored names are the checkpoint's");
+        Some(&info.shape)
+    }
+
+    /// What keeps `part` from being read, if anything does.
+    fn fault(&self, part: &Part) -> Option<String> {
+        let misshapen = |name: &str, expected: &[usize]| match self.shape(name) {
+            None => Some(format!("tensor \"{name}\" {expected:?} is missing")),
+            Some(found) if found != expected => {
+                let stored = printable(self.stored[name]);
+                Some(format!("tensor \"{stored}\" has shape {found:?}, expected {expected:?}"))
+            }
+            Some(_) => None,
+        };
+        match self.split_bias(part) {
+            Some((q_bias, v_bias)) => {
+                let third = [part.len() / 3];
+                misshapen(&q_bias, &third).or_else(|| misshapen(&v_bias, &third))
+            }
+            None => misshapen(&part.name, &part.shape),
+        }
+    }
+
+    /// The tensors that LAVIS has in place of an image encoder's qkv bias.
+    fn split_bias(&self, part: &Part) -> Option<(String, String)> {
+        let parts = qkv_bias_parts(&part.name)?;
+        (!self.contains(&part.name) && self.contains(&parts.0)).then_some(parts)
+    }
+
+    /// Streams `part` to `sink(first element, values)`; returns how many values are not finite.
+    fn read(&self, part: &Part, mut sink: impl FnMut(usize, &[f32])) -> Result<usize> {
+        let Some((q_bias, v_bias)) = self.split_bias(part) else {
+            return self.checkpoint.read_f32(self.stored[&part.name], sink);
+        };
+        let third = part.len() / 3;
+        sink(third, &vec![0.0; third]);
+        let of_q = self.checkpoint.read_f32(self.stored[&q_bias], &mut sink)?;
+        let of_v =
+            self.checkpoint.read_f32(self.stored[&v_bias], |at, values| sink(2 * third + at, values))?;
+        Ok(of_q + of_v)
+    }
+}
+
+/// Parameters in the memory of a device.
+pub struct Weights<D: Device, P> {
+    arena: Arena<D>,
+    slots: P,
+    /// Tensors with values that are infinite or not a number, and how many.
+    pub not_finite: Vec<(String, usize)>,
+}
+
+impl<D: Device, P: Tree<Slot>> Weights<D, P> {
+    /// Reads every tensor that `specs` names; `progress` is called with the bytes taken so far and
+    /// in all.
+    ///
+    /// # Errors
+    /// Fails, naming every missing or misshapen tensor, before anything is read; and if the
+    /// checkpoint cannot be read or there is no room.
+    pub fn load<S>(
+        device: &D,
+        specs: &S,
+        checkpoint: &NamedCheckpoint<'_>,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self>
+    where
+        S: Tree<Spec, With<Slot> = P>,
+    {
+        let mut faults = Vec::new();
+        specs.map(&mut |spec| faults.extend(spec.parts.iter().filter_map(|part| checkpoint.fault(part))));
+        reject(checkpoint.checkpoint, faults)?;
+        let mut arena = Arena::planned(device, "the weights", |cursor| {
+            specs.map(&mut |spec| drop(cursor.take_as::<D::Elem>(spec.shape, spec.layout::<D>())));
+        })?;
+        let mut cursor = arena.cursor();
+        let total = cursor.capacity();
+        let mut result = Ok(());
+        let mut not_finite = Vec::new();
+        let slots = specs.map(&mut |spec| {
+            let offset = cursor.used();
+            let layout = spec.layout::<D>();
+            let mut to = cursor.take_as(spec.shape, layout);
+            if result.is_ok() {
+                result = fill(device, checkpoint, spec, &mut to, &mut not_finite);
+                progress(cursor.used(), total);
+            }
+            Slot { spec: spec.clone(), offset, layout }
+        });
+        result?;
+        Ok(Self { arena, slots, not_finite })
+    }
+
+    /// The parameters, for reading.
+    pub fn view(&self) -> P::With<V<'_, D>> {
+        self.slots.map(&mut |slot| slot.view(&self.arena))
+    }
+
+    /// Bytes of device memory taken.
+    pub fn bytes(&self) -> usize {
+        self.arena.capacity()
+    }
+}
+
+fn fill<D: Device>(
+    device: &D,
+    checkpoint: &NamedCheckpoint<'_>,
+    spec: &Spec,
+    to: &mut M<'_, D>,
+    not_finite: &mut Vec<(String, usize)>,
+) -> Result<()> {
+    let mut first = 0;
+    for part in &spec.parts {
+        let count = checkpoint.read(part, |at, values| device.write(values, first + at, to.reborrow()))?;
+        if count > 0 {
+            not_finite.push((part.name.clone(), count));
+        }
+        first += part.len();
+    }
+    Ok(())
+}
+
+impl Spec {
+    /// How a device stores it.
+    fn layout<D: Device>(&self) -> Layout {
+        match (self.role, D::FROZEN) {
+            (Role::Weight, Layout::Panels) => Layout::Panels,
+            _ => Layout::Rows { pitch: self.shape.cols },
+        }
+    }
+}
+
+/// The tensors of `checkpoint` that neither a tree of `named` parts nor `expected` accounts for.
+///
+/// # Errors
+/// Fails, naming them with their shapes, if there are any.
+pub fn reject_surplus(
+    checkpoint: &NamedCheckpoint<'_>,
+    named: &BTreeSet<String>,
+    expected: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let faults = checkpoint.names().filter(|name| !named.contains(*name) && !expected(name)).map(|name| {
+        let shape = checkpoint.shape(name).expect("a name of the checkpoint");
+        format!(
+            "tensor \"{}\" {shape:?} belongs to no part of this model",
+            printable(checkpoint.stored[name])
+        )
+    });
+    reject(checkpoint.checkpoint, faults.collect())
+}
+
+fn reject(checkpoint: &Checkpoint, faults: Vec<String>) -> Result<()> {
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let mut message = faults[..faults.len().min(FAULTS_LISTED)].join("; ");
+    if faults.len() > FAULTS_LISTED {
+        message += &format!("; and {} more", faults.len() - FAULTS_LISTED);
+    }
+    let remedy = "config.json and the weights must be of the same model";
+    Err(Error::input(checkpoint.path(), format_args!("{message} ({remedy})")))
+}

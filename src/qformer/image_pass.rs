@@ -1,0 +1,201 @@
+//! The image pass: the queries alone read the image.
+
+use super::{ImageFeatures, QFormer, embed_queries, repeat_rows};
+use crate::arena::Cursor;
+use crate::config::Config;
+use crate::device::{M, V};
+use crate::error::Result;
+use crate::layers::block::{BlockActs, Stream};
+use crate::layers::cross_attention::ImageTokens;
+use crate::layers::self_attention::SelfAttentionActs;
+use crate::ops::Backend;
+use crate::ops::absorbed_attention::CrossSizes;
+use crate::ops::attention::{Mask, Sequence, Sequences, Span};
+use crate::tensor::{HostTensor, ViewMut};
+
+/// Images whose features are held at a time.
+pub(super) const IMAGES_PER_PASS: usize = 8;
+
+/// What the image pass works in.
+struct ImagePassActs<'a, B: Backend> {
+    /// The image encoder's output [I·N, W]
+    vision_output: M<'a, B>,
+    /// The same, normed [I·N, W]
+    features: M<'a, B>,
+    /// [I·N, blocks·2·D], where keys and values are formed
+    keys_values: M<'a, B>,
+    /// [1, I·Q]
+    ids: ViewMut<'a, B, u32>,
+    /// Shared by all blocks.
+    block: BlockActs<'a, B>,
+    /// [I·Q, D]: a block's input and output, in turns
+    x: [M<'a, B>; 2],
+    /// [I·Q, E]
+    projected: M<'a, B>,
+    /// [I·Q, E], of unit length
+    unit: M<'a, B>,
+}
+
+impl<'a, B: Backend> ImagePassActs<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, images: usize) -> Self {
+        let (config, sizes) = (&model.config, model.cross_sizes());
+        let rows = images * config.num_query_tokens;
+        let (tokens, hidden, embedding) =
+            (images * sizes.image_tokens, sizes.hidden, config.image_text_hidden_size);
+        let keys_values = if sizes.absorbs(B::FROZEN) { 0 } else { model.keys_values_width() };
+        Self {
+            vision_output: cursor.take(tokens, sizes.image_width),
+            features: cursor.take(tokens, sizes.image_width),
+            keys_values: cursor.take(tokens, keys_values),
+            ids: cursor.take(1, rows),
+            block: BlockActs::carve(cursor, rows, 0, &config.qformer),
+            x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
+            projected: cursor.take(rows, embedding),
+            unit: cursor.take(rows, embedding),
+        }
+    }
+}
+
+/// What the first block's self-attention over the queries alone works in.
+struct FirstAttendedActs<'a, B: Backend> {
+    /// [1, Q]
+    ids: ViewMut<'a, B, u32>,
+    /// [Q, D]
+    embedded: M<'a, B>,
+    /// [Q, D]
+    x: M<'a, B>,
+    attention: SelfAttentionActs<'a, B>,
+}
+
+impl<'a, B: Backend> FirstAttendedActs<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, config: &Config) -> Self {
+        let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
+        Self {
+            ids: cursor.take(1, queries),
+            embedded: cursor.take(queries, hidden),
+            x: cursor.take(queries, hidden),
+            attention: SelfAttentionActs::carve(cursor, queries, hidden),
+        }
+    }
+}
+
+impl<B: Backend> QFormer<B> {
+    /// Reads images: the image encoder's output [I, N, W], before its last norm, becomes each
+    /// query's output and feature.
+    ///
+    /// # Errors
+    /// Fails if the features are not of this model's shape, and if there is not enough memory.
+    pub fn encode_image(&self, vision_output: &HostTensor) -> Result<ImageFeatures> {
+        let images = self.check_images(vision_output)?;
+        let (queries, hidden) = (self.config.num_query_tokens, self.config.qformer.hidden_size);
+        let embedding = self.config.image_text_hidden_size;
+        let (mut query_output, mut features) = (Vec::new(), Vec::new());
+        let per_image = vision_output.values.len() / images.max(1);
+        for values in vision_output.values.chunks(IMAGES_PER_PASS * per_image) {
+            self.image_pass(values, values.len() / per_image, &mut query_output, &mut features)?;
+        }
+        let features =
+            self.abilities.retrieval.then(|| HostTensor::new(&[images, queries, embedding], features));
+        Ok(ImageFeatures {
+            query_output: HostTensor::new(&[images, queries, hidden], query_output),
+            features,
+        })
+    }
+
+    fn image_pass(
+        &self,
+        values: &[f32],
+        images: usize,
+        query_output: &mut Vec<f32>,
+        unit: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (b, parameters) = (&self.device, self.weights.view());
+        let queries = self.config.num_query_tokens;
+        let mut lease = self.workspace.lease(b, |c| drop(ImagePassActs::carve(c, self, images)))?;
+        let mut acts = ImagePassActs::carve(&mut lease.cursor(), self, images);
+        b.write(values, 0, acts.vision_output.reborrow());
+        parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+
+        let cross = self.cross_sequences((0..images).collect());
+        let image = if self.cross_sizes().absorbs(B::FROZEN) {
+            ImageTokens::Features { features: acts.features.view(), images }
+        } else {
+            parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
+            ImageTokens::KeysValues { keys_values: acts.keys_values.view(), sequences: &cross }
+        };
+        let stream = Stream {
+            query_rows: images * queries,
+            sequences: &Sequences::uniform(images, queries),
+            mask: Mask::None,
+            heads: self.config.qformer.num_attention_heads,
+            image: Some(image),
+        };
+        let [mut x, mut y] = acts.x;
+        for (index, block) in parameters.blocks.iter().enumerate() {
+            let image = (&parameters.image_kv, self.cross_index(index));
+            if index == 0 {
+                repeat_rows(b, self.first_attended(), acts.ids.reborrow(), acts.block.attended.reborrow())?;
+                block.forward_from_attended(b, &stream, image, &mut acts.block, y.reborrow())?;
+            } else {
+                block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+            }
+            std::mem::swap(&mut x, &mut y);
+        }
+        query_output.extend(b.read(x.view()));
+        if let Some(heads) = &parameters.heads {
+            self.project(&heads.vision_projection, x.view(), acts.projected, acts.unit.reborrow())?;
+            unit.extend(b.read(acts.unit.view()));
+        }
+        Ok(())
+    }
+
+    /// Runs the queries through the first block's self-attention, once for all images.
+    pub(super) fn prepare_first_attended(&mut self) -> Result<()> {
+        let Self { device: b, config, weights, workspace, first_attended, .. } = self;
+        let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
+        let parameters = weights.view();
+        let mut lease = workspace.lease(b, |c| drop(FirstAttendedActs::carve(c, config)))?;
+        let FirstAttendedActs { ids, embedded, mut x, mut attention } =
+            FirstAttendedActs::carve(&mut lease.cursor(), config);
+        embed_queries(b, &parameters, ids, embedded, x.reborrow())?;
+        let what = (&Sequences::uniform(1, queries), config.qformer.num_attention_heads, Mask::None);
+        let y = first_attended.cursor().take(queries, hidden);
+        parameters.blocks[0].attention.forward(b, x.view(), what, &mut attention, y)
+    }
+
+    /// [Q, D]
+    fn first_attended(&self) -> V<'_, B> {
+        self.first_attended.first(self.config.num_query_tokens, self.config.qformer.hidden_size)
+    }
+
+    /// Sizes of the image pass's cross-attention.
+    pub(super) fn cross_sizes(&self) -> CrossSizes {
+        CrossSizes {
+            heads: self.config.qformer.num_attention_heads,
+            queries: self.config.num_query_tokens,
+            hidden: self.config.qformer.hidden_size,
+            image_tokens: self.config.image_tokens(),
+            image_width: self.config.vision.hidden_size,
+        }
+    }
+
+    /// Width of all blocks' keys and values together.
+    pub(super) fn keys_values_width(&self) -> usize {
+        2 * self.config.qformer.hidden_size * self.config.qformer.cross_attention_layers().count()
+    }
+
+    /// Which cross-attention, counted from 0, block `block` has, if it has one.
+    pub(super) fn cross_index(&self, block: usize) -> usize {
+        block / self.config.qformer.cross_attention_frequency
+    }
+
+    /// Query set i reads image `images[i]`.
+    pub(super) fn cross_sequences(&self, images: Vec<usize>) -> Sequences {
+        let (queries, tokens) = (self.config.num_query_tokens, self.config.image_tokens());
+        let sequence = |(set, image): (usize, usize)| Sequence {
+            queries: [Span::new(set * queries, queries), Span::EMPTY],
+            keys: [Span::new(image * tokens, tokens), Span::EMPTY],
+        };
+        Sequences::new(images.into_iter().enumerate().map(sequence).collect())
+    }
+}

@@ -1,0 +1,232 @@
+//! The joint pass: queries and text see one another, the queries the image, and a pair of image and
+//! text gets a matching score.
+
+use super::image_pass::IMAGES_PER_PASS;
+use super::text_pass::{ClsActs, TextEmbeddingActs, text_spans};
+use super::{Parameters, QFormer, embed_queries};
+use crate::arena::Cursor;
+use crate::device::{M, V};
+use crate::error::{Error, Result};
+use crate::layers::block::{BlockActs, Stream};
+use crate::layers::cross_attention::ImageTokens;
+use crate::ops::Backend;
+use crate::ops::attention::{Mask, Sequence, Sequences, Span};
+use crate::ops::pool::PoolForward;
+use crate::ops::similarity::{Pairing, SimilarityForward};
+use crate::tensor::{HostTensor, ViewMut};
+
+/// Pairs in one joint pass.
+const PAIRS_PER_PASS: usize = 32;
+
+/// What the matching score of an image and a text is. Both run the joint pass, in which queries and
+/// text see one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matching {
+    /// The checkpoint's two-class head on each query's output, averaged over the queries: what LAVIS
+    /// and transformers compute, and what published checkpoints were trained for.
+    Classifier,
+    /// The text's [CLS] output compared with each query's output, as contrastive similarity compares
+    /// them (projected, by their cosine); the largest counts.
+    MaxSimilarity,
+}
+
+/// The matching score of a pair.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Match {
+    /// Probability that the two match (classifier), or the largest cosine (max-similarity).
+    pub score: f32,
+    /// The head's logits of "does not match" and "matches"; of the classifier only.
+    pub logits: Option<[f32; 2]>,
+}
+
+/// Keys and values of a few images.
+struct KeysValuesActs<'a, B: Backend> {
+    /// The image encoder's output [I·N, W]
+    vision_output: M<'a, B>,
+    /// The same, normed [I·N, W]
+    features: M<'a, B>,
+    /// [I·N, blocks·2·D]
+    keys_values: M<'a, B>,
+}
+
+/// What the joint pass of `pairs` pairs works in.
+struct JointPassActs<'a, B: Backend> {
+    /// [1, P·Q]
+    query_ids: ViewMut<'a, B, u32>,
+    /// [P·Q, D]
+    embedded_queries: M<'a, B>,
+    embedded_text: TextEmbeddingActs<'a, B>,
+    /// Shared by all blocks.
+    block: BlockActs<'a, B>,
+    /// [P·Q + text rows, D]: a block's input and output, in turns
+    x: [M<'a, B>; 2],
+    /// [P, D]: the mean over the queries
+    pooled: M<'a, B>,
+    /// [P, 2]
+    logits: M<'a, B>,
+    /// [P·Q, E]
+    projected: M<'a, B>,
+    /// [P·Q, E], of unit length
+    unit: M<'a, B>,
+    cls: ClsActs<'a, B>,
+    /// [P, 1]
+    similarity: M<'a, B>,
+}
+
+impl<'a, B: Backend> KeysValuesActs<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, images: usize) -> Self {
+        let sizes = model.cross_sizes();
+        let rows = images * sizes.image_tokens;
+        Self {
+            vision_output: cursor.take(rows, sizes.image_width),
+            features: cursor.take(rows, sizes.image_width),
+            keys_values: cursor.take(rows, model.keys_values_width()),
+        }
+    }
+}
+
+impl<'a, B: Backend> JointPassActs<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, pairs: usize, text_rows: usize) -> Self {
+        let config = &model.config;
+        let (hidden, embedding) = (config.qformer.hidden_size, config.image_text_hidden_size);
+        let query_rows = pairs * config.num_query_tokens;
+        let rows = query_rows + text_rows;
+        Self {
+            query_ids: cursor.take(1, query_rows),
+            embedded_queries: cursor.take(query_rows, hidden),
+            embedded_text: TextEmbeddingActs::carve(cursor, text_rows, hidden),
+            block: BlockActs::carve(cursor, query_rows, text_rows, &config.qformer),
+            x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
+            pooled: cursor.take(pairs, hidden),
+            logits: cursor.take(pairs, 2),
+            projected: cursor.take(query_rows, embedding),
+            unit: cursor.take(query_rows, embedding),
+            cls: ClsActs::carve(cursor, pairs, hidden, embedding),
+            similarity: cursor.take(pairs, 1),
+        }
+    }
+}
+
+impl<B: Backend> QFormer<B> {
+    /// The matching score of each pair (image, text), indices into `vision_output` [I, N, W] and
+    /// `texts` (token ids, [CLS] first). Each image is projected once, however many pairs it is in.
+    ///
+    /// # Errors
+    /// Fails if the checkpoint has no matching head, if an index, the features or a text are not fit,
+    /// and if there is not enough memory.
+    pub fn match_score(
+        &self,
+        vision_output: &HostTensor,
+        texts: &[Vec<u32>],
+        pairs: &[(usize, usize)],
+        matching: Matching,
+    ) -> Result<Vec<Match>> {
+        self.heads()?;
+        let images = self.check_images(vision_output)?;
+        self.check_texts(texts)?;
+        if let Some(pair) = pairs.iter().find(|&&(image, text)| image >= images || text >= texts.len()) {
+            return Err(Error::usage(format!(
+                "pair {pair:?} names an image or text that is not among the {images} images and {} texts",
+                texts.len()
+            )));
+        }
+        let mut order: Vec<usize> = (0..pairs.len()).collect();
+        order.sort_by_key(|&pair| pairs[pair]);
+        let mut matches = vec![Match { score: 0.0, logits: None }; pairs.len()];
+        let per_image = vision_output.values.len() / images.max(1);
+        let groups = order.chunk_by(|&a, &b| pairs[a].0 / IMAGES_PER_PASS == pairs[b].0 / IMAGES_PER_PASS);
+        for group in groups {
+            let first = pairs[group[0]].0 / IMAGES_PER_PASS * IMAGES_PER_PASS;
+            let last = pairs[group[group.len() - 1]].0;
+            let values = &vision_output.values[first * per_image..(last + 1) * per_image];
+            let count = last + 1 - first;
+            let (b, parameters) = (&self.device, self.weights.view());
+            let mut lease = self.keys_values.lease(b, |c| drop(KeysValuesActs::carve(c, self, count)))?;
+            let mut acts = KeysValuesActs::carve(&mut lease.cursor(), self, count);
+            b.write(values, 0, acts.vision_output.reborrow());
+            parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+            parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
+            for now in group.chunks(PAIRS_PER_PASS) {
+                let images = now.iter().map(|&pair| pairs[pair].0 - first).collect();
+                let of_pairs: Vec<Vec<u32>> = now.iter().map(|&pair| texts[pairs[pair].1].clone()).collect();
+                let scores =
+                    self.joint_pass(&parameters, acts.keys_values.view(), images, &of_pairs, matching)?;
+                now.iter().zip(scores).for_each(|(&pair, score)| matches[pair] = score);
+            }
+        }
+        Ok(matches)
+    }
+
+    /// Pair i is image `images[i]` of `keys_values` and `texts[i]`.
+    fn joint_pass(
+        &self,
+        parameters: &Parameters<V<'_, B>>,
+        keys_values: V<'_, B>,
+        images: Vec<usize>,
+        texts: &[Vec<u32>],
+        matching: Matching,
+    ) -> Result<Vec<Match>> {
+        let (b, queries) = (&self.device, self.config.num_query_tokens);
+        let (pairs, text_rows) = (images.len(), texts.iter().map(Vec::len).sum());
+        let query_rows = pairs * queries;
+        let mut lease = self.workspace.lease(b, |c| drop(JointPassActs::carve(c, self, pairs, text_rows)))?;
+        let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows);
+        let [mut x, mut y] = acts.x;
+        let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
+        embed_queries(b, parameters, acts.query_ids, acts.embedded_queries, x_queries)?;
+        self.embed_text(parameters, texts, acts.embedded_text, x_text)?;
+
+        let spans = text_spans(texts, query_rows);
+        let sequence = |(pair, &text): (usize, &Span)| {
+            let both = [Span::new(pair * queries, queries), text];
+            Sequence { queries: both, keys: both }
+        };
+        let stream = Stream {
+            query_rows,
+            sequences: &Sequences::new(spans.iter().enumerate().map(sequence).collect()),
+            mask: Mask::None,
+            heads: self.config.qformer.num_attention_heads,
+            image: Some(ImageTokens::KeysValues { keys_values, sequences: &self.cross_sequences(images) }),
+        };
+        for (index, block) in parameters.blocks.iter().enumerate() {
+            let image = (&parameters.image_kv, self.cross_index(index));
+            block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+            std::mem::swap(&mut x, &mut y);
+        }
+
+        let heads = parameters.heads.as_ref().expect("checked by heads");
+        let query_output = x.view().row_range(0..query_rows);
+        match matching {
+            Matching::Classifier => {
+                b.pool_forward(PoolForward { x: query_output, y: acts.pooled.reborrow() })?;
+                heads.matching.forward(b, acts.pooled.view(), acts.logits.reborrow())?;
+                Ok(b.read(acts.logits.view())
+                    .as_chunks()
+                    .0
+                    .iter()
+                    .map(|&logits| Match::of_logits(logits))
+                    .collect())
+            }
+            Matching::MaxSimilarity => {
+                self.project(&heads.vision_projection, query_output, acts.projected, acts.unit.reborrow())?;
+                self.project_cls(parameters, x.view(), &spans, &mut acts.cls)?;
+                b.similarity_forward(SimilarityForward {
+                    pairing: Pairing::Matched,
+                    queries: acts.unit.view(),
+                    texts: acts.cls.unit.view(),
+                    similarity: acts.similarity.reborrow(),
+                    winner: None,
+                })?;
+                let scores = b.read(acts.similarity.view());
+                Ok(scores.into_iter().map(|score| Match { score, logits: None }).collect())
+            }
+        }
+    }
+}
+
+impl Match {
+    /// The score is the second logit's share of the softmax.
+    fn of_logits([no, yes]: [f32; 2]) -> Self {
+        Self { score: 1.0 / (1.0 + (no - yes).exp()), logits: Some([no, yes]) }
+    }
+}

@@ -1,0 +1,258 @@
+//! The Q-Former: its passes over images and texts, and what it makes of them.
+
+mod image_pass;
+mod joint_pass;
+mod params;
+mod text_pass;
+
+pub use joint_pass::{Match, Matching};
+pub use params::{Abilities, Parameters, RetrievalHeads, TextEmbeddings};
+
+use crate::arena::{Arena, Cursor};
+use crate::config::Config;
+use crate::device::{Cpu, M, V};
+use crate::error::{Error, Result};
+use crate::ops::Backend;
+use crate::ops::embedding::EmbeddingForward;
+use crate::ops::normalize::NormalizeForward;
+use crate::ops::similarity::{Pairing, SimilarityForward};
+use crate::params::safetensors::Checkpoint;
+use crate::params::{NamedCheckpoint, Slot, Weights, part_names, reject_surplus};
+use crate::tensor::{HostTensor, ViewMut};
+use crate::workspace::Workspace;
+use std::path::Path;
+
+/// A Q-Former with its weights on device `B`, for inference.
+pub struct QFormer<B: Backend = Cpu> {
+    device: B,
+    config: Config,
+    abilities: Abilities,
+    weights: Weights<B, Parameters<Slot>>,
+    /// [Q, D]: the queries after the first block's self-attention, which without text is the same
+    /// for every image.
+    first_attended: Arena<B>,
+    workspace: Workspace<B>,
+    /// Keys and values of images that are being matched with texts.
+    keys_values: Workspace<B>,
+}
+
+/// What an image becomes.
+#[derive(Clone, Debug)]
+pub struct ImageFeatures {
+    /// The last block's output for every query [I, Q, D].
+    pub query_output: HostTensor,
+    /// The same, projected and of unit length, to be compared with texts [I, Q, E]; absent if the
+    /// checkpoint has no projection.
+    pub features: Option<HostTensor>,
+}
+
+impl<B: Backend> QFormer<B> {
+    /// Reads a model from a folder as `save_pretrained` writes it: `config.json` and
+    /// `model.safetensors`, whole or in shards, with Hugging Face's or LAVIS's tensor names.
+    ///
+    /// # Errors
+    /// Fails if a file is missing or malformed, naming every tensor that is missing, surplus or of
+    /// the wrong shape, and if there is not enough memory.
+    pub fn load(device: B, directory: impl AsRef<Path>) -> Result<Self> {
+        Self::load_with_progress(device, directory.as_ref(), &mut |_, _| ())
+    }
+
+    /// The same, telling `progress` the bytes placed so far and in all.
+    ///
+    /// # Errors
+    /// As [`QFormer::load`].
+    pub fn load_with_progress(
+        device: B,
+        directory: &Path,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let config = Config::load(directory)?;
+        let checkpoint = Checkpoint::open(directory)?;
+        Self::from_checkpoint(device, config, &checkpoint, progress)
+    }
+
+    /// The same from a checkpoint already open.
+    ///
+    /// # Errors
+    /// As [`QFormer::load`].
+    pub fn from_checkpoint(
+        device: B,
+        config: Config,
+        checkpoint: &Checkpoint,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let checkpoint = NamedCheckpoint::new(checkpoint)?;
+        let abilities = Abilities::of(&config, &checkpoint);
+        let specs = Parameters::spec(&config, abilities);
+        reject_surplus(&checkpoint, &part_names(&specs), |name| {
+            ["vision_model.", "language_model.", "language_projection.", "cls."]
+                .iter()
+                .any(|p| name.starts_with(p))
+                || name == "temp"
+        })?;
+        let weights = Weights::load(&device, &specs, &checkpoint, progress)?;
+        let hidden = config.qformer.hidden_size;
+        let first_attended = Arena::planned(&device, "the queries", |cursor| {
+            drop(cursor.take::<B::Elem>(config.num_query_tokens, hidden));
+        })?;
+        let (workspace, keys_values) = (Workspace::default(), Workspace::default());
+        let mut model = Self { device, config, abilities, weights, first_attended, workspace, keys_values };
+        model.prepare_first_attended()?;
+        Ok(model)
+    }
+
+    /// The model's sizes and constants.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What the checkpoint can do besides reading images.
+    pub fn abilities(&self) -> Abilities {
+        self.abilities
+    }
+
+    /// Tensors with values that are infinite or not a number, and how many.
+    pub fn not_finite(&self) -> &[(String, usize)] {
+        &self.weights.not_finite
+    }
+
+    /// Bytes that the weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// BLIP-2's similarity [I, T]: for each image [I, Q, E] and text [T, E], both of unit length, the
+    /// largest cosine over the image's queries.
+    ///
+    /// # Panics
+    /// Panics if the two are not of one width E.
+    ///
+    /// # Errors
+    /// Fails if there is not enough memory.
+    pub fn similarity(&self, images: &HostTensor, texts: &HostTensor) -> Result<HostTensor> {
+        let &[count, queries, width] = &images.shape[..] else { panic!("image features [I, Q, E]") };
+        let &[text_count, text_width] = &texts.shape[..] else { panic!("text features [T, E]") };
+        assert_eq!(width, text_width, "images and texts of one width");
+        let sizes = [count, queries, text_count, width];
+        let mut lease = self.workspace.lease(&self.device, |c| drop(SimilarityActs::carve(c, sizes)))?;
+        let mut acts = SimilarityActs::carve(&mut lease.cursor(), sizes);
+        self.device.write(&images.values, 0, acts.images.reborrow());
+        self.device.write(&texts.values, 0, acts.texts.reborrow());
+        self.device.similarity_forward(SimilarityForward {
+            pairing: Pairing::All,
+            queries: acts.images.view(),
+            texts: acts.texts.view(),
+            similarity: acts.similarity.reborrow(),
+            winner: None,
+        })?;
+        Ok(HostTensor::new(&[count, text_count], self.device.read(acts.similarity.view())))
+    }
+
+    /// y = x·Wᵀ + b, of unit length, with `projected` [rows, E] to work in.
+    fn project(
+        &self,
+        projection: &crate::layers::Linear<V<'_, B>>,
+        x: V<'_, B>,
+        mut projected: M<'_, B>,
+        y: M<'_, B>,
+    ) -> Result<()> {
+        projection.forward(&self.device, x, projected.reborrow())?;
+        self.device.normalize_forward(NormalizeForward { x: projected.view(), y })
+    }
+
+    /// Extents of `vision_output` [I, N, W].
+    fn check_images(&self, vision_output: &HostTensor) -> Result<usize> {
+        let (tokens, width) = (self.config.image_tokens(), self.config.vision.hidden_size);
+        match vision_output.shape[..] {
+            [images, n, w] if n == tokens && w == width => Ok(images),
+            _ => Err(Error::value(format!(
+                "image features have shape {:?}; this model reads [images, {tokens}, {width}]",
+                vision_output.shape
+            ))),
+        }
+    }
+
+    fn heads(&self) -> Result<()> {
+        if self.abilities.retrieval {
+            return Ok(());
+        }
+        Err(Error::usage(
+            "this checkpoint has no projections and no matching head, so it cannot compare images with texts; \
+             use one of Blip2ForImageTextRetrieval",
+        ))
+    }
+
+    /// Checks that the model reads text and that these tokens are in its tables.
+    fn check_texts(&self, texts: &[Vec<u32>]) -> Result<()> {
+        if !self.abilities.text {
+            return Err(Error::usage(
+                "this checkpoint's Q-Former reads no text (use_qformer_text_input is false)",
+            ));
+        }
+        let (vocabulary, longest) =
+            (self.config.qformer.vocab_size, self.config.qformer.max_position_embeddings);
+        for (index, tokens) in texts.iter().enumerate() {
+            if tokens.is_empty() || tokens.len() > longest {
+                return Err(Error::value(format!(
+                    "text {index} has {} tokens; 1 to {longest} can be read",
+                    tokens.len()
+                )));
+            }
+            if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
+                return Err(Error::value(format!(
+                    "text {index} has token {id}, but the vocabulary has {vocabulary}; the tokenizer is of another model"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the comparison of images and texts works in.
+struct SimilarityActs<'a, B: Backend> {
+    /// [I·Q, E]
+    images: M<'a, B>,
+    /// [T, E]
+    texts: M<'a, B>,
+    /// [I, T]
+    similarity: M<'a, B>,
+}
+
+impl<'a, B: Backend> SimilarityActs<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, [images, queries, texts, width]: [usize; 4]) -> Self {
+        Self {
+            images: cursor.take(images * queries, width),
+            texts: cursor.take(texts, width),
+            similarity: cursor.take(images, texts),
+        }
+    }
+}
+
+impl Abilities {
+    /// What a checkpoint of this configuration can do.
+    pub fn of(config: &Config, checkpoint: &NamedCheckpoint<'_>) -> Self {
+        let text = config.qformer.use_qformer_text_input;
+        let heads = ["vision_projection.weight", "text_projection.weight", "itm_head.weight"];
+        Self { text, retrieval: text && heads.iter().any(|name| checkpoint.contains(name)) }
+    }
+}
+
+/// The learned queries, normed, again and again, to fill `y` [sets·Q, D].
+fn embed_queries<B: Backend>(
+    b: &B,
+    parameters: &Parameters<V<'_, B>>,
+    ids: ViewMut<'_, B, u32>,
+    mut embedded: M<'_, B>,
+    y: M<'_, B>,
+) -> Result<()> {
+    repeat_rows(b, parameters.query_tokens, ids, embedded.reborrow())?;
+    parameters.embedding_norm.forward(b, embedded.view(), None, y)
+}
+
+/// `table` [Q, D] again and again, to fill `y` [sets·Q, D].
+fn repeat_rows<B: Backend>(b: &B, table: V<'_, B>, mut ids: ViewMut<'_, B, u32>, y: M<'_, B>) -> Result<()> {
+    let count = table.rows();
+    let rows: Vec<u32> = (0..y.rows()).map(|row| (row % count) as u32).collect();
+    b.write_indices(&rows, ids.reborrow());
+    b.embedding_forward(EmbeddingForward { ids: ids.view(), table, positions: None, y })
+}

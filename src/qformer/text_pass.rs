@@ -1,0 +1,184 @@
+//! The text pass: text alone, every token seeing its whole text. Rows of real tokens only.
+
+use super::{Parameters, QFormer};
+use crate::arena::Cursor;
+use crate::device::{M, V};
+use crate::error::Result;
+use crate::layers::block::{BlockActs, Stream};
+use crate::ops::Backend;
+use crate::ops::attention::{Mask, Sequence, Sequences, Span};
+use crate::ops::embedding::EmbeddingForward;
+use crate::tensor::{HostTensor, ViewMut};
+
+/// Rows of text held at a time.
+const ROWS_PER_PASS: usize = 2048;
+
+/// Embeddings of text on their way into the first block.
+pub(super) struct TextEmbeddingActs<'a, B: Backend> {
+    /// [1, rows]
+    ids: ViewMut<'a, B, u32>,
+    /// [1, rows]
+    places: ViewMut<'a, B, u32>,
+    /// [rows, D]
+    embedded: M<'a, B>,
+}
+
+impl<'a, B: Backend> TextEmbeddingActs<'a, B> {
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, rows: usize, hidden: usize) -> Self {
+        Self { ids: cursor.take(1, rows), places: cursor.take(1, rows), embedded: cursor.take(rows, hidden) }
+    }
+}
+
+/// Rows gathered out of a stream and projected to unit length.
+pub(super) struct ClsActs<'a, B: Backend> {
+    /// [1, T]
+    ids: ViewMut<'a, B, u32>,
+    /// [T, D]
+    rows: M<'a, B>,
+    /// [T, E]
+    projected: M<'a, B>,
+    /// [T, E], of unit length
+    pub(super) unit: M<'a, B>,
+}
+
+impl<'a, B: Backend> ClsActs<'a, B> {
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, texts: usize, hidden: usize, embedding: usize) -> Self {
+        Self {
+            ids: cursor.take(1, texts),
+            rows: cursor.take(texts, hidden),
+            projected: cursor.take(texts, embedding),
+            unit: cursor.take(texts, embedding),
+        }
+    }
+}
+
+/// What the text pass works in.
+struct TextPassActs<'a, B: Backend> {
+    embedding: TextEmbeddingActs<'a, B>,
+    /// Shared by all blocks.
+    block: BlockActs<'a, B>,
+    /// [rows, D]: a block's input and output, in turns
+    x: [M<'a, B>; 2],
+    cls: ClsActs<'a, B>,
+}
+
+impl<'a, B: Backend> TextPassActs<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, rows: usize, texts: usize) -> Self {
+        let (hidden, embedding) = (model.config.qformer.hidden_size, model.config.image_text_hidden_size);
+        Self {
+            embedding: TextEmbeddingActs::carve(cursor, rows, hidden),
+            block: BlockActs::carve(cursor, 0, rows, &model.config.qformer),
+            x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
+            cls: ClsActs::carve(cursor, texts, hidden, embedding),
+        }
+    }
+}
+
+impl<B: Backend> QFormer<B> {
+    /// The feature of each text [T, E], of unit length, from its token ids, [CLS] first.
+    ///
+    /// # Errors
+    /// Fails if the checkpoint cannot compare texts, if a text is empty, longer than the position
+    /// table or has ids outside the vocabulary, and if there is not enough memory.
+    pub fn encode_text(&self, texts: &[Vec<u32>]) -> Result<HostTensor> {
+        self.heads()?;
+        self.check_texts(texts)?;
+        let mut features = Vec::new();
+        let mut rest = texts;
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let fit = rest.iter().take_while(|t| {
+                rows += t.len();
+                rows <= ROWS_PER_PASS
+            });
+            let (now, later) = rest.split_at(fit.count().max(1));
+            self.text_pass(now, &mut features)?;
+            rest = later;
+        }
+        Ok(HostTensor::new(&[texts.len(), self.config.image_text_hidden_size], features))
+    }
+
+    fn text_pass(&self, texts: &[Vec<u32>], features: &mut Vec<f32>) -> Result<()> {
+        let (b, parameters) = (&self.device, self.weights.view());
+        let rows = texts.iter().map(Vec::len).sum();
+        let mut lease = self.workspace.lease(b, |c| drop(TextPassActs::carve(c, self, rows, texts.len())))?;
+        let mut acts = TextPassActs::carve(&mut lease.cursor(), self, rows, texts.len());
+        let [mut x, mut y] = acts.x;
+        self.embed_text(&parameters, texts, acts.embedding, x.reborrow())?;
+        let spans = text_spans(texts, 0);
+        let sequence = |&span: &Span| Sequence { queries: [Span::EMPTY, span], keys: [Span::EMPTY, span] };
+        let stream = Stream {
+            query_rows: 0,
+            sequences: &Sequences::new(spans.iter().map(sequence).collect()),
+            mask: Mask::None,
+            heads: self.config.qformer.num_attention_heads,
+            image: None,
+        };
+        for (index, block) in parameters.blocks.iter().enumerate() {
+            let image = (&parameters.image_kv, self.cross_index(index));
+            block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+            std::mem::swap(&mut x, &mut y);
+        }
+        self.project_cls(&parameters, x.view(), &spans, &mut acts.cls)?;
+        features.extend(b.read(acts.cls.unit.view()));
+        Ok(())
+    }
+
+    /// Embeds the tokens of `texts`, one text after the other, into `y` [rows, D].
+    pub(super) fn embed_text(
+        &self,
+        parameters: &Parameters<V<'_, B>>,
+        texts: &[Vec<u32>],
+        acts: TextEmbeddingActs<'_, B>,
+        y: M<'_, B>,
+    ) -> Result<()> {
+        let TextEmbeddingActs { mut ids, mut places, mut embedded } = acts;
+        let embeddings = parameters.text_embeddings.as_ref().expect("checked by check_texts");
+        let tokens: Vec<u32> = texts.iter().flatten().copied().collect();
+        let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.len() as u32).collect();
+        self.device.write_indices(&tokens, ids.reborrow());
+        self.device.write_indices(&positions, places.reborrow());
+        self.device.embedding_forward(EmbeddingForward {
+            ids: ids.view(),
+            table: embeddings.words,
+            positions: Some((places.view(), embeddings.positions)),
+            y: embedded.reborrow(),
+        })?;
+        parameters.embedding_norm.forward(&self.device, embedded.view(), None, y)
+    }
+
+    /// Features of the first row of each span of `x` [rows, D], into `acts.unit`.
+    pub(super) fn project_cls(
+        &self,
+        parameters: &Parameters<V<'_, B>>,
+        x: V<'_, B>,
+        spans: &[Span],
+        acts: &mut ClsActs<'_, B>,
+    ) -> Result<()> {
+        let heads = parameters.heads.as_ref().expect("checked by heads");
+        let first: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
+        self.device.write_indices(&first, acts.ids.reborrow());
+        self.device.embedding_forward(EmbeddingForward {
+            ids: acts.ids.view(),
+            table: x,
+            positions: None,
+            y: acts.rows.reborrow(),
+        })?;
+        self.project(
+            &heads.text_projection,
+            acts.rows.view(),
+            acts.projected.reborrow(),
+            acts.unit.reborrow(),
+        )
+    }
+}
+
+/// Where the texts lie in a stream, the first of them at row `start`.
+pub(super) fn text_spans(texts: &[Vec<u32>], start: usize) -> Vec<Span> {
+    let mut next = start;
+    let span = |text: &Vec<u32>| {
+        next += text.len();
+        Span::new(next - text.len(), text.len())
+    };
+    texts.iter().map(span).collect()
+}

@@ -1,0 +1,331 @@
+//! The frozen image encoder: EVA-CLIP's pre-norm vision transformer, as BLIP-2 runs it (all blocks
+//! but the last of the original, no head), up to but not including its last norm.
+
+use crate::arena::Cursor;
+use crate::config::{Config, VisionConfig};
+use crate::device::{M, V};
+use crate::error::{Error, Result};
+use crate::layers::{LayerNorm, Linear};
+use crate::ops::Backend;
+use crate::ops::attention::{Attention, AttentionForward, Mask, Sequences};
+use crate::ops::embedding::EmbeddingForward;
+use crate::params::safetensors::Checkpoint;
+use crate::params::{NamedCheckpoint, Slot, Spec, Tree, Weights, part_names, reject_surplus};
+use crate::tensor::{HostTensor, ViewMut};
+use crate::workspace::Workspace;
+use std::path::Path;
+
+/// Colour channels.
+const CHANNELS: usize = 3;
+
+/// The encoder's parameters.
+#[derive(Clone, Debug)]
+pub struct Parameters<T> {
+    /// The token for the whole image [1, W]
+    pub class_embedding: T,
+    /// [N, W]
+    pub position_embedding: T,
+    /// The convolution as a matrix [W, 3·patch²]
+    pub patch_embedding: Linear<T>,
+    /// In order.
+    pub blocks: Vec<VisionBlock<T>>,
+}
+
+/// One block: x + attention(norm1(x)), then x + mlp(norm2(x)).
+#[derive(Clone, Debug)]
+pub struct VisionBlock<T> {
+    /// [1, W]
+    pub norm1: LayerNorm<T>,
+    /// Queries, keys and values side by side [3·W, W]
+    pub qkv: Linear<T>,
+    /// [W, W]
+    pub projection: Linear<T>,
+    /// [1, W]
+    pub norm2: LayerNorm<T>,
+    /// [F, W]
+    pub fc1: Linear<T>,
+    /// [W, F]
+    pub fc2: Linear<T>,
+}
+
+impl Parameters<Spec> {
+    /// `vision_model.*` but for `post_layernorm`.
+    pub fn spec(config: &VisionConfig) -> Self {
+        let (width, patch) = (config.hidden_size, config.patch_size);
+        let table = |name: &str, shape: &[usize], cols| {
+            Spec::table(format!("vision_model.embeddings.{name}"), shape, cols)
+        };
+        let patch_shape = [width, CHANNELS, patch, patch];
+        Self {
+            class_embedding: table("class_embedding", &[1, 1, width], width),
+            position_embedding: table("position_embedding", &[1, config.image_tokens(), width], width),
+            patch_embedding: Linear {
+                weight: table("patch_embedding.weight", &patch_shape, CHANNELS * patch * patch)
+                    .read_by_gemm(),
+                bias: table("patch_embedding.bias", &[width], width),
+            },
+            blocks: (0..config.num_hidden_layers).map(|i| VisionBlock::spec(config, i)).collect(),
+        }
+    }
+}
+
+impl VisionBlock<Spec> {
+    fn spec(config: &VisionConfig, index: usize) -> Self {
+        let (width, inner, epsilon) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
+        let name = |part: &str| format!("vision_model.encoder.layers.{index}.{part}");
+        Self {
+            norm1: LayerNorm::spec(&name("layer_norm1"), width, epsilon),
+            qkv: Linear::spec(&name("self_attn.qkv"), 3 * width, width),
+            projection: Linear::spec(&name("self_attn.projection"), width, width),
+            norm2: LayerNorm::spec(&name("layer_norm2"), width, epsilon),
+            fc1: Linear::spec(&name("mlp.fc1"), inner, width),
+            fc2: Linear::spec(&name("mlp.fc2"), width, inner),
+        }
+    }
+}
+
+impl<T> Tree<T> for Parameters<T> {
+    type With<U> = Parameters<U>;
+
+    fn map<'t, U>(&'t self, leaf: &mut dyn FnMut(&'t T) -> U) -> Parameters<U> {
+        Parameters {
+            class_embedding: leaf(&self.class_embedding),
+            position_embedding: leaf(&self.position_embedding),
+            patch_embedding: self.patch_embedding.map(leaf),
+            blocks: self.blocks.iter().map(|b| b.map(leaf)).collect(),
+        }
+    }
+}
+
+impl<T> Tree<T> for VisionBlock<T> {
+    type With<U> = VisionBlock<U>;
+
+    fn map<'t, U>(&'t self, leaf: &mut dyn FnMut(&'t T) -> U) -> VisionBlock<U> {
+        VisionBlock {
+            norm1: self.norm1.map(leaf),
+            qkv: self.qkv.map(leaf),
+            projection: self.projection.map(leaf),
+            norm2: self.norm2.map(leaf),
+            fc1: self.fc1.map(leaf),
+            fc2: self.fc2.map(leaf),
+        }
+    }
+}
+
+/// What the encoder works in.
+struct VisionActs<'a, B: Backend> {
+    /// [B·(N − 1), 3·patch²]
+    patches: M<'a, B>,
+    /// The class embedding, then all patches' embeddings [1 + B·(N − 1), W]
+    embedded: M<'a, B>,
+    /// [1, B·N]: rows of `embedded`
+    rows: ViewMut<'a, B, u32>,
+    /// [1, B·N]: rows of the position table
+    places: ViewMut<'a, B, u32>,
+    /// The residual stream [B·N, W]: before and after a half of a block, in turns
+    x: [M<'a, B>; 2],
+    /// [B·N, W]
+    normed: M<'a, B>,
+    /// [B·N, 3·W]
+    qkv: M<'a, B>,
+    /// [B·N, W]
+    context: M<'a, B>,
+    /// [B·N, F]
+    inner: M<'a, B>,
+}
+
+impl<'a, B: Backend> VisionActs<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, config: &VisionConfig, images: usize) -> Self {
+        let (width, tokens) = (config.hidden_size, config.image_tokens());
+        let (rows, patches) = (images * tokens, images * (tokens - 1));
+        Self {
+            patches: cursor.take(patches, CHANNELS * config.patch_size * config.patch_size),
+            embedded: cursor.take(1 + patches, width),
+            rows: cursor.take(1, rows),
+            places: cursor.take(1, rows),
+            x: [cursor.take(rows, width), cursor.take(rows, width)],
+            normed: cursor.take(rows, width),
+            qkv: cursor.take(rows, 3 * width),
+            context: cursor.take(rows, width),
+            inner: cursor.take(rows, config.intermediate_size),
+        }
+    }
+}
+
+/// A frozen image encoder with its weights on device `B`.
+pub struct VisionEncoder<B: Backend = crate::Cpu> {
+    device: B,
+    config: VisionConfig,
+    weights: Weights<B, Parameters<Slot>>,
+    workspace: Workspace<B>,
+}
+
+impl<B: Backend> VisionEncoder<B> {
+    /// Reads the encoder of a model from its folder.
+    ///
+    /// # Errors
+    /// Fails if a file is missing or malformed, naming every tensor that is missing, surplus or of
+    /// the wrong shape, and if there is not enough memory.
+    pub fn load(device: B, directory: impl AsRef<Path>) -> Result<Self> {
+        let config = Config::load(directory.as_ref())?;
+        let checkpoint = Checkpoint::open(directory.as_ref())?;
+        Self::from_checkpoint(device, &config, &checkpoint, &mut |_, _| ())
+    }
+
+    /// The same from a checkpoint already open, telling `progress` the bytes placed so far and in all.
+    ///
+    /// # Errors
+    /// As [`VisionEncoder::load`].
+    pub fn from_checkpoint(
+        device: B,
+        config: &Config,
+        checkpoint: &Checkpoint,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let checkpoint = NamedCheckpoint::new(checkpoint)?;
+        let specs = Parameters::spec(&config.vision);
+        reject_surplus(&checkpoint, &part_names(&specs), |name| {
+            !name.starts_with("vision_model.") || name.starts_with("vision_model.post_layernorm.")
+                // LAVIS's pair in place of a bias, and the keys' bias that is always zero.
+                || name.ends_with(".self_attn.q_bias") || name.ends_with(".self_attn.v_bias")
+        })?;
+        let weights = Weights::load(&device, &specs, &checkpoint, progress)?;
+        Ok(Self { device, config: config.vision.clone(), weights, workspace: Workspace::default() })
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &VisionConfig {
+        &self.config
+    }
+
+    /// Tensors with values that are infinite or not a number, and how many.
+    pub fn not_finite(&self) -> &[(String, usize)] {
+        &self.weights.not_finite
+    }
+
+    /// Bytes that the weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// The last block's output [B, N, W], before the last norm, of preprocessed images [B, 3, S, S].
+    ///
+    /// # Errors
+    /// Fails if the images are not of this model's size, and if there is not enough memory.
+    pub fn encode(&self, pixel_values: &HostTensor) -> Result<HostTensor> {
+        let side = self.config.image_size;
+        let images = match pixel_values.shape[..] {
+            [images, CHANNELS, height, width] if height == side && width == side => images,
+            _ => {
+                return Err(Error::value(format!(
+                    "images have shape {:?}; this model reads [images, {CHANNELS}, {side}, {side}]",
+                    pixel_values.shape
+                )));
+            }
+        };
+        let (tokens, width) = (self.config.image_tokens(), self.config.hidden_size);
+        if images == 0 {
+            return Ok(HostTensor::new(&[0, tokens, width], Vec::new()));
+        }
+        let (b, parameters) = (&self.device, self.weights.view());
+        let mut lease = self.workspace.lease(b, |c| drop(VisionActs::carve(c, &self.config, images)))?;
+        let mut acts = VisionActs::carve(&mut lease.cursor(), &self.config, images);
+        self.embed(&parameters, &pixel_values.values, images, &mut acts)?;
+        let sequences = Sequences::uniform(images, tokens);
+        for block in &parameters.blocks {
+            block.forward(b, &self.config, &sequences, &mut acts)?;
+        }
+        Ok(HostTensor::new(&[images, tokens, width], b.read(acts.x[0].view())))
+    }
+
+    /// Class and patch embeddings with their positions, into `acts.x[0]`.
+    fn embed(
+        &self,
+        parameters: &Parameters<V<'_, B>>,
+        pixels: &[f32],
+        images: usize,
+        acts: &mut VisionActs<'_, B>,
+    ) -> Result<()> {
+        let b = &self.device;
+        let (tokens, patches) =
+            (self.config.image_tokens() as u32, images * (self.config.image_tokens() - 1));
+        b.write(&self.cut_patches(pixels), 0, acts.patches.reborrow());
+        let (class, embedded) = acts.embedded.reborrow().split_rows(1);
+        b.write_indices(&[0], acts.rows.reborrow().split_columns(1).0);
+        let ids = acts.rows.view().columns(0..1);
+        let table = parameters.class_embedding;
+        b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: class })?;
+        parameters.patch_embedding.forward(b, acts.patches.view(), embedded)?;
+        // Row 0 of `embedded` serves every image's first token, then the patches follow in order.
+        let mut next = 0;
+        let rows: Vec<u32> = (0..patches as u32 + images as u32)
+            .map(|row| {
+                if row % tokens == 0 {
+                    return 0;
+                }
+                next += 1;
+                next
+            })
+            .collect();
+        let places: Vec<u32> = (0..rows.len() as u32).map(|row| row % tokens).collect();
+        b.write_indices(&rows, acts.rows.reborrow());
+        b.write_indices(&places, acts.places.reborrow());
+        b.embedding_forward(EmbeddingForward {
+            ids: acts.rows.view(),
+            table: acts.embedded.view(),
+            positions: Some((acts.places.view(), parameters.position_embedding)),
+            y: acts.x[0].reborrow(),
+        })
+    }
+
+    /// Patches [B·(N − 1), 3·patch²] of images [B, 3, S, S], each patch channel by channel.
+    fn cut_patches(&self, pixels: &[f32]) -> Vec<f32> {
+        let (side, patch, count) =
+            (self.config.image_size, self.config.patch_size, self.config.patches_per_side());
+        let mut patches = Vec::with_capacity(pixels.len());
+        for image in pixels.chunks_exact(CHANNELS * side * side) {
+            for (top, left) in (0..count).flat_map(|i| (0..count).map(move |j| (i * patch, j * patch))) {
+                for channel in image.chunks_exact(side * side) {
+                    for row in top..top + patch {
+                        patches.extend_from_slice(&channel[row * side + left..][..patch]);
+                    }
+                }
+            }
+        }
+        patches
+    }
+}
+
+impl<B: Backend> VisionBlock<V<'_, B>> {
+    /// From `acts.x[0]` to `acts.x[0]`.
+    fn forward(
+        &self,
+        b: &B,
+        config: &VisionConfig,
+        sequences: &Sequences,
+        acts: &mut VisionActs<'_, B>,
+    ) -> Result<()> {
+        let (width, heads) = (config.hidden_size, config.num_attention_heads);
+        let scale = 1.0 / (config.head_dim() as f64).sqrt();
+        let [x, half] = &mut acts.x;
+        self.norm1.forward(b, x.view(), None, acts.normed.reborrow())?;
+        self.qkv.forward(b, acts.normed.view(), acts.qkv.reborrow())?;
+        let part = |i: usize| acts.qkv.view().columns(i * width..(i + 1) * width);
+        b.attention_forward(
+            Attention { sequences, heads, mask: Mask::None, scale },
+            AttentionForward {
+                q: part(0),
+                k: part(1),
+                v: part(2),
+                prefix: None,
+                out: acts.context.reborrow(),
+                lse: None,
+            },
+        )?;
+        self.projection.fused_forward(b, acts.context.view(), None, Some(x.view()), half.reborrow())?;
+        self.norm2.forward(b, half.view(), None, acts.normed.reborrow())?;
+        let activation = Some(config.hidden_act);
+        self.fc1.fused_forward(b, acts.normed.view(), activation, None, acts.inner.reborrow())?;
+        self.fc2.fused_forward(b, acts.inner.view(), None, Some(half.view()), x.reborrow())
+    }
+}

@@ -1,0 +1,79 @@
+//! The whole path from photographs to scores against what transformers computes (tests/golden/retrieval).
+
+use qformer::params::safetensors::Checkpoint;
+use qformer::qformer::Matching;
+use qformer::tensor::HostTensor;
+use qformer::vision::encoder::VisionEncoder;
+use qformer::vision::image::ImageProcessor;
+use qformer::{Cpu, QFormer, Tokenizer};
+use std::path::{Path, PathBuf};
+
+/// ‖found − expected‖ / ‖expected‖ allowed of a float32 implementation against float64 values.
+const TOLERANCE: f64 = 1e-4;
+
+const TEXTS: [&str; 5] = [
+    "a red cat sits on a table",
+    "two dogs run in the snow near a house",
+    "a cup of coffee",
+    "a smiling astronaut in an orange suit",
+    "a rocket on a launch pad at night",
+];
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/retrieval")
+}
+
+fn expected(name: &str) -> HostTensor {
+    let checkpoint = Checkpoint::open(&golden().join("expected.safetensors")).unwrap();
+    let mut values = Vec::new();
+    checkpoint.read_f32(name, |_, block| values.extend_from_slice(block)).unwrap();
+    HostTensor::new(&checkpoint.get(name).unwrap().shape, values)
+}
+
+fn assert_close(name: &str, found: &HostTensor) {
+    let expected = expected(name);
+    assert_eq!(found.shape, expected.shape, "{name}");
+    let square = |x: f64| x * x;
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (&f, &e) in found.values.iter().zip(&expected.values) {
+        difference += square(f64::from(f) - f64::from(e));
+        norm += square(f64::from(e));
+    }
+    let relative = (difference / norm).sqrt();
+    assert!(relative < TOLERANCE, "{name} is off by {relative:e}");
+}
+
+fn vision_output() -> HostTensor {
+    let processor = ImageProcessor::load(&golden().join("model")).unwrap();
+    let mut pixels = Vec::new();
+    for name in ["astronaut", "chelsea", "coffee"] {
+        pixels.extend(processor.read(&golden().join(format!("images/{name}.png"))).unwrap());
+    }
+    let pixels = HostTensor::new(&[3, 3, 56, 56], pixels);
+    assert_close("pixel_values", &pixels);
+    VisionEncoder::load(Cpu::<f32>::new(), golden().join("model")).unwrap().encode(&pixels).unwrap()
+}
+
+fn tokens() -> Vec<Vec<u32>> {
+    let tokenizer = Tokenizer::load(&golden().join("model")).unwrap();
+    TEXTS.iter().map(|text| tokenizer.encode(text, 64).unwrap()).collect()
+}
+
+#[test]
+fn photographs_and_texts_score_as_transformers_scores_them() {
+    let model = QFormer::load(Cpu::<f32>::new(), golden().join("model")).unwrap();
+    let vision_output = vision_output();
+    let images = model.encode_image(&vision_output).unwrap();
+    assert_close("query_output", &images.query_output);
+    let features = images.features.unwrap();
+    assert_close("query_features", &features);
+    let tokens = tokens();
+    let texts = model.encode_text(&tokens).unwrap();
+    assert_close("text_features", &texts);
+    assert_close("itc", &model.similarity(&features, &texts).unwrap());
+
+    let pairs: Vec<(usize, usize)> = (0..3).flat_map(|i| (0..5).map(move |t| (i, t))).collect();
+    let matches = model.match_score(&vision_output, &tokens, &pairs, Matching::Classifier).unwrap();
+    let logits = matches.iter().flat_map(|m| m.logits.unwrap()).collect();
+    assert_close("itm_logits", &HostTensor::new(&[3, 5, 2], logits));
+}
