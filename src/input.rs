@@ -75,7 +75,7 @@ pub(crate) fn json_error(path: &Path, error: &serde_json::Error) -> Error {
 
 /// `text` with control, bidirectional and other invisible characters escaped, cut after 200
 /// characters.
-pub(crate) fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     let mut shown = String::new();
     for (position, character) in text.chars().enumerate() {
         if position == PRINTED_CHARACTERS {

@@ -5,19 +5,46 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+pub use crate::input::printable;
+
+/// Fails as [`write_atomically`] to `path` would, before the work whose result it is to hold: if its
+/// folder does not exist or cannot be written to, or if `path` is a folder, a device or a pipe.
+///
+/// # Errors
+/// That failure.
+pub fn check_writable(path: &Path) -> Result<()> {
+    refuse_special(path)?;
+    tempfile::tempfile_in(folder_of(path)).map(drop).map_err(|source| Error::io(path, "write", source))
+}
+
+/// Renaming would put a file in the place of a device.
+fn refuse_special(path: &Path) -> Result<()> {
+    match path.metadata() {
+        Ok(metadata) if !metadata.is_file() => {
+            Err(Error::input(path, "exists and is not a regular file; give another path"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The folder that `path` is in.
+pub fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
 
 /// Writes the file at `path` atomically: `fill` writes to a temporary file in the same folder, which
 /// is synchronised with the disk and renamed to `path`; then the folder is synchronised. If anything
 /// fails, the temporary file is removed and what was at `path` stays as it was.
 ///
 /// # Errors
-/// Fails with what `fill` returns, or if the operating system refuses any of these steps.
+/// Fails with what `fill` returns, if `path` is a folder, a device or a pipe, or if the operating system refuses any of these steps.
 pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let failed = |source| Error::io(path, "write", source);
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    refuse_special(path)?;
+    let folder = folder_of(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(".qformer-");
     #[cfg(unix)]

@@ -1,1 +1,126 @@
-fn main() {}
+//! `qformer`: BLIP-2's Q-Former from the command line.
+
+mod device;
+mod embed;
+mod images;
+mod init;
+mod inputs;
+mod progress;
+mod score;
+mod spool;
+mod texts;
+
+use clap::{Args, Parser, Subcommand};
+use qformer::{Error, Result};
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::panic::{self, AssertUnwindSafe};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+/// Image-text retrieval and matching with BLIP-2's Q-Former.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(flatten)]
+    session: Session,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand takes.
+#[derive(Args)]
+struct Session {
+    /// Threads to compute with [default: $RAYON_NUM_THREADS, else $OMP_NUM_THREADS, else all cores]
+    #[arg(long, value_name = "N", global = true, env = "QFORMER_THREADS")]
+    threads: Option<NonZeroUsize>,
+    /// Show neither progress nor notes; warnings and errors are shown
+    #[arg(long, short, global = true)]
+    quiet: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Embed(embed::Arguments),
+    Score(score::Arguments),
+    Init(init::Arguments),
+}
+
+/// Where a run's remarks go: all but results, which are on the standard output.
+#[derive(Clone, Copy)]
+pub(crate) enum Remarks {
+    /// To the standard error.
+    Shown,
+    /// Nowhere, but for warnings.
+    Quiet,
+}
+
+impl Remarks {
+    /// Tells of something that is as it should be.
+    pub(crate) fn note(self, what: impl Display) {
+        if let Self::Shown = self {
+            eprintln!("note: {what}");
+        }
+    }
+
+    /// Tells of something that may not be meant so.
+    pub(crate) fn warning(self, what: impl Display) {
+        eprintln!("warning: {what}");
+    }
+}
+
+/// Where the last panic happened, and its message.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+fn main() -> ExitCode {
+    let CommandLine { session, command } = CommandLine::parse();
+    // Some panics are caught within the library and told as errors: none is to be printed.
+    panic::set_hook(Box::new(|panic| {
+        let message = panic.to_string().replace('\n', " ");
+        *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = message;
+    }));
+    let failure = match panic::catch_unwind(AssertUnwindSafe(|| run(&session, command))) {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => error,
+        Err(_) => {
+            let message = PANIC.lock().unwrap_or_else(PoisonError::into_inner);
+            Error::device(format!("a fault of qformer itself; please report this line: {message}"))
+        }
+    };
+    eprintln!("error: {failure}");
+    ExitCode::from(failure.exit_code())
+}
+
+fn run(session: &Session, command: Command) -> Result<()> {
+    start_threads(session.threads)?;
+    let remarks = if session.quiet { Remarks::Quiet } else { Remarks::Shown };
+    match command {
+        Command::Embed(arguments) => embed::run(&arguments, remarks),
+        Command::Score(arguments) => score::run(&arguments, remarks),
+        Command::Init(arguments) => init::run(&arguments, remarks),
+    }
+}
+
+/// Starts the threads that compute; rayon itself reads `RAYON_NUM_THREADS`.
+fn start_threads(asked: Option<NonZeroUsize>) -> Result<()> {
+    let from_openmp = || {
+        let set = |name| std::env::var(name).ok().and_then(|value| value.parse::<NonZeroUsize>().ok());
+        set("RAYON_NUM_THREADS").or_else(|| set("OMP_NUM_THREADS"))
+    };
+    let threads = asked.or_else(from_openmp).map_or(0, NonZeroUsize::get);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(|error| Error::device(format!("cannot start {threads} threads: {error}")))
+}
+
+/// Writes a result to the standard output. A reader that has seen enough is no failure.
+pub(crate) fn print(text: &str) -> Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::io("the standard output".as_ref(), "write to", error))
+        }
+        _ => Ok(()),
+    }
+}

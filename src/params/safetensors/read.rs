@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::slice::HalfFloatSliceExt;
@@ -22,7 +23,21 @@ impl Checkpoint {
     /// # Errors
     /// Fails if there is no such tensor, if it has another dtype, or if the file cannot be read or
     /// has become shorter since it was opened.
-    pub fn read_f32(&self, name: &str, mut sink: impl FnMut(usize, &[f32])) -> Result<usize> {
+    pub fn read_f32(&self, name: &str, sink: impl FnMut(usize, &[f32])) -> Result<usize> {
+        self.read_f32_range(name, 0..usize::MAX, sink)
+    }
+
+    /// [`Checkpoint::read_f32`] of the elements in `range` alone, counted row-major; what of it lies
+    /// beyond the tensor's end is not read.
+    ///
+    /// # Errors
+    /// As `read_f32`.
+    pub fn read_f32_range(
+        &self,
+        name: &str,
+        range: Range<usize>,
+        mut sink: impl FnMut(usize, &[f32]),
+    ) -> Result<usize> {
         let Some(info) = self.get(name) else {
             return Err(Error::input(&self.path, format_args!("has no tensor \"{}\"", printable(name))));
         };
@@ -45,16 +60,16 @@ impl Checkpoint {
             }
         };
         let element_bytes = info.dtype.bitsize() / 8;
-        let elements: usize = info.shape.iter().product();
-        let block = elements.min(BLOCK_BYTES / element_bytes);
+        let end = range.end.min(info.shape.iter().product());
+        let mut first = range.start.min(end);
+        let block = (end - first).min(BLOCK_BYTES / element_bytes);
         // 64-bit words, so that the bytes are aligned for every dtype.
         let mut words = vec![0_u64; (block * element_bytes).div_ceil(8)];
         let mut values = vec![0.0; block];
         let mut not_finite = 0;
-        let mut begin = info.begin;
-        let mut first = 0;
-        while first < elements {
-            let count = block.min(elements - first);
+        let mut begin = info.begin + (first * element_bytes) as u64;
+        while first < end {
+            let count = block.min(end - first);
             let bytes = &mut cast_slice_mut(&mut words)[..count * element_bytes];
             read_exact_at(&shard.file, bytes, begin).map_err(|error| match error.kind() {
                 io::ErrorKind::UnexpectedEof => {

@@ -1,0 +1,75 @@
+//! `qformer embed`: features of images and texts.
+
+use crate::Remarks;
+use crate::images::{NAMES, VISION_OUTPUT};
+use crate::inputs::{Inputs, Loaded};
+use crate::spool::Spool;
+use clap::{ArgGroup, Args};
+use qformer::params::safetensors::{self, Dtype, NewTensor};
+use qformer::{Result, output};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Write the features of images and texts to a file
+///
+/// The file holds the tensors image_features [images, queries, E] and text_features [texts, E], of
+/// unit length, and query_output [images, queries, D]; the names of the images and the texts are in
+/// its metadata, as JSON arrays. An image's similarity to a text is the largest product over its
+/// queries.
+#[derive(Args)]
+#[command(group = ArgGroup::new("source").required(true).multiple(true)
+    .args(["images", "image_dir", "features", "text", "texts_file"]))]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    inputs: Inputs,
+    /// File to write
+    #[arg(long, short, value_name = "FILE")]
+    output: PathBuf,
+    /// File to write the image encoder's output to; later runs can read it as --features
+    #[arg(long, value_name = "FILE", conflicts_with = "features")]
+    save_vision_output: Option<PathBuf>,
+}
+
+/// Does what the arguments ask for.
+pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
+    output::check_writable(&arguments.output)?;
+    let mut query_output = Spool::new(&arguments.output)?;
+    let mut image_features = Spool::new(&arguments.output)?;
+    let mut vision_output = arguments.save_vision_output.as_deref().map(Spool::new).transpose()?;
+    let Loaded { model, texts, images } = arguments.inputs.load(remarks)?;
+    let text_features = match texts.tokens.is_empty() {
+        true => None,
+        false => Some(model.encode_text(&texts.tokens)?),
+    };
+    images.for_each_batch(arguments.inputs.batch_size, remarks, |batch| {
+        if let Some(spool) = &mut vision_output {
+            spool.append(batch)?;
+        }
+        let encoded = model.encode_image(batch)?;
+        query_output.append(&encoded.query_output)?;
+        encoded.features.map_or(Ok(()), |features| image_features.append(&features))
+    })?;
+
+    let mut tensors = Vec::new();
+    let mut metadata = BTreeMap::new();
+    if let Some(features) = &text_features {
+        tensors.push(NewTensor::from_slice("text_features", Dtype::F32, &features.shape, &features.values));
+        metadata.insert("texts".to_owned(), json_array(&texts.texts));
+    }
+    if !images.names.is_empty() {
+        tensors.push(query_output.into_tensor("query_output")?);
+        metadata.insert(NAMES.to_owned(), json_array(&images.names));
+        if model.abilities().retrieval {
+            tensors.push(image_features.into_tensor("image_features")?);
+        }
+    }
+    if let (Some(spool), Some(path)) = (vision_output, &arguments.save_vision_output) {
+        let names = BTreeMap::from([(NAMES.to_owned(), json_array(&images.names))]);
+        safetensors::write(path, &names, vec![spool.into_tensor(VISION_OUTPUT)?])?;
+    }
+    safetensors::write(&arguments.output, &metadata, tensors)
+}
+
+fn json_array(names: &[String]) -> String {
+    serde_json::Value::from(names).to_string()
+}

@@ -1,0 +1,92 @@
+//! The model, the images and the texts that a command works with.
+
+use crate::Remarks;
+use crate::device::Device;
+use crate::images::Images;
+use crate::progress::Progress;
+use crate::texts::Texts;
+use clap::Args;
+use qformer::params::safetensors::Checkpoint;
+use qformer::{Config, Cpu, QFormer, Result};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Arguments of commands that run a model.
+#[derive(Args)]
+pub(crate) struct Inputs {
+    /// Folder of the checkpoint, as save_pretrained writes it
+    #[arg(long, alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
+    pub(crate) model: PathBuf,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
+    device: Device,
+    /// Images computed at a time
+    #[arg(long, value_name = "N", default_value = "8", env = "QFORMER_BATCH_SIZE")]
+    pub(crate) batch_size: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) images: ImageArguments,
+    #[command(flatten)]
+    pub(crate) texts: TextArguments,
+}
+
+/// Where images come from.
+#[derive(Args)]
+#[group(id = "image_source", multiple = false)]
+pub(crate) struct ImageArguments {
+    /// JPEG or PNG files
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(crate) images: Vec<PathBuf>,
+    /// Folder whose .jpg, .jpeg and .png files are read, in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image_dir: Option<PathBuf>,
+    /// The image encoder's output as --save-vision-output wrote it, in place of images
+    #[arg(long, value_name = "FILE")]
+    pub(crate) features: Option<PathBuf>,
+}
+
+/// Where texts come from.
+#[derive(Args)]
+#[group(id = "text_source", multiple = false)]
+pub(crate) struct TextArguments {
+    /// Texts
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    pub(crate) text: Vec<String>,
+    /// File with a text in every line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) texts_file: Option<PathBuf>,
+}
+
+/// What a command works with, loaded and checked.
+pub(crate) struct Loaded {
+    pub(crate) model: QFormer<Cpu>,
+    pub(crate) texts: Texts,
+    pub(crate) images: Images,
+}
+
+impl Inputs {
+    /// Reads all that there is to read before the first image.
+    pub(crate) fn load(&self, remarks: Remarks) -> Result<Loaded> {
+        let device = self.device.open()?;
+        let config = Config::load(&self.model)?;
+        let mut images = Images::find(&self.images, &self.model, &config)?;
+        let texts = Texts::encode(self.texts.read()?, &self.model, &config, remarks)?;
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let progress = Progress::of_bytes("loading the Q-Former", remarks);
+        let model = QFormer::from_checkpoint(device, config.clone(), &checkpoint, &mut |done, total| {
+            progress.set(done, total);
+        })?;
+        drop(progress);
+        warn_of_not_finite(model.not_finite(), remarks);
+        images.load_encoder(device, &config, &checkpoint, remarks)?;
+        Ok(Loaded { model, texts, images })
+    }
+}
+
+/// Tells of weights that no computation can make sense of.
+pub(crate) fn warn_of_not_finite(tensors: &[(String, usize)], remarks: Remarks) {
+    for (name, count) in tensors {
+        remarks.warning(format_args!(
+            "tensor \"{name}\" has {count} values that are infinite or not a number; so may all results be"
+        ));
+    }
+}
