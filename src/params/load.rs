@@ -54,6 +54,24 @@ impl<'a> NamedCheckpoint<'a> {
         Some(&info.shape)
     }
 
+    /// Which tensors of `specs` are missing or misshapen, a sentence each.
+    pub fn faults(&self, specs: &impl Tree<Spec>) -> Vec<String> {
+        let mut faults = Vec::new();
+        specs.map(&mut |spec| faults.extend(spec.parts.iter().filter_map(|part| self.fault(part))));
+        faults
+    }
+
+    /// Which tensors are neither `named` nor `expected`, a sentence each.
+    pub fn surplus(&self, named: &BTreeSet<String>, expected: impl Fn(&str) -> bool) -> Vec<String> {
+        let surplus = self.stored.iter().filter(|(name, _)| !named.contains(*name) && !expected(name));
+        surplus
+            .map(|(name, stored)| {
+                let shape = self.shape(name).expect("a name of the checkpoint");
+                format!("tensor \"{}\" {shape:?} belongs to no part of this model", printable(stored))
+            })
+            .collect()
+    }
+
     /// What keeps `part` from being read, if anything does.
     fn fault(&self, part: &Part) -> Option<String> {
         let misshapen = |name: &str, expected: &[usize]| match self.shape(name) {
@@ -117,9 +135,7 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
     where
         S: Tree<Spec, With<Slot> = P>,
     {
-        let mut faults = Vec::new();
-        specs.map(&mut |spec| faults.extend(spec.parts.iter().filter_map(|part| checkpoint.fault(part))));
-        reject(checkpoint.checkpoint, faults)?;
+        reject(checkpoint.checkpoint, checkpoint.faults(specs))?;
         let mut arena = Arena::planned(device, "the weights", |cursor| {
             specs.map(&mut |spec| drop(cursor.take_as::<D::Elem>(spec.shape, spec.layout::<D>())));
         })?;
@@ -189,14 +205,7 @@ pub fn reject_surplus(
     named: &BTreeSet<String>,
     expected: impl Fn(&str) -> bool,
 ) -> Result<()> {
-    let faults = checkpoint.names().filter(|name| !named.contains(*name) && !expected(name)).map(|name| {
-        let shape = checkpoint.shape(name).expect("a name of the checkpoint");
-        format!(
-            "tensor \"{}\" {shape:?} belongs to no part of this model",
-            printable(checkpoint.stored[name])
-        )
-    });
-    reject(checkpoint.checkpoint, faults.collect())
+    reject(checkpoint.checkpoint, checkpoint.surplus(named, expected))
 }
 
 fn reject(checkpoint: &Checkpoint, faults: Vec<String>) -> Result<()> {

@@ -70,3 +70,33 @@ pub fn qkv_bias_parts(name: &str) -> Option<(String, String)> {
     let stem = name.strip_suffix("qkv.bias")?;
     Some((format!("{stem}q_bias"), format!("{stem}v_bias")))
 }
+
+/// Whose names a checkpoint's tensors have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// Those of transformers' `Blip2…` classes.
+    HuggingFace,
+    /// Those of LAVIS's own checkpoints.
+    Lavis,
+    /// Those of transformers' `InstructBlip…` classes.
+    InstructBlip,
+}
+
+impl Naming {
+    /// Tells from the names of a checkpoint's tensors; `None` if it holds no Q-Former.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let mut found = None;
+        for name in names {
+            if name.starts_with("Qformer.") {
+                return Some(Self::Lavis);
+            }
+            if name.starts_with("qformer.embeddings.") {
+                return Some(Self::InstructBlip);
+            }
+            if name.starts_with("qformer.") {
+                found = Some(Self::HuggingFace);
+            }
+        }
+        found
+    }
+}

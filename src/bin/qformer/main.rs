@@ -5,6 +5,7 @@ mod embed;
 mod images;
 mod init;
 mod inputs;
+mod inspect;
 mod progress;
 mod score;
 mod spool;
@@ -45,6 +46,7 @@ enum Command {
     Embed(embed::Arguments),
     Score(score::Arguments),
     Init(init::Arguments),
+    Inspect(inspect::Arguments),
 }
 
 /// Where a run's remarks go: all but results, which are on the standard output.
@@ -99,6 +101,7 @@ fn run(session: &Session, command: Command) -> Result<()> {
         Command::Embed(arguments) => embed::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
         Command::Init(arguments) => init::run(&arguments, remarks),
+        Command::Inspect(arguments) => inspect::run(&arguments, remarks),
     }
 }
 

@@ -50,6 +50,18 @@ pub struct TensorInfo {
     begin: u64,
 }
 
+impl TensorInfo {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes that the values take in the file.
+    pub fn bytes(&self) -> u64 {
+        header::byte_length(self.dtype, &self.shape).expect("checked when the header was read")
+    }
+}
+
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
@@ -85,6 +97,11 @@ impl Checkpoint {
     /// The file or folder that was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Number of files that hold the tensors.
+    pub fn files(&self) -> usize {
+        self.shards.len()
     }
 
     /// Names of the tensors, sorted.

@@ -60,7 +60,7 @@ impl Checkpoint {
             }
         };
         let element_bytes = info.dtype.bitsize() / 8;
-        let end = range.end.min(info.shape.iter().product());
+        let end = range.end.min(info.elements());
         let mut first = range.start.min(end);
         let block = (end - first).min(BLOCK_BYTES / element_bytes);
         // 64-bit words, so that the bytes are aligned for every dtype.

@@ -1,0 +1,113 @@
+//! The report for people.
+
+use super::{PartReport, Report};
+use qformer::Config;
+use qformer::output::printable;
+use std::fmt::{self, Write};
+
+/// `report` as lines of text.
+pub(super) fn report(report: &Report, config: Option<&Config>) -> String {
+    let mut text = String::new();
+    write(&mut text, report, config).expect("written to memory");
+    text
+}
+
+fn write(to: &mut String, report: &Report, config: Option<&Config>) -> fmt::Result {
+    let dtypes: Vec<String> =
+        report.dtypes.iter().map(|(dtype, tensors)| format!("{dtype} ({tensors})")).collect();
+    let files = if report.files == 1 { "1 file".into() } else { format!("{} files", report.files) };
+    writeln!(to, "{}", printable(&report.path))?;
+    writeln!(
+        to,
+        "  in {files}, {}",
+        report.naming.map_or("no Q-Former".into(), |n| format!("names of {n}"))
+    )?;
+    writeln!(to, "  types: {}", dtypes.join(", "))?;
+    match config {
+        Some(config) => write_config(to, config)?,
+        None => writeln!(to, "  a file by itself: its folder's config.json is not read")?,
+    }
+
+    writeln!(to, "\n{:<26}{:>8}{:>16}{:>12}", "part", "tensors", "parameters", "size")?;
+    let total = PartReport {
+        part: "total",
+        tensors: report.tensors,
+        parameters: report.parameters,
+        bytes: report.bytes,
+    };
+    for PartReport { part, tensors, parameters, bytes } in report.parts.iter().chain([&total]) {
+        let (parameters, size) = (grouped(*parameters), size(*bytes));
+        writeln!(to, "{part:<26}{tensors:>8}{parameters:>16}{size:>12}")?;
+    }
+
+    writeln!(to, "\nIt can be used to")?;
+    for of in &report.uses {
+        match of.obstacle {
+            None => writeln!(to, "  yes  {}", of.name)?,
+            Some(obstacle) => writeln!(to, "  no   {}: {obstacle}", of.name)?,
+        }
+    }
+    if let Some(faults) = &report.faults {
+        writeln!(to, "\n{}", if faults.is_empty() { "All tensors fit config.json." } else { "Faults" })?;
+        faults.iter().try_for_each(|fault| writeln!(to, "  {fault}"))?;
+    }
+    if let Some(not_finite) = &report.not_finite {
+        writeln!(to, "\n{}", if not_finite.is_empty() { "All values are finite." } else { "Not finite" })?;
+        for (name, count) in not_finite {
+            writeln!(to, "  tensor \"{}\": {count} values are infinite or not a number", printable(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_config(to: &mut String, config: &Config) -> fmt::Result {
+    let Config { vision, qformer, .. } = config;
+    let (side, patch) = (vision.image_size, vision.patch_size);
+    writeln!(
+        to,
+        "  images: {side}x{side} pixels in patches of {patch}, {} tokens of width {}",
+        vision.image_tokens(),
+        vision.hidden_size
+    )?;
+    writeln!(
+        to,
+        "  image encoder: {} layers, {} heads, feed-forward width {}",
+        vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size
+    )?;
+    writeln!(
+        to,
+        "  Q-Former: {} queries, {} layers of width {}, {} heads, feed-forward width {}, cross-attention in {}",
+        config.num_query_tokens,
+        qformer.num_hidden_layers,
+        qformer.hidden_size,
+        qformer.num_attention_heads,
+        qformer.intermediate_size,
+        qformer.cross_attention_layers().count()
+    )?;
+    match qformer.use_qformer_text_input {
+        true => writeln!(
+            to,
+            "  texts: up to {} tokens of {}, compared with images in {} dimensions",
+            qformer.max_position_embeddings, qformer.vocab_size, config.image_text_hidden_size
+        ),
+        false => writeln!(to, "  texts: not read by the Q-Former"),
+    }
+}
+
+/// `number` with commas between thousands.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let first = digits.len() % 3;
+    let (front, rest) = digits.split_at(first);
+    let groups = rest.as_bytes().chunks(3).map(|group| String::from_utf8_lossy(group).into_owned());
+    let front = (!front.is_empty()).then(|| front.to_owned());
+    front.into_iter().chain(groups).collect::<Vec<_>>().join(",")
+}
+
+fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        bytes if bytes >= 1e9 => format!("{:.2} GB", bytes / 1e9),
+        bytes if bytes >= 1e6 => format!("{:.1} MB", bytes / 1e6),
+        bytes => format!("{:.1} kB", bytes / 1e3),
+    }
+}
