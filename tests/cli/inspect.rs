@@ -1,0 +1,83 @@
+//! `qformer inspect`
+
+use crate::common::*;
+use qformer::params::safetensors::Dtype;
+use qformer::tensor::HostTensor;
+use serde_json::{Value, json};
+use std::path::Path;
+
+fn inspect(path: &Path) -> Value {
+    serde_json::from_str(&run(["inspect", "--json", "--values", &shown(path)]).succeeds()).unwrap()
+}
+
+/// What keeps a checkpoint from being used as `name` says.
+fn obstacle<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let uses = report["uses"].as_array().unwrap();
+    &uses.iter().find(|of| of["name"].as_str().unwrap().contains(name)).unwrap()["obstacle"]
+}
+
+#[test]
+fn a_retrieval_checkpoint_retrieves_and_does_not_write() {
+    let report = inspect(&model());
+    assert_eq!(report["naming"], "Hugging Face");
+    assert_eq!(report["dtypes"], json!({ "F32": 127 }));
+    assert_eq!(
+        (&report["files"], &report["tensors"], &report["parameters"]),
+        (&json!(1), &json!(127), &json!(830722))
+    );
+    assert_eq!((&report["faults"], &report["not_finite"]), (&json!([]), &json!({})));
+    for name in ["read images", "ITC", "ITM"] {
+        assert!(obstacle(&report, name).is_null(), "{name}");
+    }
+    assert_eq!(obstacle(&report, "ITG"), "there is no language-modelling head (cls.predictions)");
+    assert_eq!(obstacle(&report, "stage 1"), "there is no temperature (temp)");
+    assert_eq!(obstacle(&report, "language model"), "there is no language model");
+    let parts = report["parts"].as_array().unwrap();
+    let total: u64 = parts.iter().map(|part| part["parameters"].as_u64().unwrap()).sum();
+    assert_eq!(total, 830722);
+}
+
+#[test]
+fn the_text_says_what_the_json_says() {
+    let text = run(["inspect", &shown(&model())]).succeeds();
+    for line in [
+        "  in 1 file, names of Hugging Face",
+        "  types: F32 (127)",
+        "total                          127         830,722      3.3 MB",
+        "  yes  compare images with texts (ITC)",
+        "  no   go on with stage 1 of training: there is no temperature (temp)",
+        "All tensors fit config.json.",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");
+    }
+}
+
+#[test]
+fn missing_surplus_misshapen_and_infinite_tensors_are_listed() {
+    let mut workplace = Workplace::new();
+    workplace.tensors.remove("query_tokens");
+    workplace.tensors.insert("surplus".into(), HostTensor::new(&[2], vec![f32::NAN, 1.0]));
+    workplace.tensors.insert("itm_head.bias".into(), HostTensor::new(&[3], vec![0.0; 3]));
+    workplace.save(Dtype::F32);
+    let report = inspect(&workplace.model());
+    assert_eq!(
+        report["faults"],
+        json!([
+            "tensor \"query_tokens\" [1, 8, 128] is missing",
+            "tensor \"itm_head.bias\" has shape [3], expected [2]",
+            "tensor \"surplus\" [2] belongs to no part of this model",
+        ])
+    );
+    assert_eq!(report["not_finite"], json!({ "surplus": 1 }));
+    assert!(obstacle(&report, "ITM").is_string());
+}
+
+#[test]
+fn a_file_by_itself_is_told_without_a_configuration() {
+    let report = inspect(&model().join("model.safetensors"));
+    assert!(report["config"].is_null() && report["faults"].is_null());
+    assert_eq!(report["tensors"], 127);
+    let report = inspect(&golden().join("expected.safetensors"));
+    assert!(report["naming"].is_null());
+    assert_eq!(obstacle(&report, "read images"), "there is no Q-Former");
+}
