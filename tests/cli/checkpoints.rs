@@ -122,7 +122,7 @@ fn instructblip_names_give_the_same_query_outputs() {
     workplace.tensors.retain(|name, _| !name.contains("_projection.") && !name.starts_with("itm_head."));
     workplace.save(Dtype::F32);
     workplace.configure(|config| config["model_type"] = "instructblip".into());
-    workplace.embed().is_misused(&["no projections and no matching head"]);
+    workplace.embed().misuses(&["no projections and no matching head"]);
     workplace.has_written_nothing();
     let mut arguments = embed_all(&workplace.model(), &workplace.output());
     arguments.truncate(arguments.len() - TEXTS.len() - 1);

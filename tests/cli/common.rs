@@ -80,7 +80,7 @@ impl Run {
 
     /// A run that asks for what cannot be done.
     #[track_caller]
-    pub(crate) fn is_misused(self, fragments: &[&str]) {
+    pub(crate) fn misuses(self, fragments: &[&str]) {
         assert_eq!((self.code, self.stdout.as_str()), (Some(2), ""), "{self:?}");
         assert!(self.stderr.starts_with("error: "), "{self:?}");
         self.tells(fragments);

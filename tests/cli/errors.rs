@@ -269,10 +269,10 @@ fn calls_that_make_no_sense_are_told_the_usage() {
         (&["--text", "a", "--threads", "0"], "--threads"),
         (&["--text", "a", "--device", "tpu"], "auto, cpu, cuda"),
     ] {
-        embed(&workplace, arguments).is_misused(&[fragment, "--help"]);
+        embed(&workplace, arguments).misuses(&[fragment, "--help"]);
     }
-    run(["score", "--model", "x", "--text", "a"]).is_misused(&["--images"]);
-    run(["score", "--model", "x", "--images", &image]).is_misused(&["--text"]);
-    run(["caption"]).is_misused(&["caption"]);
+    run(["score", "--model", "x", "--text", "a"]).misuses(&["--images"]);
+    run(["score", "--model", "x", "--images", &image]).misuses(&["--text"]);
+    run(["caption"]).misuses(&["caption"]);
     workplace.has_written_nothing();
 }

@@ -65,7 +65,7 @@ fn an_earlier_result_is_replaced_and_foreign_files_are_not() {
     let foreign = folder.path().join("foreign");
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("config.json"), "{}").unwrap();
-    init(&foreign, &[]).is_misused(&["is not empty and was not written by qformer init", "another --output"]);
+    init(&foreign, &[]).misuses(&["is not empty and was not written by qformer init", "another --output"]);
     assert_eq!(fs::read_to_string(foreign.join("config.json")).unwrap(), "{}");
     assert_eq!(foreign.read_dir().unwrap().count(), 1);
 }
