@@ -52,18 +52,18 @@ impl Tokenizer {
     /// ids are not 0, 1, 2, … without gap.
     pub fn load(directory: &Path) -> Result<Self> {
         let config_path = directory.join(CONFIG_FILE_NAME);
-        let config = match config_path.exists() {
+        let config = match input::exists(&config_path) {
             true => input::parse_json(&config_path, &input::read_text(&config_path, FILE_BYTES)?)?,
             false => serde_json::Value::Null,
         };
         let path = directory.join(FILE_NAME);
-        if path.exists() {
+        if input::exists(&path) {
             let json = input::parse_json(&path, &input::read_text(&path, FILE_BYTES)?)?;
             let definition = Definition::from_json(&json, &config);
             return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
         }
         let path = directory.join(VOCABULARY_FILE_NAME);
-        if path.exists() {
+        if input::exists(&path) {
             let definition = Definition::from_vocabulary(&input::read_text(&path, FILE_BYTES)?, &config);
             return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
         }

@@ -86,17 +86,16 @@ fn new_header(metadata: &BTreeMap<String, String>, tensors: &[NewTensor<'_>]) ->
     let mut begin = 0_u64;
     let mut names = BTreeSet::new();
     for NewTensor { name, dtype, shape, .. } in tensors {
+        let wrong = |what: String| Err(Error::usage(format!("tensor \"{}\": {what}", printable(name))));
         if !names.insert(name) || name == "__metadata__" {
-            return Err(Error::usage(format!("two tensors named \"{}\"", printable(name))));
+            return wrong("the name is taken".into());
         }
         if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(Error::usage(format!(
-                "tensor \"{name}\": {dtype} is not written; F32, F16 and BF16 are"
-            )));
+            return wrong(format!("{dtype} is not written; F32, F16 and BF16 are"));
         }
-        let end = header::byte_length(*dtype, shape)
-            .and_then(|bytes| begin.checked_add(bytes))
-            .ok_or_else(|| Error::usage(format!("tensor \"{name}\": shape {shape:?} is too large")))?;
+        let Some(end) = header::byte_length(*dtype, shape).and_then(|bytes| begin.checked_add(bytes)) else {
+            return wrong(format!("shape {shape:?} is too large"));
+        };
         entries.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }));
         begin = end;
     }
