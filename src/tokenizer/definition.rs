@@ -76,16 +76,17 @@ impl Definition {
 
     /// The tokenizer of a `vocab.txt` and its `tokenizer_config.json` (or null).
     pub(super) fn from_vocabulary(text: &str, config: &Value) -> Parsed<Self> {
-        let flag = |name: &str, default| match &config[name] {
-            Value::Null => Ok(default),
+        let flag = |name: &str| match &config[name] {
+            Value::Null => Ok(None),
             value => {
-                value.as_bool().ok_or_else(|| format!("{name} of tokenizer_config.json is not true or false"))
+                let flag = value.as_bool();
+                flag.map(Some).ok_or_else(|| format!("{name} of tokenizer_config.json is not true or false"))
             }
         };
         let mut definition = Self::new(text.lines().map(str::to_owned).collect(), "[UNK]")?;
-        definition.normalizer.lowercase = flag("do_lower_case", true)?;
-        definition.normalizer.handle_chinese_chars = flag("tokenize_chinese_chars", true)?;
-        definition.normalizer.strip_accents = config["strip_accents"].as_bool();
+        definition.normalizer.lowercase = flag("do_lower_case")?.unwrap_or(true);
+        definition.normalizer.handle_chinese_chars = flag("tokenize_chinese_chars")?.unwrap_or(true);
+        definition.normalizer.strip_accents = flag("strip_accents")?;
         for special in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] {
             if definition.ids.contains_key(special) {
                 definition.added.push(AddedToken::from(special, true));
