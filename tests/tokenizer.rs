@@ -116,7 +116,7 @@ fn hostile_texts_are_encoded_or_refused_in_time() {
     let unknown = 1;
     for pattern in ["a", "[", "a\u{301}", "猫", "\u{0}a", "a ", "##", "[SEP]", "\u{202e}x", "\u{1f600}", "ﷺ"]
     {
-        let text = pattern.repeat((1 << 20) / pattern.len());
+        let text = pattern.repeat((1 << 18) / pattern.len());
         let ids = golden().encode(&text, 64).unwrap();
         assert!(ids.len() <= 64 && ids.iter().all(|&id| id < 86), "{pattern}: {ids:?}");
     }
@@ -285,6 +285,7 @@ fn broken_files_are_refused() {
         ("tokenizer.json", r#"{"model": {"vocab": {"a": 0, "a": 1}}}"#.into(), "\"a\" comes twice"),
         ("tokenizer.json", format!("{{\"model\":{{{}}}}}", many.join(",")), "more than 1048576 values"),
         ("tokenizer.json", " ".repeat((32 << 20) + 1), "at most 33554432 are read"),
+        ("vocab.txt", "\n".repeat((1 << 20) + 1), "more than 1048576 tokens"),
         ("vocab.txt", String::new(), "\"[UNK]\" is not in the vocabulary"),
         ("vocab.txt", "[UNK]\n[CLS]".into(), "\"[SEP]\" is not in the vocabulary"),
         ("vocab.txt", "[UNK]\n[CLS]\n[SEP]\na\na".into(), "\"a\" has the ids 3 and 4"),
@@ -333,4 +334,28 @@ fn words_longer_than_the_tokenizer_file_allows_are_unknown() {
     let unknown = 1;
     assert!(!tokenizer.encode("abcd", 64).unwrap().contains(&unknown));
     assert_eq!(tokenizer.encode("abcde", 64).unwrap(), [2, unknown, 3]);
+}
+
+#[test]
+fn strange_added_tokens_are_found_or_refused_but_do_no_harm() {
+    let long = "x".repeat(100_000);
+    for content in ["\u{301}", " ", "\u{0}", "a", "##", "\u{1f600}", &long] {
+        for flags in 0..16 {
+            let id = if content == "a" { 5 } else { 85 };
+            let token = json!({ "id": id, "content": content, "special": true, "single_word": flags & 1 > 0,
+                "lstrip": flags & 2 > 0, "rstrip": flags & 4 > 0, "normalized": flags & 8 > 0 });
+            let folder = folder_with(&[("tokenizer.json", &with("/added_tokens/5", token))]);
+            match Tokenizer::load(folder.path()) {
+                Ok(tokenizer) => {
+                    let text = format!("a {content} cat{content}");
+                    let ids = tokenizer.encode(&text, 512).unwrap();
+                    assert!(
+                        ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary_size()),
+                        "{content}: {ids:?}"
+                    );
+                }
+                Err(error) => assert!(error.to_string().contains("tokenizer.json"), "{error}"),
+            }
+        }
+    }
 }

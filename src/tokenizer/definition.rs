@@ -17,6 +17,9 @@ type Parsed<T> = std::result::Result<T, String>;
 /// square.
 const CHARACTERS_PER_WORD: usize = 1000;
 
+/// Most tokens of a vocabulary.
+const TOKENS: usize = 1 << 20;
+
 /// A WordPiece tokenizer whose parts agree with each other.
 pub(super) struct Definition {
     /// The model's tokens; the index is the id.
@@ -76,6 +79,9 @@ impl Definition {
 
     /// The tokenizer of a `vocab.txt` and its `tokenizer_config.json` (or null).
     pub(super) fn from_vocabulary(text: &str, config: &Value) -> Parsed<Self> {
+        if text.lines().count() > TOKENS {
+            return Err(format!("more than {TOKENS} tokens"));
+        }
         let flag = |name: &str| match &config[name] {
             Value::Null => Ok(None),
             value => {
