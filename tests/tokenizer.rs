@@ -116,7 +116,7 @@ fn hostile_texts_are_encoded_or_refused_in_time() {
     let unknown = 1;
     for pattern in ["a", "[", "a\u{301}", "猫", "\u{0}a", "a ", "##", "[SEP]", "\u{202e}x", "\u{1f600}", "ﷺ"]
     {
-        let text = pattern.repeat((1 << 20) / pattern.len());
+        let text = pattern.repeat((1 << 18) / pattern.len());
         let ids = golden().encode(&text, 64).unwrap();
         assert!(ids.len() <= 64 && ids.iter().all(|&id| id < 86), "{pattern}: {ids:?}");
     }
@@ -228,6 +228,8 @@ fn inconsistent_tokenizers_are_refused() {
         .map(|id| (format!("t{id}"), json!(id)))
         .chain([("[UNK]".into(), json!(1_u64 << 31))])
         .collect();
+    let twice = json!({ "id": 0, "content": "[PAD]", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true });
     let cases = [
         ("/model/vocab", json!({}), "\"[UNK]\" is not in the vocabulary"),
         ("/model/vocab", json!({ "[UNK]": -1 }), "the id -1"),
@@ -249,6 +251,7 @@ fn inconsistent_tokenizers_are_refused() {
         ("/added_tokens/5/id", json!(1_u64 << 31), "\"[DEC]\" has the id 2147483648 instead of 85"),
         ("/added_tokens/5/content", json!("[CLS]"), "\"[CLS]\" has the id 85 instead of 2"),
         ("/added_tokens/5/content", json!(""), "added token 85 is empty"),
+        ("/added_tokens/5", twice, "\"[PAD]\" has the id 0 instead of 0, or comes twice"),
         ("/added_tokens/5/lstrip", json!(null), "lstrip of added token 85"),
         ("/added_tokens/5", json!({}), "lacks its id or content"),
         ("/post_processor/single", json!([]), "is not [CLS], text, [SEP]"),
@@ -282,6 +285,7 @@ fn broken_files_are_refused() {
         ("tokenizer.json", r#"{"model": {"vocab": {"a": 0, "a": 1}}}"#.into(), "\"a\" comes twice"),
         ("tokenizer.json", format!("{{\"model\":{{{}}}}}", many.join(",")), "more than 1048576 values"),
         ("tokenizer.json", " ".repeat((32 << 20) + 1), "at most 33554432 are read"),
+        ("vocab.txt", "\n".repeat((1 << 20) + 1), "more than 1048576 tokens"),
         ("vocab.txt", String::new(), "\"[UNK]\" is not in the vocabulary"),
         ("vocab.txt", "[UNK]\n[CLS]".into(), "\"[SEP]\" is not in the vocabulary"),
         ("vocab.txt", "[UNK]\n[CLS]\n[SEP]\na\na".into(), "\"a\" has the ids 3 and 4"),
@@ -292,18 +296,66 @@ fn broken_files_are_refused() {
         let message = refusal(folder_with(&[(name, &text)]).path());
         assert!(message.contains(fragment), "\"{message}\" does not say \"{fragment}\"");
     }
-    let vocabulary = "[UNK]\n[CLS]\n[SEP]\na";
-    let folder =
-        folder_with(&[("vocab.txt", vocabulary), ("tokenizer_config.json", r#"{"do_lower_case": 1}"#)]);
-    assert!(refusal(folder.path()).contains("do_lower_case of tokenizer_config.json is not true or false"));
+    for name in ["do_lower_case", "strip_accents", "tokenize_chinese_chars"] {
+        let config = json!({ name: 1 }).to_string();
+        let folder = folder_with(&[("vocab.txt", "[UNK]\n[CLS]\n[SEP]"), ("tokenizer_config.json", &config)]);
+        let message = refusal(folder.path());
+        assert!(
+            message.contains(&format!("{name} of tokenizer_config.json is not true or false")),
+            "{message}"
+        );
+    }
 }
 
 #[test]
 fn the_rules_of_the_configuration_are_followed() {
-    let vocabulary = "[UNK]\n[CLS]\n[SEP]\na\nA";
-    let lower = folder_with(&[("vocab.txt", vocabulary)]);
-    let cased =
-        folder_with(&[("vocab.txt", vocabulary), ("tokenizer_config.json", r#"{"do_lower_case": false}"#)]);
-    assert_eq!(Tokenizer::load(lower.path()).unwrap().encode("A", 8).unwrap(), [1, 3, 2]);
-    assert_eq!(Tokenizer::load(cased.path()).unwrap().encode("A", 8).unwrap(), [1, 4, 2]);
+    let vocabulary = "[UNK]\n[CLS]\n[SEP]\na\nA\n\u{e1}\n猫猫\n猫\n[DEC]";
+    let ids = |config: &str, text: &str| {
+        let folder = folder_with(&[("vocab.txt", vocabulary), ("tokenizer_config.json", config)]);
+        let ids = Tokenizer::load(folder.path()).unwrap().encode(text, 8).unwrap();
+        ids[1..ids.len() - 1].to_vec()
+    };
+    assert_eq!(ids("{}", "A"), [3]);
+    assert_eq!(ids(r#"{"do_lower_case": false}"#, "A"), [4]);
+    assert_eq!(ids("{}", "\u{e1}"), [3]);
+    assert_eq!(ids(r#"{"strip_accents": false}"#, "\u{e1}"), [5]);
+    assert_eq!(ids("{}", "猫猫"), [7, 7]);
+    assert_eq!(ids(r#"{"tokenize_chinese_chars": false}"#, "猫猫"), [6]);
+    // A special token is one token; other words in brackets are three.
+    assert_eq!(ids("{}", "[DEC]"), [0, 0, 0]);
+    assert_eq!(ids(r#"{"bos_token": "[DEC]"}"#, "[DEC]"), [8]);
+    assert_eq!(ids(r#"{"bos_token": null}"#, "[DEC]"), [0, 0, 0]);
+}
+
+#[test]
+fn words_longer_than_the_tokenizer_file_allows_are_unknown() {
+    let folder = folder_with(&[("tokenizer.json", &with("/model/max_input_chars_per_word", json!(4)))]);
+    let tokenizer = Tokenizer::load(folder.path()).unwrap();
+    let unknown = 1;
+    assert!(!tokenizer.encode("abcd", 64).unwrap().contains(&unknown));
+    assert_eq!(tokenizer.encode("abcde", 64).unwrap(), [2, unknown, 3]);
+}
+
+#[test]
+fn strange_added_tokens_are_found_or_refused_but_do_no_harm() {
+    let long = "x".repeat(100_000);
+    for content in ["\u{301}", " ", "\u{0}", "a", "##", "\u{1f600}", &long] {
+        for flags in 0..16 {
+            let id = if content == "a" { 5 } else { 85 };
+            let token = json!({ "id": id, "content": content, "special": true, "single_word": flags & 1 > 0,
+                "lstrip": flags & 2 > 0, "rstrip": flags & 4 > 0, "normalized": flags & 8 > 0 });
+            let folder = folder_with(&[("tokenizer.json", &with("/added_tokens/5", token))]);
+            match Tokenizer::load(folder.path()) {
+                Ok(tokenizer) => {
+                    let text = format!("a {content} cat{content}");
+                    let ids = tokenizer.encode(&text, 512).unwrap();
+                    assert!(
+                        ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary_size()),
+                        "{content}: {ids:?}"
+                    );
+                }
+                Err(error) => assert!(error.to_string().contains("tokenizer.json"), "{error}"),
+            }
+        }
+    }
 }
