@@ -1,9 +1,9 @@
 //! Every operation against an independent plain computation, its gradient against finite
 //! differences, and the properties that the model relies on.
 
-//mod absorbed_attention;
+mod absorbed_attention;
 mod activation;
-//mod attention;
+mod attention;
 mod common;
 mod embedding;
 mod gemm;
