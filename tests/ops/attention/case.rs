@@ -46,6 +46,18 @@ fn named(spans: impl Iterator<Item = Span>) -> Vec<usize> {
     spans.flat_map(|s| s.start..s.start + s.len).collect()
 }
 
+fn query_rows(sequences: &[Sequence]) -> Vec<usize> {
+    named(sequences.iter().flat_map(|s| s.queries))
+}
+
+fn key_rows(sequences: &[Sequence], has_prefix: bool) -> Vec<usize> {
+    named(sequences.iter().flat_map(|s| s.keys.into_iter().skip(usize::from(has_prefix))))
+}
+
+fn prefix_rows(sequences: &[Sequence]) -> Vec<usize> {
+    named(sequences.iter().map(|s| s.keys[0]))
+}
+
 /// `matrix` with `value` in every row that is not among `rows`.
 pub(crate) fn with_others(matrix: &Matrix, rows: &[usize], value: f64) -> Matrix {
     Matrix::from_fn(matrix.rows, matrix.cols, |r, c| if rows.contains(&r) { matrix.at(r, c) } else { value })
@@ -70,25 +82,22 @@ impl Case {
             let count = rows.iter().max().map_or(1, |last| last + 2);
             with_others(&random.matrix(count, heads * width), rows, f64::NAN)
         };
-        let query_rows = named(sequences.iter().flat_map(|s| s.queries));
-        let key_rows = named(sequences.iter().flat_map(|s| s.keys.into_iter().skip(usize::from(has_prefix))));
-        let prefix_rows = named(sequences.iter().map(|s| s.keys[0]));
-        let (q, k, v) = (stream(&query_rows), stream(&key_rows), stream(&key_rows));
-        let prefix = has_prefix.then(|| [stream(&prefix_rows), stream(&prefix_rows)]);
+        let (queries, keys) = (query_rows(&sequences), key_rows(&sequences, has_prefix));
+        let (q, k, v) = (stream(&queries), stream(&keys), stream(&keys));
+        let prefix = has_prefix.then(|| [(); 2].map(|()| stream(&prefix_rows(&sequences))));
         Self { name, sequences, mask, heads, q, k, v, prefix }
     }
 
     pub(crate) fn query_rows(&self) -> Vec<usize> {
-        named(self.sequences.iter().flat_map(|s| s.queries))
+        query_rows(&self.sequences)
     }
 
     pub(crate) fn key_rows(&self) -> Vec<usize> {
-        let has_prefix = usize::from(self.prefix.is_some());
-        named(self.sequences.iter().flat_map(|s| s.keys.into_iter().skip(has_prefix)))
+        key_rows(&self.sequences, self.prefix.is_some())
     }
 
     pub(crate) fn prefix_rows(&self) -> Vec<usize> {
-        named(self.sequences.iter().map(|s| s.keys[0]))
+        prefix_rows(&self.sequences)
     }
 
     fn scale(&self) -> f64 {
