@@ -14,7 +14,7 @@ struct Linear {
 }
 
 /// Rows, inputs, outputs: the model's widths at fewer rows, one of each, primes, and both sides of
-/// the bounds of a panel (64) and of a chunk of rows (372 of 704 doubles).
+/// the bounds of a panel (64 outputs) and of a chunk of rows (1 MiB).
 const SHAPES: [[usize; 3]; 8] = [
     [257, 1408, 96],
     [32, 768, 130],
