@@ -22,7 +22,8 @@ pub struct Cursor<'a, D> {
     base: Option<*mut u8>,
     used: usize,
     capacity: usize,
-    borrow: PhantomData<(&'a mut [u8], fn(D))>,
+    borrow: PhantomData<&'a mut [u8]>,
+    device: PhantomData<fn(D)>,
 }
 
 impl<D: Device> Arena<D> {
@@ -38,7 +39,8 @@ impl<D: Device> Arena<D> {
 
     /// Bytes that `carve` takes.
     pub fn bytes(carve: impl FnOnce(&mut Cursor<'_, D>)) -> usize {
-        let mut cursor = Cursor { base: None, used: 0, capacity: usize::MAX, borrow: PhantomData };
+        let mut cursor =
+            Cursor { base: None, used: 0, capacity: usize::MAX, borrow: PhantomData, device: PhantomData };
         carve(&mut cursor);
         cursor.used
     }
@@ -55,6 +57,7 @@ impl<D: Device> Arena<D> {
             used: 0,
             capacity: self.capacity(),
             borrow: PhantomData,
+            device: PhantomData,
         }
     }
 

@@ -27,12 +27,15 @@ pub trait Real:
     fn of_f32(x: f32) -> Self;
     /// The nearest `f32`.
     fn to_f32(self) -> f32;
-    /// eˣ, within 2 units in the last place where the result is a normal number.
+    /// eˣ, within 2 units in the last place; `f32` takes x no lower than -87 and no higher than 88,
+    /// which keeps the result a normal number.
     fn exp(self) -> Self;
     /// ln x.
     fn ln(self) -> Self;
     /// √x.
     fn sqrt(self) -> Self;
+    /// Whether it is not a number.
+    fn is_nan(self) -> bool;
     /// |x|.
     fn abs(self) -> Self;
     /// self · a + b, rounded once.
@@ -44,7 +47,7 @@ pub trait Real:
 /// ln erfc(x) / x as a polynomial in x on [0, 9]: a minimax fit of erfc (absolute error 3.3e-9).
 const LN_ERFC: [f32; 12] = [
     -1.128_379_4,
-    -0.636_616_54,
+    -0.636_616_5,
     -0.102_789_72,
     0.019_164_605,
     0.000_193_426_97,
@@ -92,7 +95,9 @@ impl Real for f32 {
         for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
             p = p.mul_add(r, c);
         }
-        f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+        let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+        // The low bits of a NaN would be added to its exponent as if they were n.
+        if self.is_nan() { self } else { power }
     }
     #[inline(always)]
     fn ln(self) -> Self {
@@ -101,6 +106,10 @@ impl Real for f32 {
     #[inline(always)]
     fn sqrt(self) -> Self {
         f32::sqrt(self)
+    }
+    #[inline(always)]
+    fn is_nan(self) -> bool {
+        f32::is_nan(self)
     }
     #[inline(always)]
     fn abs(self) -> Self {
@@ -144,6 +153,9 @@ impl Real for f64 {
     }
     fn sqrt(self) -> Self {
         f64::sqrt(self)
+    }
+    fn is_nan(self) -> bool {
+        f64::is_nan(self)
     }
     fn abs(self) -> Self {
         f64::abs(self)
@@ -192,14 +204,20 @@ pub(crate) fn maximum<E: Real>(x: &[E]) -> E {
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, &v) in lanes.iter_mut().zip(chunk) {
-            *lane = if *lane >= v { *lane } else { v };
+            *lane = larger(*lane, v);
         }
     }
     let mut largest = lanes[0];
     for &v in lanes.iter().chain(rest) {
-        largest = if largest >= v { largest } else { v };
+        largest = larger(largest, v);
     }
     largest
+}
+
+/// The larger number; NaN if either is NaN.
+#[inline(always)]
+fn larger<E: Real>(a: E, b: E) -> E {
+    if a >= b || a.is_nan() { a } else { b }
 }
 
 #[cfg(test)]
@@ -213,7 +231,9 @@ mod tests {
             let (got, want) = (f64::from(Real::exp(x)), f64::from(x).exp());
             assert!((got - want).abs() <= 2.4e-7 * want, "exp({x}) = {got}, not {want}");
         }
-        assert!(Real::exp(f32::NAN).is_nan());
+        for nan in [f32::NAN, -f32::NAN, f32::from_bits(u32::MAX)] {
+            assert!(Real::exp(nan).is_nan());
+        }
     }
 
     #[test]
@@ -232,6 +252,11 @@ mod tests {
             let x: Vec<f32> = (0..n).map(|i| ((i * 7919) % 101) as f32).collect();
             assert_eq!(sum(n, |i| x[i]), x.iter().sum::<f32>());
             assert_eq!(maximum(&x), x.iter().copied().fold(f32::MIN, f32::max));
+            for place in 0..n {
+                let mut poisoned = x.clone();
+                poisoned[place] = f32::NAN;
+                assert!(maximum(&poisoned).is_nan());
+            }
         }
     }
 }
