@@ -48,8 +48,13 @@ impl Tensor {
 
     fn stored(shape: Shape, layout: Layout) -> Self {
         let mut tensor = Self::zeros(shape, layout);
-        // The high bits of multiples of an odd constant (2³² divided by the golden ratio).
-        let number = |i: usize| (i as u32).wrapping_mul(0x9e37_79b9) as f32 / (1u32 << 31) as f32 - 1.0;
+        // Hashes (SplitMix64), not a sequence of even spread: between rows of that, products are as
+        // large as can be and a softmax sees one key alone.
+        let number = |i: usize| {
+            let mixed = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            (mixed >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+        };
         let values: Vec<f32> = (0..shape.len()).map(number).collect();
         Cpu::new().write(&values, 0, tensor.view_mut());
         tensor
