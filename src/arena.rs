@@ -22,7 +22,8 @@ pub struct Cursor<'a, D> {
     base: Option<*mut u8>,
     used: usize,
     capacity: usize,
-    borrow: PhantomData<(&'a mut [u8], fn(D))>,
+    borrow: PhantomData<&'a mut [u8]>,
+    device: PhantomData<fn(D)>,
 }
 
 impl<D: Device> Arena<D> {
@@ -38,7 +39,8 @@ impl<D: Device> Arena<D> {
 
     /// Bytes that `carve` takes.
     pub fn bytes(carve: impl FnOnce(&mut Cursor<'_, D>)) -> usize {
-        let mut cursor = Cursor { base: None, used: 0, capacity: usize::MAX, borrow: PhantomData };
+        let mut cursor =
+            Cursor { base: None, used: 0, capacity: usize::MAX, borrow: PhantomData, device: PhantomData };
         carve(&mut cursor);
         cursor.used
     }
@@ -55,6 +57,7 @@ impl<D: Device> Arena<D> {
             used: 0,
             capacity: self.capacity(),
             borrow: PhantomData,
+            device: PhantomData,
         }
     }
 
@@ -90,20 +93,21 @@ impl<'a, D> Cursor<'a, D> {
         self.take_as(Shape::new(rows, cols), Layout::Rows { pitch: cols })
     }
 
-    /// The next tensor, stored as `layout` says.
+    /// The next tensor, stored as `layout` says. A cursor that counts gives tensors without rows.
     pub fn take_as<E: Element>(&mut self, shape: Shape, layout: Layout) -> ViewMut<'a, D, E> {
+        assert!(!matches!(layout, Layout::Rows { pitch } if pitch < shape.cols), "rows of {shape:?} overlap");
         let start = self.used;
         let bytes = layout.len(shape).checked_mul(size_of::<E>()).expect("a tensor's size fits in memory");
         self.used =
             start.checked_add(bytes.next_multiple_of(ALIGNMENT)).expect("an arena's size fits in memory");
         assert!(self.used <= self.capacity, "the arena was planned for fewer tensors");
-        let pointer = match self.base {
-            // SAFETY: `start..used` lies within the arena and is handed out once per cursor.
-            Some(base) => unsafe { base.add(start) }.cast::<E>(),
-            None => std::ptr::dangling_mut(),
+        let (pointer, shape) = match self.base {
+            // SAFETY: `start..used` lies within the arena.
+            Some(base) => (unsafe { base.add(start) }.cast::<E>(), shape),
+            None => (std::ptr::dangling_mut(), Shape::new(0, shape.cols)),
         };
-        // SAFETY: exclusive for 'a as the cursor borrows the arena exclusively. While counting, the
-        // view points nowhere: `Arena::bytes` drops it unused.
+        // SAFETY: exclusive for 'a, as the cursor borrows the arena exclusively and hands every place
+        // out once. While counting, the view has no rows.
         unsafe { ViewMut::new(pointer, shape, layout) }
     }
 }

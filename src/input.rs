@@ -40,6 +40,12 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     Ok((file, metadata.len()))
 }
 
+/// Whether there is anything at `path`, be it a symbolic link to nothing: opening that, unlike taking
+/// the file for absent, tells what is wrong.
+pub(crate) fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
 /// Reads a UTF-8 text file of at most `limit` bytes.
 ///
 /// # Errors
@@ -70,7 +76,7 @@ pub(crate) fn parse_json(path: &Path, text: &str) -> Result<Value> {
 
 /// `error` as the crate's own, its quotations from the file made safe to print.
 pub(crate) fn json_error(path: &Path, error: &serde_json::Error) -> Error {
-    Error::input(path, format_args!("not valid JSON: {}", printable(&error.to_string())))
+    Error::input(path, format_args!("bad JSON: {}", printable(&error.to_string())))
 }
 
 /// `text` with control, bidirectional and other invisible characters escaped, cut after 200

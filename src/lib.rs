@@ -1,4 +1,33 @@
-//! BLIP-2's Querying Transformer.
+//! BLIP-2's Querying Transformer: 32 learned queries read a frozen image encoder's features through
+//! cross-attention and speak to text through masked shared self-attention.
+//!
+//! # A tour
+//! Four things are read from a checkpoint's folder, and each does one step:
+//!
+//! | step | type | from → to |
+//! |---|---|---|
+//! | read a photograph | [`ImageProcessor`] | file → pixels [B, 3, S, S] |
+//! | encode it | [`VisionEncoder`] | pixels → image features [B, N, W] |
+//! | read a text | [`Tokenizer`] | text → token ids |
+//! | query | [`QFormer`] | image features, token ids → features, similarities, matching scores |
+//!
+//! - [`QFormer::encode_image`]: each query's output [B, Q, D] and unit feature [B, Q, E];
+//! - [`QFormer::encode_text`]: each text's unit feature [T, E];
+//! - [`QFormer::similarity`]: contrastive similarity, the largest cosine over an image's queries;
+//! - [`QFormer::match_score`]: the matching score of a pair, in either form of [`Matching`].
+//!
+//! The letters of shapes are explained in [`config`]. Features can be kept and read again
+//! ([`HostTensor`]), so the encoder, by far the larger part, need not run twice.
+//!
+//! # How it is built
+//! Dependencies run downward: [`qformer`](mod@qformer) and [`vision`] are made of [`layers`], layers
+//! of [`ops`], and operations run on a [`device`] over [`tensor`] views carved from an [`arena`]. The
+//! graph is generic in its device, so [`Cpu`] in `f64` checks what [`Cpu`] in `f32` computes fast.
+//! [`params`] is the tree of parameters and the files it is read from.
+//!
+//! # Errors
+//! Whatever comes from outside, be it a file, a shape or a token, is checked and refused with an
+//! [`Error`] that names it; panics are for mistakes of this crate's own.
 
 pub mod arena;
 pub mod config;
@@ -18,5 +47,13 @@ mod workspace;
 pub use config::Config;
 pub use device::Cpu;
 pub use error::{Error, Result};
-pub use qformer::QFormer;
+pub use qformer::{ImageFeatures, Match, Matching, QFormer};
+pub use tensor::HostTensor;
 pub use tokenizer::Tokenizer;
+pub use vision::encoder::VisionEncoder;
+pub use vision::image::ImageProcessor;
+
+/// The README's examples, run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

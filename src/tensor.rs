@@ -88,19 +88,24 @@ impl Layout {
     /// Elements that a matrix of this shape takes in this layout.
     pub const fn len(self, shape: Shape) -> usize {
         match self {
-            Layout::Rows { pitch } if shape.rows == 0 => pitch * 0,
+            Layout::Rows { .. } if shape.rows == 0 => 0,
             Layout::Rows { pitch } => pitch * (shape.rows - 1) + shape.cols,
             Layout::Panels => shape.rows.next_multiple_of(PANEL) * shape.cols,
         }
     }
 }
 
+/// A shared borrow of elements on device `D`.
+type Shared<'a, D, E> = PhantomData<(&'a [E], fn(D))>;
+/// An exclusive borrow of elements on device `D`.
+type Exclusive<'a, D, E> = PhantomData<(&'a mut [E], fn(D))>;
+
 /// Shared view of a matrix on device `D`.
 pub struct View<'a, D, E> {
     pointer: *const E,
     shape: Shape,
     layout: Layout,
-    borrow: PhantomData<(&'a [E], fn(D))>,
+    borrow: Shared<'a, D, E>,
 }
 
 /// Exclusive view of a matrix on device `D`.
@@ -108,7 +113,7 @@ pub struct ViewMut<'a, D, E> {
     pointer: *mut E,
     shape: Shape,
     layout: Layout,
-    borrow: PhantomData<(&'a mut [E], fn(D))>,
+    borrow: Exclusive<'a, D, E>,
 }
 
 impl<D, E> Clone for View<'_, D, E> {

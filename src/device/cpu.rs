@@ -102,9 +102,9 @@ impl<E: Real> Device for Cpu<E> {
 }
 
 impl<'a, C, E: Element> View<'a, Cpu<C>, E> {
-    /// One row.
+    /// One row of a matrix that is stored by rows.
     #[inline(always)]
-    pub(crate) fn row(self, index: usize) -> &'a [E] {
+    pub fn row(self, index: usize) -> &'a [E] {
         assert!(index < self.rows());
         // SAFETY: the row lies within memory that the view borrows for 'a.
         unsafe { std::slice::from_raw_parts(self.pointer().add(index * self.pitch()), self.cols()) }
@@ -124,6 +124,14 @@ pub(crate) struct Rows<'a, E> {
 unsafe impl<E: Send> Sync for Rows<'_, E> {}
 
 impl<'a, C, E: Element> ViewMut<'a, Cpu<C>, E> {
+    /// One row of a matrix that is stored by rows.
+    pub fn row_mut(&mut self, index: usize) -> &mut [E] {
+        assert!(index < self.rows());
+        let (offset, cols) = (index * self.pitch(), self.cols());
+        // SAFETY: the row lies within memory that is this view's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer().add(offset), cols) }
+    }
+
     /// Hands the rows out one by one.
     pub(crate) fn into_rows(mut self) -> Rows<'a, E> {
         let (pitch, shape) = (self.pitch(), self.shape());
@@ -168,8 +176,9 @@ impl<E: Real> Factor<E> {
     pub(crate) fn of(view: View<'_, Cpu<E>, E>, row: usize, col: usize) -> Self {
         let pitch = view.pitch();
         assert!(row <= view.rows() && col <= view.cols());
-        // At the very end of the view the address may lie past it; nothing is read there then.
-        Self { pointer: view.pointer().wrapping_add(row * pitch + col), row_step: pitch, col_step: 1 }
+        // Wrapping: an empty part of the view may start past the last element.
+        let pointer = view.pointer().wrapping_add(row * pitch + col);
+        Self { pointer, row_step: pitch, col_step: 1 }
     }
 
     /// A matrix in a slice, row after row.

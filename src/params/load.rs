@@ -96,15 +96,35 @@ impl<'a> NamedCheckpoint<'a> {
         let parts = qkv_bias_parts(&part.name)?;
         (!self.contains(&part.name) && self.contains(&parts.0)).then_some(parts)
     }
+}
+
+/// Where parameters come from.
+pub trait TensorSource {
+    /// Refuses, naming them all, tensors that cannot be read.
+    ///
+    /// # Errors
+    /// Fails if one of `parts` is missing or misshapen.
+    fn check(&self, parts: &[&Part]) -> Result<()>;
 
     /// Streams `part` to `sink(first element, values)`; returns how many values are not finite.
-    fn read(&self, part: &Part, mut sink: impl FnMut(usize, &[f32])) -> Result<usize> {
+    ///
+    /// # Errors
+    /// Fails if the tensor cannot be read.
+    fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize>;
+}
+
+impl TensorSource for NamedCheckpoint<'_> {
+    fn check(&self, parts: &[&Part]) -> Result<()> {
+        reject(self.checkpoint, parts.iter().filter_map(|part| self.fault(part)).collect())
+    }
+
+    fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
         let Some((q_bias, v_bias)) = self.split_bias(part) else {
             return self.checkpoint.read_f32(self.stored[&part.name], sink);
         };
         let third = part.len() / 3;
         sink(third, &vec![0.0; third]);
-        let of_q = self.checkpoint.read_f32(self.stored[&q_bias], &mut sink)?;
+        let of_q = self.checkpoint.read_f32(self.stored[&q_bias], &mut *sink)?;
         let of_v =
             self.checkpoint.read_f32(self.stored[&v_bias], |at, values| sink(2 * third + at, values))?;
         Ok(of_q + of_v)
@@ -124,18 +144,20 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
     /// in all.
     ///
     /// # Errors
-    /// Fails, naming every missing or misshapen tensor, before anything is read; and if the
-    /// checkpoint cannot be read or there is no room.
+    /// Fails as [`TensorSource::check`] before anything is read, and if a tensor cannot be read or
+    /// there is no room.
     pub fn load<S>(
         device: &D,
         specs: &S,
-        checkpoint: &NamedCheckpoint<'_>,
+        source: &dyn TensorSource,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self>
     where
         S: Tree<Spec, With<Slot> = P>,
     {
-        reject(checkpoint.checkpoint, checkpoint.faults(specs))?;
+        let mut parts = Vec::new();
+        specs.map(&mut |spec| parts.extend(&spec.parts));
+        source.check(&parts)?;
         let mut arena = Arena::planned(device, "the weights", |cursor| {
             specs.map(&mut |spec| drop(cursor.take_as::<D::Elem>(spec.shape, spec.layout::<D>())));
         })?;
@@ -148,7 +170,7 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
             let layout = spec.layout::<D>();
             let mut to = cursor.take_as(spec.shape, layout);
             if result.is_ok() {
-                result = fill(device, checkpoint, spec, &mut to, &mut not_finite);
+                result = fill(device, source, spec, &mut to, &mut not_finite);
                 progress(cursor.used(), total);
             }
             Slot { spec: spec.clone(), offset, layout }
@@ -170,14 +192,14 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
 
 fn fill<D: Device>(
     device: &D,
-    checkpoint: &NamedCheckpoint<'_>,
+    source: &dyn TensorSource,
     spec: &Spec,
     to: &mut M<'_, D>,
     not_finite: &mut Vec<(String, usize)>,
 ) -> Result<()> {
     let mut first = 0;
     for part in &spec.parts {
-        let count = checkpoint.read(part, |at, values| device.write(values, first + at, to.reborrow()))?;
+        let count = source.read(part, &mut |at, values| device.write(values, first + at, to.reborrow()))?;
         if count > 0 {
             not_finite.push((part.name.clone(), count));
         }

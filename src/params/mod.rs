@@ -9,7 +9,7 @@ mod load;
 pub mod names;
 pub mod safetensors;
 
-pub use load::{NamedCheckpoint, Weights, reject_surplus};
+pub use load::{NamedCheckpoint, TensorSource, Weights, reject_surplus};
 
 use crate::arena::Arena;
 use crate::device::{Device, V};

@@ -17,7 +17,7 @@ use crate::ops::embedding::EmbeddingForward;
 use crate::ops::normalize::NormalizeForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
 use crate::params::safetensors::Checkpoint;
-use crate::params::{NamedCheckpoint, Slot, Weights, part_names, reject_surplus};
+use crate::params::{NamedCheckpoint, Slot, TensorSource, Weights, part_names, reject_surplus};
 use crate::tensor::{HostTensor, ViewMut};
 use crate::workspace::Workspace;
 use std::path::Path;
@@ -90,7 +90,22 @@ impl<B: Backend> QFormer<B> {
                 .any(|p| name.starts_with(p))
                 || name == "temp"
         })?;
-        let weights = Weights::load(&device, &specs, &checkpoint, progress)?;
+        Self::from_source(device, config, abilities, &checkpoint, progress)
+    }
+
+    /// The same with parameters from anywhere.
+    ///
+    /// # Errors
+    /// Fails as the source does, and if there is not enough memory.
+    pub fn from_source(
+        device: B,
+        config: Config,
+        abilities: Abilities,
+        source: &dyn TensorSource,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let specs = Parameters::spec(&config, abilities);
+        let weights = Weights::load(&device, &specs, source, progress)?;
         let hidden = config.qformer.hidden_size;
         let first_attended = Arena::planned(&device, "the queries", |cursor| {
             drop(cursor.take::<B::Elem>(config.num_query_tokens, hidden));

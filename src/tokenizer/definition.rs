@@ -17,6 +17,9 @@ type Parsed<T> = std::result::Result<T, String>;
 /// square.
 const CHARACTERS_PER_WORD: usize = 1000;
 
+/// Most tokens of a vocabulary.
+const TOKENS: usize = 1 << 20;
+
 /// A WordPiece tokenizer whose parts agree with each other.
 pub(super) struct Definition {
     /// The model's tokens; the index is the id.
@@ -76,16 +79,20 @@ impl Definition {
 
     /// The tokenizer of a `vocab.txt` and its `tokenizer_config.json` (or null).
     pub(super) fn from_vocabulary(text: &str, config: &Value) -> Parsed<Self> {
-        let flag = |name: &str, default| match &config[name] {
-            Value::Null => Ok(default),
+        if text.lines().count() > TOKENS {
+            return Err(format!("more than {TOKENS} tokens"));
+        }
+        let flag = |name: &str| match &config[name] {
+            Value::Null => Ok(None),
             value => {
-                value.as_bool().ok_or_else(|| format!("{name} of tokenizer_config.json is not true or false"))
+                let flag = value.as_bool();
+                flag.map(Some).ok_or_else(|| format!("{name} of tokenizer_config.json is not true or false"))
             }
         };
         let mut definition = Self::new(text.lines().map(str::to_owned).collect(), "[UNK]")?;
-        definition.normalizer.lowercase = flag("do_lower_case", true)?;
-        definition.normalizer.handle_chinese_chars = flag("tokenize_chinese_chars", true)?;
-        definition.normalizer.strip_accents = config["strip_accents"].as_bool();
+        definition.normalizer.lowercase = flag("do_lower_case")?.unwrap_or(true);
+        definition.normalizer.handle_chinese_chars = flag("tokenize_chinese_chars")?.unwrap_or(true);
+        definition.normalizer.strip_accents = flag("strip_accents")?;
         for special in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"] {
             if definition.ids.contains_key(special) {
                 definition.added.push(AddedToken::from(special, true));

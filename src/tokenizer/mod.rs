@@ -7,7 +7,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use tokenizers::AddedToken;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
@@ -52,18 +51,19 @@ impl Tokenizer {
     /// ids are not 0, 1, 2, … without gap.
     pub fn load(directory: &Path) -> Result<Self> {
         let config_path = directory.join(CONFIG_FILE_NAME);
-        let config = match config_path.exists() {
-            true => input::parse_json(&config_path, &input::read_text(&config_path, FILE_BYTES)?)?,
-            false => serde_json::Value::Null,
+        let config = if input::exists(&config_path) {
+            input::parse_json(&config_path, &input::read_text(&config_path, FILE_BYTES)?)?
+        } else {
+            serde_json::Value::Null
         };
         let path = directory.join(FILE_NAME);
-        if path.exists() {
+        if input::exists(&path) {
             let json = input::parse_json(&path, &input::read_text(&path, FILE_BYTES)?)?;
             let definition = Definition::from_json(&json, &config);
             return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
         }
         let path = directory.join(VOCABULARY_FILE_NAME);
-        if path.exists() {
+        if input::exists(&path) {
             let definition = Definition::from_vocabulary(&input::read_text(&path, FILE_BYTES)?, &config);
             return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
         }
@@ -173,7 +173,6 @@ fn build(definition: Definition) -> tokenizers::Result<tokenizers::Tokenizer> {
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_normalizer(Some(definition.normalizer))?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-    let added: Vec<AddedToken> = definition.added;
-    tokenizer.add_tokens(added)?;
+    tokenizer.add_tokens(definition.added)?;
     Ok(tokenizer)
 }

@@ -10,7 +10,7 @@ use crate::ops::Backend;
 use crate::ops::attention::{Attention, AttentionForward, Mask, Sequences};
 use crate::ops::embedding::EmbeddingForward;
 use crate::params::safetensors::Checkpoint;
-use crate::params::{NamedCheckpoint, Slot, Spec, Tree, Weights, part_names, reject_surplus};
+use crate::params::{NamedCheckpoint, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus};
 use crate::tensor::{HostTensor, ViewMut};
 use crate::workspace::Workspace;
 use std::path::Path;
@@ -189,7 +189,20 @@ impl<B: Backend> VisionEncoder<B> {
                 // LAVIS's pair in place of a bias, and the keys' bias that is always zero.
                 || name.ends_with(".self_attn.q_bias") || name.ends_with(".self_attn.v_bias")
         })?;
-        let weights = Weights::load(&device, &specs, &checkpoint, progress)?;
+        Self::from_source(device, config, &checkpoint, progress)
+    }
+
+    /// The same with parameters from anywhere.
+    ///
+    /// # Errors
+    /// Fails as the source does, and if there is not enough memory.
+    pub fn from_source(
+        device: B,
+        config: &Config,
+        source: &dyn TensorSource,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        let weights = Weights::load(&device, &Parameters::spec(&config.vision), source, progress)?;
         Ok(Self { device, config: config.vision.clone(), weights, workspace: Workspace::default() })
     }
 

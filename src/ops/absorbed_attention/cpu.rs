@@ -59,6 +59,12 @@ impl<E: Real> AbsorbedAttention for Cpu<E> {
         assert_eq!(value_weight.shape(), key_weight.shape(), "value_weight [D, W]");
         assert_eq!(out.shape(), q.shape());
         let (queries, tokens, head_width) = (q.rows() / images, image.rows() / images, hidden / heads);
+        for weight in [key_weight, value_weight] {
+            assert!(
+                weight.layout() != Layout::Panels || PANEL.is_multiple_of(head_width),
+                "a head lies within one panel"
+            );
+        }
         let scale = E::of(scale);
         let heads_per_task = (ROWS_PER_TASK / queries).clamp(1, heads);
         let tasks_per_image = heads.div_ceil(heads_per_task);

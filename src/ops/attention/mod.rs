@@ -70,6 +70,8 @@ pub struct Sequences {
     sequences: Vec<Sequence>,
     /// Bounds of the groups of sequences with equal keys: group g is `groups[g]..groups[g + 1]`.
     groups: Vec<usize>,
+    /// Whether some first and second span of keys name the same row, which only a prefix explains.
+    spans_share_keys: bool,
 }
 
 impl Sequences {
@@ -77,18 +79,18 @@ impl Sequences {
     pub fn new(sequences: Vec<Sequence>) -> Self {
         let mut groups: Vec<usize> =
             (0..sequences.len()).filter(|&i| i == 0 || sequences[i].keys != sequences[i - 1].keys).collect();
+        assert!(disjoint(sequences.iter().flat_map(|s| s.queries)), "two sequences share a query row");
         for span in 0..2 {
-            let queries = sequences.iter().map(|s| s.queries[span]);
             let keys = groups.iter().map(|&g| sequences[g].keys[span]);
-            assert!(disjoint(queries), "two sequences share a query row");
             assert!(disjoint(keys), "sequences that read the same keys stand apart");
         }
+        let spans_share_keys = !disjoint(groups.iter().flat_map(|&g| sequences[g].keys));
         assert!(
             sequences.iter().all(|s| s.key_count() > 0 || s.query_count() == 0),
             "a query has no key to attend to"
         );
         groups.push(sequences.len());
-        Self { sequences, groups }
+        Self { sequences, groups, spans_share_keys }
     }
 
     /// Self-attention of `count` sets of `len` rows that follow one another.
@@ -103,6 +105,7 @@ impl Sequences {
     }
 
     fn check(&self, queries: usize, keys: usize, prefix: Option<usize>) {
+        assert!(prefix.is_some() || !self.spans_share_keys, "two spans share a key row");
         for s in &self.sequences {
             assert!(s.queries.iter().all(|q| q.end() <= queries), "{s:?} has {queries} query rows");
             assert!(s.keys[0].end() <= prefix.unwrap_or(keys), "{s:?} has {prefix:?} or {keys} key rows");

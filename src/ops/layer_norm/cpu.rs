@@ -58,6 +58,7 @@ impl<E: Real> LayerNormOp for Cpu<E> {
         let (rows, width) = (s.rows(), s.cols());
         assert_eq!(dy.shape(), s.shape());
         assert_eq!(dsum.shape(), s.shape());
+        assert_eq!((dweight.cols(), dbias.cols()), (width, width), "dweight and dbias [1, width]");
         let weight = &weight.row(0)[..width];
         let scale = E::of(1.0 / width as f64);
         let dsum = dsum.into_rows();

@@ -31,8 +31,14 @@ impl<E: Real> NormalizeOp for Cpu<E> {
         let dx = dx.into_rows();
         (0..x.rows()).into_par_iter().with_min_len(16).for_each(|r| {
             let (x, dy) = (x.row(r), dy.row(r));
-            let inverse = E::ONE / length(x);
-            let along = sum(x.len(), |i| x[i] * dy[i]) * inverse * inverse;
+            let length = length(x);
+            let inverse = E::ONE / length;
+            // A length that counts as the smallest does not change with x.
+            let along = if length == E::of(SMALLEST_LENGTH) {
+                E::ZERO
+            } else {
+                sum(x.len(), |i| x[i] * dy[i]) * inverse * inverse
+            };
             // SAFETY: one task a row.
             for (i, dx) in unsafe { dx.row(r) }.iter_mut().enumerate() {
                 *dx = (dy[i] - x[i] * along) * inverse;

@@ -31,6 +31,6 @@ pub struct NormalizeBackward<'a, D: Device> {
 pub trait NormalizeOp: Device {
     /// y = x / max(‖x‖, 1e-12)
     fn normalize_forward(&self, args: NormalizeForward<'_, Self>) -> Result<()>;
-    /// dx = (dy − y·(y·dy)) / ‖x‖
+    /// dx = (dy − y·(y·dy)) / ‖x‖, or dy / 1e-12 where ‖x‖ is smaller than that
     fn normalize_backward(&self, args: NormalizeBackward<'_, Self>) -> Result<()>;
 }

@@ -37,8 +37,8 @@ impl<E: Real> SimilarityOp for Cpu<E> {
             }
             for q in 1..count {
                 for (t, &score) in scores[q * n..(q + 1) * n].iter().enumerate() {
-                    // Not `score > best`: a NaN must not be passed over.
-                    if !(score <= best[t]) {
+                    // A NaN must not be passed over, and none is larger than one.
+                    if score > best[t] || score.is_nan() {
                         best[t] = score;
                         if let Some(winner) = &mut winner {
                             winner[t] = q as u32;
@@ -53,6 +53,7 @@ impl<E: Real> SimilarityOp for Cpu<E> {
     fn similarity_backward(&self, args: SimilarityBackward<'_, Self>) -> Result<()> {
         let SimilarityBackward { pairing, queries, texts, winner, dsimilarity, dqueries, dtexts } = args;
         let images = dsimilarity.rows();
+        assert_eq!(queries.cols(), texts.cols(), "queries and texts [.., E]");
         assert_eq!((images, dsimilarity.cols()), pairing.shape(images, texts.rows()));
         assert_eq!(winner.shape(), dsimilarity.shape());
         assert!(dqueries.shape() == queries.shape() && dtexts.shape() == texts.shape());
@@ -66,6 +67,7 @@ impl<E: Real> SimilarityOp for Cpu<E> {
                 unsafe { dqueries.row(image * count + q) }.fill(E::ZERO);
             }
             for (column, (&d, &q)) in dsimilarity.row(image).iter().zip(winner.row(image)).enumerate() {
+                assert!((q as usize) < count, "winner {q} of {count} queries");
                 // SAFETY: as above.
                 let dquery = unsafe { dqueries.row(image * count + q as usize) };
                 let text = texts.row(text_of(image, column));

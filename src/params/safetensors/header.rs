@@ -21,7 +21,7 @@ const DIMENSIONS: usize = 8;
 /// Longest name of a tensor, in bytes.
 const NAME_BYTES: usize = 512;
 /// Most free-form metadata, keys and values, in bytes: room for the names of a million images.
-const METADATA_BYTES: usize = 32 << 20;
+pub(super) const METADATA_BYTES: usize = 32 << 20;
 
 /// What a header says, checked against the length of its file.
 pub(super) struct Header {

@@ -84,11 +84,11 @@ impl Checkpoint {
             return Self::open_shards(path, vec![path.to_owned()]);
         }
         let file = path.join(FILE_NAME);
-        if file.exists() {
+        if input::exists(&file) {
             return Self::open_shards(path, vec![file]);
         }
         let index = path.join(INDEX_FILE_NAME);
-        if index.exists() {
+        if input::exists(&index) {
             return Self::open_index(path, &index);
         }
         Err(Error::input(path, format_args!("holds neither {FILE_NAME} nor {INDEX_FILE_NAME}")))

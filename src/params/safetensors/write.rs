@@ -61,7 +61,7 @@ impl<'a> NewTensor<'a> {
 /// for, added.
 ///
 /// # Errors
-/// Fails if two tensors have one name, if a dtype is not F32, F16 or BF16, if a finite value does not
+/// Fails if two tensors have one name, if there is more metadata than 32 MiB, if a dtype is not F32, F16 or BF16, if a finite value does not
 /// fit its dtype, if a `fill` fails, or if the operating system refuses to write.
 pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<NewTensor<'_>>) -> Result<()> {
     let mut tensors = tensors;
@@ -78,6 +78,13 @@ pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<NewT
 
 /// The header's JSON, padded with spaces to a multiple of 8 bytes.
 fn new_header(metadata: &BTreeMap<String, String>, tensors: &[NewTensor<'_>]) -> Result<String> {
+    let metadata_bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if metadata_bytes > header::METADATA_BYTES {
+        let limit = header::METADATA_BYTES;
+        return Err(Error::usage(format!(
+            "{metadata_bytes} bytes of metadata; at most {limit} are read again"
+        )));
+    }
     let mut format = Map::new();
     format.insert("format".into(), "pt".into());
     format.extend(metadata.iter().map(|(key, value)| (key.clone(), value.as_str().into())));
@@ -86,17 +93,16 @@ fn new_header(metadata: &BTreeMap<String, String>, tensors: &[NewTensor<'_>]) ->
     let mut begin = 0_u64;
     let mut names = BTreeSet::new();
     for NewTensor { name, dtype, shape, .. } in tensors {
+        let wrong = |what: String| Err(Error::usage(format!("tensor \"{}\": {what}", printable(name))));
         if !names.insert(name) || name == "__metadata__" {
-            return Err(Error::usage(format!("two tensors named \"{}\"", printable(name))));
+            return wrong("the name is taken".into());
         }
         if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(Error::usage(format!(
-                "tensor \"{name}\": {dtype} is not written; F32, F16 and BF16 are"
-            )));
+            return wrong(format!("{dtype} is not written; F32, F16 and BF16 are"));
         }
-        let end = header::byte_length(*dtype, shape)
-            .and_then(|bytes| begin.checked_add(bytes))
-            .ok_or_else(|| Error::usage(format!("tensor \"{name}\": shape {shape:?} is too large")))?;
+        let Some(end) = header::byte_length(*dtype, shape).and_then(|bytes| begin.checked_add(bytes)) else {
+            return wrong(format!("shape {shape:?} is too large"));
+        };
         entries.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }));
         begin = end;
     }

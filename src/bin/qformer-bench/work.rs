@@ -1,0 +1,334 @@
+//! What is measured: inputs, passes, their operation counts and their answers.
+
+use crate::PartKind;
+use crate::reference::Reference;
+use qformer::config::Config;
+use qformer::ops::absorbed_attention::CrossSizes;
+use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
+use qformer::params::{NamedCheckpoint, Part, TensorSource};
+use qformer::qformer::{Abilities, Matching};
+use qformer::tensor::{HostTensor, Layout};
+use qformer::vision::encoder::VisionEncoder;
+use qformer::{Cpu, Error, QFormer, Result};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Shortest and longest caption, in tokens with [CLS] and [SEP].
+const CAPTION_TOKENS: [usize; 2] = [9, 16];
+
+/// Largest relative error that passes: single against double precision through twelve layers.
+const TOLERANCE: f64 = 1e-4;
+
+/// Inputs and model.
+pub(crate) struct Work {
+    config: Config,
+    model: QFormer,
+    vision: Option<VisionEncoder>,
+    source: Source,
+    /// [B, N, W]
+    vision_output: HostTensor,
+    /// [B, 3, S, S]; empty unless the image encoder is measured.
+    pixels: HostTensor,
+    texts: Vec<Vec<u32>>,
+    batch: usize,
+}
+
+/// A part to be measured.
+pub(crate) struct WorkPart {
+    pub(crate) name: &'static str,
+    pub(crate) items: usize,
+    pub(crate) unit: &'static str,
+    /// Operations actually done in products and attention.
+    pub(crate) flops: f64,
+}
+
+/// An answer compared with the independent computation.
+pub(crate) struct Check {
+    pub(crate) name: &'static str,
+    pub(crate) error: f64,
+}
+
+/// Where the weights come from.
+enum Source {
+    Random,
+    Checkpoint(Checkpoint),
+}
+
+impl Source {
+    fn with<R>(&self, use_it: impl FnOnce(&(dyn TensorSource + Sync)) -> Result<R>) -> Result<R> {
+        match self {
+            Source::Random => use_it(&RandomWeights),
+            Source::Checkpoint(checkpoint) => use_it(&NamedCheckpoint::new(checkpoint)?),
+        }
+    }
+}
+
+/// Weights of the size that trained ones have, different for every tensor and the same in every run.
+struct RandomWeights;
+
+impl TensorSource for RandomWeights {
+    fn check(&self, _: &[&Part]) -> Result<()> {
+        Ok(())
+    }
+
+    fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
+        let is_scale = part.name.ends_with("orm.weight")
+            || part.name.contains("norm1.weight")
+            || part.name.contains("norm2.weight");
+        let centre = if is_scale { 1.0 } else { 0.0 };
+        let seed = part.name.bytes().fold(0, |hash: u64, byte| mix(hash ^ u64::from(byte)));
+        let values: Vec<f32> =
+            (0..part.len()).into_par_iter().map(|i| centre + 0.06 * uniform(seed, i)).collect();
+        sink(0, &values);
+        Ok(0)
+    }
+}
+
+/// A bijection that scatters bits (SplitMix64's).
+fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// Number `index` of a stream, in [-1, 1).
+fn uniform(seed: u64, index: usize) -> f32 {
+    let bits = mix(seed ^ mix(index as u64)) >> 40;
+    bits as f32 / (1u64 << 23) as f32 - 1.0
+}
+
+fn random_tensor(shape: &[usize], seed: u64) -> HostTensor {
+    HostTensor::new(shape, (0..shape.iter().product()).into_par_iter().map(|i| uniform(seed, i)).collect())
+}
+
+impl Work {
+    pub(crate) fn prepare(model: Option<&Path>, batch: usize, parts: &[PartKind]) -> Result<Self> {
+        let (config, source) = match model {
+            Some(path) => (Config::load(path)?, Source::Checkpoint(Checkpoint::open(path)?)),
+            None => (Config::blip2_vit_g(), Source::Random),
+        };
+        if !config.qformer.use_qformer_text_input {
+            return Err(Error::usage("the model reads no text; measure one of Blip2ForImageTextRetrieval"));
+        }
+        let abilities = Abilities { text: true, retrieval: true };
+        let loaded = source.with(|source| {
+            let model = QFormer::from_source(Cpu::new(), config.clone(), abilities, source, &mut |_, _| ())?;
+            let vision = parts
+                .contains(&PartKind::Vision)
+                .then(|| VisionEncoder::from_source(Cpu::new(), &config, source, &mut |_, _| ()));
+            Ok((model, vision.transpose()?))
+        })?;
+        let (tokens, side) = (config.image_tokens(), config.vision.image_size);
+        let pictures = if loaded.1.is_some() { batch } else { 0 };
+        let [shortest, longest] = CAPTION_TOKENS;
+        let token = |text: usize, i: usize| {
+            (mix((text * longest + i) as u64) % config.qformer.vocab_size as u64) as u32
+        };
+        Ok(Self {
+            model: loaded.0,
+            vision: loaded.1,
+            source,
+            vision_output: random_tensor(&[batch, tokens, config.vision.hidden_size], 1),
+            pixels: random_tensor(&[pictures, 3, side, side], 2),
+            texts: (0..batch)
+                .map(|text| {
+                    let length = shortest + text * 5 % (longest - shortest + 1);
+                    (0..length).map(|i| token(text, i)).collect()
+                })
+                .collect(),
+            batch,
+            config,
+        })
+    }
+
+    /// Compares the passes with the independent computation.
+    pub(crate) fn check(&self) -> Result<Vec<Check>> {
+        let first = HostTensor::new(
+            &[1, self.vision_output.shape[1], self.vision_output.shape[2]],
+            self.vision_output.values[..self.vision_output.values.len() / self.batch].to_vec(),
+        );
+        let image = self.model.encode_image(&self.vision_output)?.query_output;
+        let texts = self.model.encode_text(&self.texts)?;
+        let pair = [(0, 0)];
+        let logits = self.model.match_score(&first, &self.texts, &pair, Matching::Classifier)?[0].logits;
+        let cosine = self.model.match_score(&first, &self.texts, &pair, Matching::MaxSimilarity)?[0].score;
+        let checks = self.source.with(|source| {
+            let reference = Reference { source, config: &self.config };
+            let query_output: Vec<f64> = reference.image_pass(&first.values).concat();
+            let joint = reference.joint_pass(&first.values, &self.texts[0]);
+            Ok(vec![
+                Check::new("image pass: query output", &image.values[..query_output.len()], &query_output),
+                Check::new(
+                    "text pass: feature",
+                    &texts.values[..texts.shape[1]],
+                    &reference.text_pass(&self.texts[0]),
+                ),
+                Check::new("joint pass: logits", &logits.expect("of the classifier"), &joint.logits),
+                Check::new("joint pass: largest cosine", &[cosine], &[joint.largest_cosine]),
+            ])
+        })?;
+        match checks.iter().find(|check| !(check.error < TOLERANCE)) {
+            Some(wrong) => Err(Error::device(format!(
+                "{} differs by {:e} from double precision, more than {TOLERANCE:e}; nothing was measured",
+                wrong.name, wrong.error
+            ))),
+            None => Ok(checks),
+        }
+    }
+
+    pub(crate) fn run(&self, kind: PartKind) -> Result<()> {
+        match kind {
+            PartKind::Image => drop(self.model.encode_image(&self.vision_output)?),
+            PartKind::Text => drop(self.model.encode_text(&self.texts)?),
+            PartKind::Joint => {
+                let pairs: Vec<_> = (0..self.batch).map(|i| (i, i)).collect();
+                drop(self.model.match_score(
+                    &self.vision_output,
+                    &self.texts,
+                    &pairs,
+                    Matching::Classifier,
+                )?);
+            }
+            PartKind::Score => drop(self.model.match_score(
+                &self.vision_output,
+                &self.texts,
+                &self.all_pairs(),
+                Matching::Classifier,
+            )?),
+            PartKind::Vision => {
+                drop(self.vision.as_ref().expect("prepared when asked for").encode(&self.pixels)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn all_pairs(&self) -> Vec<(usize, usize)> {
+        (0..self.batch).flat_map(|image| (0..self.batch).map(move |text| (image, text))).collect()
+    }
+
+    pub(crate) fn part(&self, kind: PartKind) -> WorkPart {
+        let batch = self.batch;
+        let tokens: Vec<usize> = self.texts.iter().map(Vec::len).collect();
+        let (name, items, unit, flops) = match kind {
+            PartKind::Image => ("image", batch, "images", batch as f64 * self.image_flops()),
+            PartKind::Text => ("text", batch, "texts", tokens.iter().map(|&t| self.stream_flops(0, t)).sum()),
+            PartKind::Joint => {
+                let pairs: f64 = tokens.iter().map(|&t| self.pair_flops(t)).sum();
+                ("joint", batch, "pairs", pairs + batch as f64 * self.keys_values_flops())
+            }
+            PartKind::Score => {
+                let pairs: f64 = tokens.iter().map(|&t| self.pair_flops(t)).sum::<f64>() * batch as f64;
+                ("score", batch * batch, "pairs", pairs + batch as f64 * self.keys_values_flops())
+            }
+            PartKind::Vision => ("vision", batch, "images", batch as f64 * self.vision_flops()),
+        };
+        WorkPart { name, items, unit, flops }
+    }
+
+    /// Self-attention and feed-forward of all layers over `queries` + `text` rows.
+    fn stream_flops(&self, queries: usize, text: usize) -> f64 {
+        let q = &self.config.qformer;
+        let rows = queries + text;
+        let per_row = 8 * q.hidden_size * q.hidden_size + 4 * q.hidden_size * q.intermediate_size;
+        (q.num_hidden_layers * (rows * per_row + 4 * rows * rows * q.hidden_size)) as f64
+    }
+
+    fn cross_layers(&self) -> usize {
+        self.config.qformer.cross_attention_layers().count()
+    }
+
+    fn sizes(&self) -> CrossSizes {
+        CrossSizes {
+            heads: self.config.qformer.num_attention_heads,
+            queries: self.config.num_query_tokens,
+            hidden: self.config.qformer.hidden_size,
+            image_tokens: self.config.image_tokens(),
+            image_width: self.config.vision.hidden_size,
+        }
+    }
+
+    /// The query and output projections of cross-attention.
+    fn cross_projection_flops(&self) -> f64 {
+        (self.cross_layers() * 4 * self.config.num_query_tokens * self.config.qformer.hidden_size.pow(2))
+            as f64
+    }
+
+    fn keys_values_flops(&self) -> f64 {
+        let CrossSizes { hidden, image_tokens, image_width, .. } = self.sizes();
+        (self.cross_layers() * 4 * image_tokens * hidden * image_width) as f64
+    }
+
+    fn image_flops(&self) -> f64 {
+        let CrossSizes { heads, queries, hidden, image_tokens, image_width } = self.sizes();
+        let cross = if self.sizes().absorbs(Layout::Panels) {
+            (self.cross_layers() * 4 * queries * image_width * (hidden + heads * image_tokens)) as f64
+        } else {
+            self.keys_values_flops() + (self.cross_layers() * 4 * queries * image_tokens * hidden) as f64
+        };
+        // The first layer's self-attention is done once for all images.
+        let first = (8 * queries * hidden * hidden + 4 * queries * queries * hidden) as f64;
+        self.stream_flops(queries, 0) - first + self.cross_projection_flops() + cross
+    }
+
+    fn pair_flops(&self, text: usize) -> f64 {
+        let CrossSizes { queries, hidden, image_tokens, .. } = self.sizes();
+        let attention = (self.cross_layers() * 4 * queries * image_tokens * hidden) as f64;
+        self.stream_flops(queries, text) + self.cross_projection_flops() + attention
+    }
+
+    fn vision_flops(&self) -> f64 {
+        let v = &self.config.vision;
+        let (rows, width) = (v.image_tokens(), v.hidden_size);
+        let block = rows * (8 * width * width + 4 * width * v.intermediate_size) + 4 * rows * rows * width;
+        let embedding = 2 * (rows - 1) * width * 3 * v.patch_size * v.patch_size;
+        (v.num_hidden_layers * block + embedding) as f64
+    }
+
+    /// Writes inputs and answers.
+    pub(crate) fn save_answers(&self, path: &Path) -> Result<()> {
+        let images = self.model.encode_image(&self.vision_output)?;
+        let texts = self.model.encode_text(&self.texts)?;
+        let matches = self.model.match_score(
+            &self.vision_output,
+            &self.texts,
+            &self.all_pairs(),
+            Matching::Classifier,
+        )?;
+        let logits: Vec<f32> = matches.iter().flat_map(|m| m.logits.expect("of the classifier")).collect();
+        let longest = self.texts.iter().map(Vec::len).max().unwrap_or(0);
+        let padded = |value: &dyn Fn(&[u32], usize) -> f32| -> Vec<f32> {
+            self.texts.iter().flat_map(|t| (0..longest).map(move |i| value(t, i))).collect()
+        };
+        let ids = padded(&|text, i| text.get(i).map_or(0.0, |&id| id as f32));
+        let mask = padded(&|text, i| f32::from(i < text.len()));
+        let mut answers = vec![
+            ("vision_output", self.vision_output.clone()),
+            ("query_output", images.query_output),
+            ("text_features", texts),
+            ("itm_logits", HostTensor::new(&[self.batch, self.batch, 2], logits)),
+            ("input_ids", HostTensor::new(&[self.batch, longest], ids)),
+            ("attention_mask", HostTensor::new(&[self.batch, longest], mask)),
+        ];
+        answers.extend(images.features.map(|features| ("image_features", features)));
+        if let Some(vision) = &self.vision {
+            answers.push(("pixel_values", self.pixels.clone()));
+            answers.push(("encoded_pixels", vision.encode(&self.pixels)?));
+        }
+        let tensors = answers
+            .iter()
+            .map(|(name, t)| NewTensor::from_slice(*name, Dtype::F32, &t.shape, &t.values))
+            .collect();
+        write(path, &BTreeMap::new(), tensors)
+    }
+}
+
+impl Check {
+    /// ‖found − expected‖ / ‖expected‖
+    fn new(name: &'static str, found: &[f32], expected: &[f64]) -> Self {
+        let difference: f64 = found.iter().zip(expected).map(|(&f, e)| (f64::from(f) - e).powi(2)).sum();
+        let norm: f64 = expected.iter().map(|e| e * e).sum();
+        Self { name, error: (difference / norm).sqrt() }
+    }
+}

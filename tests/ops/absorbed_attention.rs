@@ -1,0 +1,143 @@
+use crate::attention::case::Case;
+use crate::common::{Matrix, Random, Tensor, assert_close, assert_independent_of_threads, tolerance};
+use qformer::device::{Cpu, Real};
+use qformer::ops::absorbed_attention::{AbsorbedAttention, AbsorbedAttentionForward, CrossSizes};
+use qformer::ops::attention::{Mask, Sequence, Span};
+use qformer::tensor::Layout;
+
+struct Cross {
+    heads: usize,
+    images: usize,
+    q: Matrix,
+    image: Matrix,
+    key_weight: Matrix,
+    key_bias: Matrix,
+    value_weight: Matrix,
+    value_bias: Matrix,
+}
+
+/// Images, queries, heads, head width, image tokens, image width: the model's with fewer heads and
+/// a narrower image, a head width of half a panel, one of each, and primes.
+const SHAPES: [[usize; 6]; 6] = [
+    [2, 32, 2, 64, 257, 352],
+    [1, 32, 7, 64, 33, 96],
+    [3, 5, 5, 32, 7, 20],
+    [1, 1, 1, 1, 1, 1],
+    [2, 200, 3, 16, 9, 11],
+    [2, 13, 3, 2, 31, 17],
+];
+
+impl Cross {
+    fn random([images, queries, heads, head_width, tokens, width]: [usize; 6]) -> Self {
+        let mut random = Random::new(1);
+        let hidden = heads * head_width;
+        Self {
+            heads,
+            images,
+            q: random.matrix(images * queries, hidden),
+            image: random.matrix(images * tokens, width),
+            key_weight: random.matrix(hidden, width),
+            key_bias: random.matrix(1, hidden),
+            value_weight: random.matrix(hidden, width),
+            value_bias: random.matrix(1, hidden),
+        }
+    }
+
+    fn scale(&self) -> f64 {
+        (self.heads as f64 / self.q.cols as f64).sqrt()
+    }
+
+    /// Attention over projected keys and values. The bias of the keys takes part here alone.
+    fn plain(&self) -> Matrix {
+        let project = |weight: &Matrix, bias: &Matrix| {
+            Matrix::from_fn(self.image.rows, weight.rows, |r, c| {
+                let product: f64 = self.image.row(r).iter().zip(weight.row(c)).map(|(x, w)| x * w).sum();
+                product + bias.at(0, c)
+            })
+        };
+        let (queries, tokens) = (self.q.rows / self.images, self.image.rows / self.images);
+        let sequence = |i| Sequence {
+            queries: [Span::new(i * queries, queries), Span::EMPTY],
+            keys: [Span::new(i * tokens, tokens), Span::EMPTY],
+        };
+        let case = Case {
+            name: "projected",
+            sequences: (0..self.images).map(sequence).collect(),
+            mask: Mask::None,
+            heads: self.heads,
+            q: self.q.clone(),
+            k: project(&self.key_weight, &self.key_bias),
+            v: project(&self.value_weight, &self.value_bias),
+            prefix: None,
+        };
+        case.plain().out
+    }
+
+    fn absorbed<E: Real>(&self, store: fn(&Matrix) -> Tensor<E>) -> Matrix {
+        let mut out = Tensor::<E>::output(self.q.rows, self.q.cols);
+        Cpu::new()
+            .absorbed_attention(AbsorbedAttentionForward {
+                heads: self.heads,
+                scale: self.scale(),
+                q: Tensor::pitched(&self.q).view(),
+                image: Tensor::pitched(&self.image).view(),
+                key_weight: store(&self.key_weight).view(),
+                value_weight: store(&self.value_weight).view(),
+                value_bias: Tensor::pitched(&self.value_bias).view(),
+                images: self.images,
+                out: out.view_mut(),
+            })
+            .unwrap();
+        out.read()
+    }
+}
+
+fn equals_attention_over_projections<E: Real>() {
+    let stores: [fn(&Matrix) -> Tensor<E>; 3] = [Tensor::rows, Tensor::pitched, Tensor::panels];
+    for shape in SHAPES {
+        let cross = Cross::random(shape);
+        let want = cross.plain();
+        for store in stores {
+            assert_close(&format!("{shape:?}"), &cross.absorbed(store), &want, tolerance::<E>());
+        }
+    }
+    // Heads of 88 lie across panels, so only rows serve.
+    let cross = Cross::random([2, 9, 3, 88, 17, 40]);
+    assert_close("heads of 88", &cross.absorbed::<E>(Tensor::pitched), &cross.plain(), tolerance::<E>());
+}
+
+#[test]
+fn it_equals_attention_over_keys_with_a_bias_and_values() {
+    equals_attention_over_projections::<f64>();
+    equals_attention_over_projections::<f32>();
+}
+
+#[test]
+fn nan_in_an_image_reaches_all_of_its_rows_and_no_other() {
+    let mut cross = Cross::random([3, 5, 2, 32, 7, 20]);
+    cross.image.set(7 + 3, 4, f64::NAN);
+    let out = cross.absorbed::<f32>(Tensor::panels);
+    assert!((0..15).all(|r| out.row(r).iter().all(|x| x.is_nan() == (5..10).contains(&r))));
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let cross = Cross::random([2, 32, 8, 64, 33, 96]);
+    assert_independent_of_threads(|| vec![cross.absorbed::<f32>(Tensor::panels)]);
+}
+
+#[test]
+fn one_set_of_queries_is_absorbed_and_three_are_not() {
+    let sizes =
+        |queries| CrossSizes { heads: 12, queries, hidden: 768, image_tokens: 257, image_width: 1408 };
+    assert!(sizes(32).absorbs(Layout::Panels));
+    assert!(!sizes(96).absorbs(Layout::Panels));
+    let ragged = CrossSizes { heads: 8, hidden: 704, ..sizes(32) };
+    assert!(ragged.absorbs(Layout::Rows { pitch: 1408 }) && !ragged.absorbs(Layout::Panels));
+}
+
+#[test]
+#[should_panic(expected = "a head lies within one panel")]
+fn a_head_that_lies_across_panels_is_refused() {
+    Cross::random([1, 2, 3, 88, 5, 4]).absorbed::<f32>(Tensor::panels);
+}

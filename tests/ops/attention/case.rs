@@ -1,0 +1,256 @@
+//! A batch of sequences, what attention makes of it, and what a plain computation does.
+
+use crate::common::{Matrix, Random, Tensor};
+use qformer::device::{Cpu, Real, Write};
+use qformer::ops::attention::{
+    Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Sequences, Span,
+};
+
+/// Sequences and the numbers they attend over.
+#[derive(Clone)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) sequences: Vec<Sequence>,
+    pub(crate) mask: Mask,
+    pub(crate) heads: usize,
+    pub(crate) q: Matrix,
+    pub(crate) k: Matrix,
+    pub(crate) v: Matrix,
+    pub(crate) prefix: Option<[Matrix; 2]>,
+}
+
+pub(crate) struct Output {
+    pub(crate) out: Matrix,
+    /// Log-sum-exps [query rows, heads], as rows of queries like `out`.
+    pub(crate) log_sums: Matrix,
+}
+
+pub(crate) struct Gradient {
+    pub(crate) dq: Matrix,
+    pub(crate) dk: Matrix,
+    pub(crate) dv: Matrix,
+    pub(crate) dprefix: Option<[Matrix; 2]>,
+}
+
+/// A key of a sequence.
+struct Key<'a> {
+    span: usize,
+    /// Place in its span.
+    place: usize,
+    k: &'a [f64],
+    v: &'a [f64],
+}
+
+/// The rows that `spans` name.
+fn named(spans: impl Iterator<Item = Span>) -> Vec<usize> {
+    spans.flat_map(|s| s.start..s.start + s.len).collect()
+}
+
+fn query_rows(sequences: &[Sequence]) -> Vec<usize> {
+    named(sequences.iter().flat_map(|s| s.queries))
+}
+
+fn key_rows(sequences: &[Sequence], has_prefix: bool) -> Vec<usize> {
+    named(sequences.iter().flat_map(|s| s.keys.into_iter().skip(usize::from(has_prefix))))
+}
+
+fn prefix_rows(sequences: &[Sequence]) -> Vec<usize> {
+    named(sequences.iter().map(|s| s.keys[0]))
+}
+
+/// `matrix` with `value` in every row that is not among `rows`.
+pub(crate) fn with_others(matrix: &Matrix, rows: &[usize], value: f64) -> Matrix {
+    Matrix::from_fn(matrix.rows, matrix.cols, |r, c| if rows.contains(&r) { matrix.at(r, c) } else { value })
+}
+
+fn transposed(matrix: &Matrix) -> Matrix {
+    Matrix::from_fn(matrix.cols, matrix.rows, |r, c| matrix.at(c, r))
+}
+
+impl Case {
+    /// Random numbers for `sequences`, and NaN in rows that none of them names; every stream ends
+    /// in such a row. With a prefix the first spans of keys are rows of the prefix.
+    pub(crate) fn random(
+        name: &'static str,
+        mask: Mask,
+        [heads, width]: [usize; 2],
+        has_prefix: bool,
+        sequences: Vec<Sequence>,
+    ) -> Self {
+        let mut random = Random::new(1);
+        let mut stream = |rows: &[usize]| {
+            let count = rows.iter().max().map_or(1, |last| last + 2);
+            with_others(&random.matrix(count, heads * width), rows, f64::NAN)
+        };
+        let (queries, keys) = (query_rows(&sequences), key_rows(&sequences, has_prefix));
+        let (q, k, v) = (stream(&queries), stream(&keys), stream(&keys));
+        let prefix = has_prefix.then(|| [(); 2].map(|()| stream(&prefix_rows(&sequences))));
+        Self { name, sequences, mask, heads, q, k, v, prefix }
+    }
+
+    pub(crate) fn query_rows(&self) -> Vec<usize> {
+        query_rows(&self.sequences)
+    }
+
+    pub(crate) fn key_rows(&self) -> Vec<usize> {
+        key_rows(&self.sequences, self.prefix.is_some())
+    }
+
+    pub(crate) fn prefix_rows(&self) -> Vec<usize> {
+        prefix_rows(&self.sequences)
+    }
+
+    fn scale(&self) -> f64 {
+        (self.heads as f64 / self.q.cols as f64).sqrt()
+    }
+
+    fn keys(&self, sequence: &Sequence) -> Vec<Key<'_>> {
+        let own = [&self.k, &self.v];
+        let sources = [self.prefix.as_ref().map_or(own, |p| p.each_ref()), own];
+        let place = |span: usize| (0..sequence.keys[span].len).map(move |place| (span, place));
+        let places = place(0).chain(place(1));
+        places
+            .map(|(span, place)| {
+                let row = sequence.keys[span].start + place;
+                Key { span, place, k: sources[span][0].row(row), v: sources[span][1].row(row) }
+            })
+            .collect()
+    }
+
+    /// Whether the query at `place` of its span may see `key`.
+    fn sees(&self, sequence: &Sequence, span: usize, place: usize, key: &Key<'_>) -> bool {
+        // Text that is queried is the end of the text that has keys.
+        let cached = sequence.keys[1].len - sequence.queries[1].len;
+        match (self.mask, span, key.span) {
+            (Mask::None, _, _) | (Mask::Causal, _, 0) => true,
+            (Mask::Causal, 0, _) => false,
+            (Mask::Causal, _, _) => key.place <= cached + place,
+        }
+    }
+
+    /// The definition, query by query and key by key, with zeros in rows that no sequence names.
+    pub(crate) fn plain(&self) -> Output {
+        let width = self.q.cols / self.heads;
+        let mut out = Matrix::filled(self.q.rows, self.q.cols, 0.0);
+        let mut log_sums = Matrix::filled(self.q.rows, self.heads, 0.0);
+        for sequence in &self.sequences {
+            for (span, queries) in sequence.queries.iter().enumerate() {
+                for place in 0..queries.len {
+                    let mut seen = self.keys(sequence);
+                    seen.retain(|key| self.sees(sequence, span, place, key));
+                    let row = queries.start + place;
+                    for head in 0..self.heads {
+                        let columns = head * width..(head + 1) * width;
+                        let product =
+                            |k: &[f64]| columns.clone().map(|c| self.q.at(row, c) * k[c]).sum::<f64>();
+                        let weights: Vec<f64> =
+                            seen.iter().map(|key| (product(key.k) * self.scale()).exp()).collect();
+                        let total: f64 = weights.iter().sum();
+                        log_sums.set(row, head, total.ln());
+                        for c in columns.clone() {
+                            let sum: f64 = seen.iter().zip(&weights).map(|(key, w)| w * key.v[c]).sum();
+                            out.set(row, c, sum / total);
+                        }
+                    }
+                }
+            }
+        }
+        Output { out, log_sums }
+    }
+
+    /// What the operation writes over matrices filled with `before`.
+    pub(crate) fn forward<E: Real>(&self, before: f64) -> Output {
+        let sequences = Sequences::new(self.sequences.clone());
+        let mut out = Tensor::<E>::pitched(&Matrix::filled(self.q.rows, self.q.cols, before));
+        let mut lse = Tensor::<E>::pitched(&Matrix::filled(self.heads, self.q.rows, before));
+        let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<E>::pitched));
+        Cpu::new()
+            .attention_forward(
+                Attention { sequences: &sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
+                AttentionForward {
+                    q: Tensor::pitched(&self.q).view(),
+                    k: Tensor::pitched(&self.k).view(),
+                    v: Tensor::pitched(&self.v).view(),
+                    prefix: prefix.as_mut().map(|p| p.each_mut().map(Tensor::view)),
+                    out: out.view_mut(),
+                    lse: Some(lse.view_mut()),
+                },
+            )
+            .unwrap();
+        Output { out: out.read(), log_sums: transposed(&lse.read()) }
+    }
+
+    /// The operation's output, with zeros in rows that no sequence names.
+    pub(crate) fn output<E: Real>(&self) -> Output {
+        let Output { out, log_sums } = self.forward::<E>(f64::NAN);
+        let rows = self.query_rows();
+        Output { out: with_others(&out, &rows, 0.0), log_sums: with_others(&log_sums, &rows, 0.0) }
+    }
+
+    /// What the operation makes of the gradients in `before`.
+    pub(crate) fn backward<E: Real>(&self, dout: &Matrix, write: Write, before: &Gradient) -> Gradient {
+        let sequences = Sequences::new(self.sequences.clone());
+        let Output { out, log_sums } = self.forward::<E>(f64::NAN);
+        let mut dq = Tensor::<E>::pitched(&before.dq);
+        let mut dk = Tensor::<E>::pitched(&before.dk);
+        let mut dv = Tensor::<E>::pitched(&before.dv);
+        let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<E>::pitched));
+        let mut dprefix = before.dprefix.as_ref().map(|p| p.each_ref().map(Tensor::<E>::pitched));
+        Cpu::new()
+            .attention_backward(
+                Attention { sequences: &sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
+                AttentionBackward {
+                    q: Tensor::pitched(&self.q).view(),
+                    k: Tensor::pitched(&self.k).view(),
+                    v: Tensor::pitched(&self.v).view(),
+                    prefix: prefix.as_mut().map(|p| p.each_mut().map(Tensor::view)),
+                    out: Tensor::pitched(&out).view(),
+                    lse: Tensor::pitched(&transposed(&log_sums)).view(),
+                    dout: Tensor::pitched(dout).view(),
+                    dq: dq.view_mut(),
+                    write,
+                    dk: dk.view_mut(),
+                    dv: dv.view_mut(),
+                    dprefix: dprefix.as_mut().map(|p| p.each_mut().map(Tensor::view_mut)),
+                },
+            )
+            .unwrap();
+        let dprefix = dprefix.as_mut().map(|p| p.each_mut().map(Tensor::read));
+        Gradient { dq: dq.read(), dk: dk.read(), dv: dv.read(), dprefix }
+    }
+
+    /// The operation's gradient, with zeros in rows that no sequence names.
+    pub(crate) fn gradient<E: Real>(&self, dout: &Matrix) -> Gradient {
+        let mut before = self.gradient_of(|_| f64::NAN);
+        before.dprefix = self.gradient_of(|_| 0.0).dprefix;
+        let Gradient { dq, dk, dv, dprefix } = self.backward::<E>(dout, Write::Replace, &before);
+        let keys = self.key_rows();
+        Gradient {
+            dq: with_others(&dq, &self.query_rows(), 0.0),
+            dk: with_others(&dk, &keys, 0.0),
+            dv: with_others(&dv, &keys, 0.0),
+            dprefix,
+        }
+    }
+
+    /// A gradient of the output, NaN in rows that no sequence names.
+    pub(crate) fn random_dout(&self) -> Matrix {
+        with_others(&Random::new(2).matrix(self.q.rows, self.q.cols), &self.query_rows(), f64::NAN)
+    }
+
+    /// Matrices of the gradients' shapes, with `value(i)` as their element i.
+    pub(crate) fn gradient_of(&self, value: impl Fn(usize) -> f64) -> Gradient {
+        let like = |m: &Matrix| Matrix::from_fn(m.rows, m.cols, |r, c| value(r * m.cols + c));
+        let dprefix = self.prefix.as_ref().map(|p| p.each_ref().map(like));
+        Gradient { dq: like(&self.q), dk: like(&self.k), dv: like(&self.v), dprefix }
+    }
+}
+
+impl Gradient {
+    /// Its matrices with their names.
+    pub(crate) fn matrices(&self) -> Vec<(&'static str, &Matrix)> {
+        let own = [("dq", &self.dq), ("dk", &self.dk), ("dv", &self.dv)];
+        let prefix = self.dprefix.iter().flat_map(|[k, v]| [("dprefix k", k), ("dprefix v", v)]);
+        own.into_iter().chain(prefix).collect()
+    }
+}

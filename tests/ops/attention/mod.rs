@@ -1,0 +1,249 @@
+pub(crate) mod case;
+
+use crate::common::{Matrix, assert_close, assert_gradient, assert_independent_of_threads, tolerance};
+use case::{Case, Gradient, Output, with_others};
+use qformer::device::{Real, Write};
+use qformer::ops::attention::{Mask, Sequence, Sequences, Span};
+
+/// A set of queries and a ragged text for each sequence: first all queries, then, after a gap, all
+/// texts.
+fn queries_then_text(queries: usize, lengths: &[usize]) -> Vec<Sequence> {
+    let mut start = queries * lengths.len() + 2;
+    let mut sequence = |(i, &len): (usize, &usize)| {
+        let spans = [Span::new(i * queries, queries), Span::new(start, len)];
+        start += len;
+        Sequence { queries: spans, keys: spans }
+    };
+    lengths.iter().enumerate().map(&mut sequence).collect()
+}
+
+fn text(lengths: &[usize]) -> Vec<Sequence> {
+    queries_then_text(0, lengths)
+}
+
+/// Text over the keys of queries that stand apart, a row between one set and the next.
+fn text_over_prefix(prefix: usize, lengths: &[usize]) -> Vec<Sequence> {
+    let texts = text(lengths).into_iter().enumerate();
+    texts.map(|(i, s)| Sequence { keys: [Span::new(i * (prefix + 1), prefix), s.keys[1]], ..s }).collect()
+}
+
+/// `sets` sets of queries for each of `images` images of `tokens` tokens.
+fn cross([images, sets, queries, tokens]: [usize; 4]) -> Vec<Sequence> {
+    let sequence = |i| Sequence {
+        queries: [Span::new(i * queries, queries), Span::EMPTY],
+        keys: [Span::new(i / sets * tokens, tokens), Span::EMPTY],
+    };
+    (0..images * sets).map(sequence).collect()
+}
+
+/// Every form of attention that the model has, small.
+fn cases() -> Vec<Case> {
+    let one = |name, mask, sequences| Case::random(name, mask, [2, 3], false, sequences);
+    let over_prefix = |name, sequences| Case::random(name, Mask::Causal, [2, 3], true, sequences);
+    let apart = |span| Sequence { queries: span, keys: span };
+    vec![
+        one("queries alone", Mask::None, Sequences::uniform(2, 3).as_slice().to_vec()),
+        one("text alone", Mask::None, text(&[4, 1, 3])),
+        one("bi-directional", Mask::None, queries_then_text(2, &[3, 1, 4])),
+        one("multi-modal causal", Mask::Causal, queries_then_text(2, &[3, 1, 4])),
+        one("causal", Mask::Causal, text(&[4, 1, 3])),
+        one("cross", Mask::None, cross([2, 3, 2, 5])),
+        one("cross, one of each", Mask::None, cross([1, 1, 1, 2])),
+        one(
+            "queries and text in sequences of their own",
+            Mask::Causal,
+            vec![apart([Span::new(0, 2), Span::EMPTY]), apart([Span::EMPTY, Span::new(3, 3)])],
+        ),
+        over_prefix("causal over a prefix", text_over_prefix(2, &[3, 1, 4])),
+        over_prefix(
+            "the end of a text whose keys are cached",
+            vec![
+                Sequence {
+                    queries: [Span::EMPTY, Span::new(2, 1)],
+                    keys: [Span::new(0, 2), Span::new(0, 4)],
+                },
+                Sequence {
+                    queries: [Span::EMPTY, Span::new(0, 2)],
+                    keys: [Span::new(2, 2), Span::new(4, 3)],
+                },
+            ],
+        ),
+    ]
+}
+
+/// The model's widths and lengths, with fewer heads and images; and primes.
+fn large_cases() -> Vec<Case> {
+    let texts = [9, 16, 13, 1];
+    vec![
+        Case::random("image encoder", Mask::None, [2, 88], false, cross([2, 1, 257, 257])),
+        Case::random("cross", Mask::None, [3, 64], false, cross([2, 2, 32, 257])),
+        Case::random("joint", Mask::None, [3, 64], false, queries_then_text(32, &texts)),
+        Case::random("joint causal", Mask::Causal, [3, 64], false, queries_then_text(32, &texts)),
+        Case::random("caption", Mask::Causal, [3, 64], true, text_over_prefix(32, &texts)),
+        Case::random("primes", Mask::Causal, [5, 7], false, queries_then_text(11, &[13, 37, 31])),
+    ]
+}
+
+fn forward_matches<E: Real>() {
+    for case in cases().into_iter().chain(large_cases()) {
+        let (got, want) = (case.output::<E>(), case.plain());
+        assert_close(case.name, &got.out, &want.out, tolerance::<E>());
+        assert_close(case.name, &got.log_sums, &want.log_sums, tolerance::<E>());
+    }
+}
+
+#[test]
+fn forward_matches_a_plain_computation() {
+    forward_matches::<f64>();
+    forward_matches::<f32>();
+}
+
+#[test]
+fn backward_matches_finite_differences() {
+    type Field = fn(&mut Case) -> &mut Matrix;
+    for case in cases() {
+        let gradient = case.gradient::<f64>(&case.random_dout());
+        let dout = with_others(&case.random_dout(), &case.query_rows(), 0.0);
+        let check = |(what, gradient): (&str, &Matrix), rows: Vec<usize>, field: Field| {
+            // Rows that no sequence names are moved too, and must have no effect.
+            let point = with_others(field(&mut case.clone()), &rows, 0.0);
+            assert_gradient(&format!("{}, {what}", case.name), &point, gradient, |moved| {
+                let mut case = case.clone();
+                *field(&mut case) = moved.clone();
+                case.output::<f64>().out.dot(&dout)
+            });
+        };
+        let fields: [(Vec<usize>, Field); 5] = [
+            (case.query_rows(), |case| &mut case.q),
+            (case.key_rows(), |case| &mut case.k),
+            (case.key_rows(), |case| &mut case.v),
+            (case.prefix_rows(), |case| &mut case.prefix.as_mut().unwrap()[0]),
+            (case.prefix_rows(), |case| &mut case.prefix.as_mut().unwrap()[1]),
+        ];
+        for (matrix, (rows, field)) in gradient.matrices().into_iter().zip(fields) {
+            check(matrix, rows, field);
+        }
+    }
+}
+
+#[test]
+fn single_precision_gradients_are_those_of_double_precision() {
+    for case in large_cases() {
+        let dout = case.random_dout();
+        let (got, want) = (case.gradient::<f32>(&dout), case.gradient::<f64>(&dout));
+        for ((what, got), (_, want)) in got.matrices().into_iter().zip(want.matrices()) {
+            assert_close(&format!("{}, {what}", case.name), got, want, tolerance::<f32>());
+        }
+    }
+}
+
+#[test]
+fn gradients_of_keys_are_added_where_asked_and_those_of_a_prefix_always() {
+    for case in cases() {
+        let dout = case.random_dout();
+        let fresh = case.gradient::<f64>(&dout);
+        let before = case.gradient_of(|i| 1.0 / (i + 1) as f64);
+        let after = case.backward::<f64>(&dout, Write::Add, &before);
+        let replaced = case.backward::<f64>(&dout, Write::Replace, &before);
+        let matrices = |g: &Gradient| g.matrices().into_iter().map(|(_, m)| m.clone()).collect::<Vec<_>>();
+        for (i, (what, fresh)) in fresh.matrices().into_iter().enumerate().skip(1) {
+            let name = format!("{}, {what}", case.name);
+            let added = |after: &Gradient| matrices(after)[i].minus(&matrices(&before)[i]);
+            assert_close(&name, &added(&after), fresh, tolerance::<f64>());
+            if i >= 3 {
+                assert_close(&name, &added(&replaced), fresh, tolerance::<f64>());
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_no_sequence_names_are_neither_read_nor_written() {
+    for case in cases() {
+        let (mark, is_mark) = (7.0, |x: &f64| *x == 7.0);
+        let dout = case.random_dout();
+        let Output { out, log_sums } = case.forward::<f64>(mark);
+        let after = case.backward::<f64>(&dout, Write::Replace, &case.gradient_of(|_| mark));
+        let mut written = vec![(out, case.query_rows()), (log_sums, case.query_rows())];
+        written.extend([
+            (after.dq, case.query_rows()),
+            (after.dk, case.key_rows()),
+            (after.dv, case.key_rows()),
+        ]);
+        written.extend(after.dprefix.into_iter().flatten().map(|d| (d, case.prefix_rows())));
+        for (matrix, rows) in written {
+            let others: Vec<usize> = (0..matrix.rows).filter(|r| !rows.contains(r)).collect();
+            assert!(!others.is_empty(), "{}", case.name);
+            assert!(others.iter().all(|&r| matrix.row(r).iter().all(is_mark)), "{}: written", case.name);
+            assert!(rows.iter().all(|&r| matrix.row(r).iter().all(|x| x.is_finite())), "{}: read", case.name);
+        }
+    }
+}
+
+#[test]
+fn ragged_sequences_together_are_what_each_is_alone() {
+    for case in cases().into_iter().chain(large_cases()) {
+        let together = case.output::<f64>().out;
+        let mut apart = Matrix::filled(together.rows, together.cols, 0.0);
+        for &sequence in &case.sequences {
+            let alone = Case { sequences: vec![sequence], ..case.clone() };
+            let out = alone.output::<f64>().out;
+            apart.values.iter_mut().zip(&out.values).for_each(|(sum, x)| *sum += x);
+        }
+        assert_eq!(together, apart, "{}", case.name);
+    }
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let mut case = Case::random("large", Mask::None, [1, 4], false, cross([1, 1, 3, 9]));
+    case.q.values.iter_mut().for_each(|q| *q *= 4096.0);
+    // Scores near 2¹² are rounded by 2⁻¹³ and more, which is the relative error of their
+    // exponentials.
+    let [got, want] = [case.output::<f32>().out, case.output::<f64>().out];
+    assert_close("large", &got, &want, 1e-3);
+}
+
+#[test]
+fn nan_in_any_key_reaches_the_rows_that_see_it() {
+    let sequences = queries_then_text(2, &[40, 3]);
+    let case = Case::random("NaN", Mask::Causal, [1, 4], false, sequences.clone());
+    for key in [0, 1, 6, 7, 38, 45] {
+        for poison in [f64::NAN, f64::from_bits(u64::MAX)] {
+            let mut case = case.clone();
+            case.k.set(key, 2, poison);
+            let out = case.output::<f32>().out;
+            let Span { start, len } = sequences[0].queries[1];
+            for row in case.query_rows() {
+                let sees = if key < 2 {
+                    row < 2 || (start..start + len).contains(&row)
+                } else {
+                    (key..start + len).contains(&row)
+                };
+                assert_eq!(out.row(row).iter().all(|x| x.is_nan()), sees, "key {key}, row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    for case in large_cases() {
+        let dout = case.random_dout();
+        assert_independent_of_threads(|| {
+            let Output { out, log_sums } = case.output::<f32>();
+            let Gradient { dq, dk, dv, dprefix } = case.gradient::<f32>(&dout);
+            [out, log_sums, dq, dk, dv].into_iter().chain(dprefix.into_iter().flatten()).collect()
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "two sequences share a query row")]
+fn a_row_that_two_sequences_would_write_is_refused() {
+    let spans = |first, second| {
+        let spans = [Span::new(first, 2), Span::new(second, 2)];
+        Sequence { queries: spans, keys: spans }
+    };
+    Sequences::new(vec![spans(0, 4), spans(5, 8)]);
+}

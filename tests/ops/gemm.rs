@@ -1,0 +1,251 @@
+use crate::common::{
+    Matrix, Random, Tensor, assert_close, assert_gradient, assert_independent_of_threads, tolerance,
+};
+use qformer::config::Activation;
+use qformer::device::{Cpu, Real, Write};
+use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
+
+/// One linear layer.
+#[derive(Clone)]
+struct Linear {
+    x: Matrix,
+    weight: Matrix,
+    bias: Matrix,
+}
+
+/// Rows, inputs, outputs: the model's widths at fewer rows, one of each, primes, and both sides of
+/// the bounds of a panel (64 outputs) and of a chunk of rows (1 MiB).
+const SHAPES: [[usize; 3]; 8] = [
+    [257, 1408, 96],
+    [32, 768, 130],
+    [1, 1, 1],
+    [1, 96, 65],
+    [13, 7, 63],
+    [31, 37, 41],
+    [5, 3, 64],
+    [401, 704, 70],
+];
+
+impl Linear {
+    fn random([rows, inputs, outputs]: [usize; 3]) -> Self {
+        let mut random = Random::new(1);
+        Self {
+            x: random.matrix(rows, inputs),
+            weight: random.matrix(outputs, inputs),
+            bias: random.matrix(1, outputs),
+        }
+    }
+
+    fn plain(&self) -> Matrix {
+        Matrix::from_fn(self.x.rows, self.weight.rows, |r, o| {
+            let product: f64 = self.x.row(r).iter().zip(self.weight.row(o)).map(|(x, w)| x * w).sum();
+            product + self.bias.at(0, o)
+        })
+    }
+
+    fn forward<E: Real>(&self, store: fn(&Matrix) -> Tensor<E>, bias: Option<&Matrix>) -> Matrix {
+        let mut bias = bias.map(Tensor::pitched);
+        let mut y = Tensor::<E>::output(self.x.rows, self.weight.rows);
+        Cpu::new()
+            .gemm_forward(GemmForward {
+                x: Tensor::pitched(&self.x).view(),
+                weight: store(&self.weight).view(),
+                bias: bias.as_mut().map(Tensor::view),
+                activation: None,
+                residual: None,
+                pre_activation: None,
+                y: y.view_mut(),
+            })
+            .unwrap();
+        y.read()
+    }
+
+    /// x·Wᵀ + b, and its activation plus `residual`.
+    fn forward_activated<E: Real>(&self, activation: Activation, residual: &Matrix) -> [Matrix; 2] {
+        let (rows, outputs) = (self.x.rows, self.weight.rows);
+        let (mut y, mut saved) = (Tensor::<E>::output(rows, outputs), Tensor::<E>::output(rows, outputs));
+        Cpu::new()
+            .gemm_forward(GemmForward {
+                x: Tensor::pitched(&self.x).view(),
+                weight: Tensor::panels(&self.weight).view(),
+                bias: Some(Tensor::pitched(&self.bias).view()),
+                activation: Some(activation),
+                residual: Some(Tensor::pitched(residual).view()),
+                pre_activation: Some(saved.view_mut()),
+                y: y.view_mut(),
+            })
+            .unwrap();
+        [saved.read(), y.read()]
+    }
+
+    /// dx, dW and db, each on top of what the last three arguments hold.
+    fn backward<E: Real>(&self, dy: &Matrix, write: Write, before: &Linear) -> Linear {
+        let mut dx = Tensor::<E>::pitched(&before.x);
+        let mut dweight = Tensor::<E>::pitched(&before.weight);
+        let mut dbias = Tensor::<E>::pitched(&before.bias);
+        Cpu::new()
+            .gemm_backward(GemmBackward {
+                x: Tensor::pitched(&self.x).view(),
+                weight: Tensor::pitched(&self.weight).view(),
+                dy: Tensor::pitched(dy).view(),
+                dx: Some((write, dx.view_mut())),
+                dweight: dweight.view_mut(),
+                dbias: Some(dbias.view_mut()),
+            })
+            .unwrap();
+        Linear { x: dx.read(), weight: dweight.read(), bias: dbias.read() }
+    }
+}
+
+fn forward_matches<E: Real>() {
+    for shape in SHAPES {
+        let linear = Linear::random(shape);
+        let want = linear.plain();
+        let stores: [fn(&Matrix) -> Tensor<E>; 3] = [Tensor::rows, Tensor::pitched, Tensor::panels];
+        for store in stores {
+            assert_close(
+                &format!("{shape:?}"),
+                &linear.forward(store, Some(&linear.bias)),
+                &want,
+                tolerance::<E>(),
+            );
+        }
+    }
+}
+
+#[test]
+fn forward_matches_a_plain_computation() {
+    forward_matches::<f64>();
+    forward_matches::<f32>();
+}
+
+#[test]
+fn a_fused_activation_saves_what_it_is_applied_to() {
+    let linear = Linear::random([33, 48, 70]);
+    let residual = linear.plain();
+    let [saved, y] = linear.forward_activated::<f64>(Activation::Relu, &residual);
+    assert_close("saved", &saved, &linear.plain(), tolerance::<f64>());
+    assert_eq!(y, Matrix::from_fn(y.rows, y.cols, |r, c| saved.at(r, c).max(0.0) + residual.at(r, c)));
+}
+
+#[test]
+fn a_part_of_the_panels_is_the_layer_of_those_outputs() {
+    let linear = Linear::random([9, 20, 200]);
+    let mut y = Tensor::<f64>::output(9, 100);
+    Cpu::new()
+        .gemm_forward(GemmForward {
+            x: Tensor::rows(&linear.x).view(),
+            weight: Tensor::panels(&linear.weight).view().row_range(64..164),
+            bias: Some(Tensor::rows(&linear.bias).view().columns(64..164)),
+            activation: None,
+            residual: None,
+            pre_activation: None,
+            y: y.view_mut(),
+        })
+        .unwrap();
+    let whole = linear.plain();
+    let want = Matrix::from_fn(9, 100, |r, c| whole.at(r, 64 + c));
+    assert_close("part", &y.read(), &want, tolerance::<f64>());
+}
+
+fn whole_numbers_are_exact<E: Real>() {
+    let mut random = Random::new(2);
+    // Sums stay below 257·8·8 < 2²⁴, so no precision rounds them.
+    let mut whole = |rows, cols| Matrix::from_fn(rows, cols, |_, _| random.below(17) as f64 - 8.0);
+    let linear = Linear { x: whole(43, 257), weight: whole(131, 257), bias: whole(1, 131) };
+    let want = Matrix::from_fn(43, 131, |r, o| {
+        let pairs = linear.x.row(r).iter().zip(linear.weight.row(o));
+        pairs.map(|(&x, &w)| x as i64 * w as i64).sum::<i64>() as f64
+    });
+    for store in [Tensor::<E>::pitched as fn(&Matrix) -> Tensor<E>, Tensor::panels] {
+        assert_eq!(linear.forward(store, None), want);
+    }
+}
+
+#[test]
+fn products_of_whole_numbers_are_exact() {
+    whole_numbers_are_exact::<f64>();
+    whole_numbers_are_exact::<f32>();
+}
+
+#[test]
+fn backward_matches_finite_differences() {
+    for shape in [[5, 7, 6], [1, 1, 1], [3, 70, 2], [2, 3, 67]] {
+        let linear = Linear::random(shape);
+        let mut random = Random::new(3);
+        let dy = random.matrix(shape[0], shape[2]);
+        let zeros = |m: &Matrix| Matrix::filled(m.rows, m.cols, 0.0);
+        let before = Linear {
+            x: Matrix::filled(shape[0], shape[1], f64::NAN),
+            weight: zeros(&linear.weight),
+            bias: zeros(&linear.bias),
+        };
+        let gradient = linear.backward::<f64>(&dy, Write::Replace, &before);
+        let loss = |linear: &Linear| linear.forward::<f64>(Tensor::rows, Some(&linear.bias)).dot(&dy);
+        assert_gradient("dx", &linear.x, &gradient.x, |x| loss(&Linear { x: x.clone(), ..linear.clone() }));
+        assert_gradient("dweight", &linear.weight, &gradient.weight, |weight| {
+            loss(&Linear { weight: weight.clone(), ..linear.clone() })
+        });
+        assert_gradient("dbias", &linear.bias, &gradient.bias, |bias| {
+            loss(&Linear { bias: bias.clone(), ..linear.clone() })
+        });
+    }
+}
+
+/// The plain gradients at the model's widths, where blocks and chunks meet.
+fn backward_matches<E: Real>() {
+    let [rows, inputs, outputs] = [401, 140, 770];
+    let linear = Linear::random([rows, inputs, outputs]);
+    let mut random = Random::new(4);
+    let dy = random.matrix(rows, outputs);
+    let before = Linear {
+        x: random.matrix(rows, inputs),
+        weight: random.matrix(outputs, inputs),
+        bias: random.matrix(1, outputs),
+    };
+    let after = linear.backward::<E>(&dy, Write::Add, &before);
+    let sum = |n: usize, each: &dyn Fn(usize) -> f64| (0..n).map(each).sum::<f64>();
+    let dx = Matrix::from_fn(rows, inputs, |r, i| {
+        before.x.at(r, i) + sum(outputs, &|o| dy.at(r, o) * linear.weight.at(o, i))
+    });
+    let dweight = Matrix::from_fn(outputs, inputs, |o, i| {
+        before.weight.at(o, i) + sum(rows, &|r| dy.at(r, o) * linear.x.at(r, i))
+    });
+    let dbias = Matrix::from_fn(1, outputs, |_, o| before.bias.at(0, o) + sum(rows, &|r| dy.at(r, o)));
+    assert_close("dx", &after.x, &dx, tolerance::<E>());
+    assert_close("dweight", &after.weight, &dweight, tolerance::<E>());
+    assert_close("dbias", &after.bias, &dbias, tolerance::<E>());
+}
+
+#[test]
+fn gradients_are_added_to_what_was_there() {
+    backward_matches::<f64>();
+    backward_matches::<f32>();
+}
+
+#[test]
+fn nan_reaches_the_output() {
+    let mut linear = Linear::random([4, 9, 70]);
+    linear.x.set(2, 5, f64::NAN);
+    let y = linear.forward::<f32>(Tensor::panels, None);
+    assert!((0..4).all(|r| y.row(r).iter().all(|y| y.is_nan() == (r == 2))));
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let linear = Linear::random([401, 704, 130]);
+    let dy = Random::new(5).matrix(401, 130);
+    assert_independent_of_threads(|| {
+        let [saved, y] = linear.forward_activated::<f32>(Activation::Gelu, &linear.plain());
+        let gradient = linear.backward::<f32>(&dy, Write::Replace, &linear);
+        vec![saved, y, gradient.x, gradient.weight, gradient.bias]
+    });
+}
+
+#[test]
+#[should_panic(expected = "weight [out, in] against x [rows, in]")]
+fn a_weight_of_another_width_is_refused() {
+    let mut linear = Linear::random([2, 3, 4]);
+    linear.weight = Matrix::filled(4, 5, 1.0);
+    linear.forward::<f32>(Tensor::rows, None);
+}

@@ -1,0 +1,13 @@
+//! Every operation against an independent plain computation, its gradient against finite
+//! differences, and the properties that the model relies on.
+
+mod absorbed_attention;
+mod activation;
+mod attention;
+mod common;
+mod embedding;
+mod gemm;
+mod layer_norm;
+mod normalize;
+mod pool;
+mod similarity;

@@ -1,0 +1,127 @@
+//! The promises that keep the code base simple: which module may use which, where the device's
+//! library is named, and how long a file may get.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Modules of the library, each with those it may name.
+const MAY_USE: [(&str, &[&str]); 14] = [
+    ("error", &[]),
+    ("tensor", &[]),
+    ("input", &["error"]),
+    ("output", &["error", "input"]),
+    ("tokenizer", &["error", "input", "output"]),
+    ("config", &["error", "input", "tokenizer"]),
+    ("device", &["error", "tensor", "arena"]),
+    ("arena", &["error", "tensor", "device"]),
+    ("ops", &["error", "tensor", "device", "config"]),
+    ("params", &["error", "input", "output", "tensor", "arena", "device", "config"]),
+    ("workspace", &["error", "arena", "device"]),
+    ("layers", &["error", "arena", "device", "config", "ops", "params"]),
+    (
+        "vision",
+        &["error", "input", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"],
+    ),
+    ("qformer", &["error", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"]),
+];
+
+/// Longest file, in lines; generated or tabular ones would be named here with a reason.
+const LINES: usize = 420;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Rust files below `folder`, with their texts.
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                files.push((path, text));
+            }
+        }
+    }
+    assert!(!files.is_empty());
+    files.sort();
+    files
+}
+
+/// The module a file of the library belongs to.
+fn module(path: &Path) -> String {
+    let below = path.strip_prefix(root().join("src")).unwrap();
+    let first = below.components().next().unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn dependencies_run_downward() {
+    let mut uses = 0;
+    for (path, text) in sources("src").iter().filter(|(path, _)| !["lib", "bin"].contains(&&*module(path))) {
+        let own = module(path);
+        let (_, allowed) =
+            MAY_USE.iter().find(|(name, _)| *name == own).unwrap_or_else(|| panic!("{own} is not listed"));
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for used in code.flat_map(|line| line.split("crate::").skip(1)) {
+            let name: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            // Types that the crate's root exports again.
+            if name.starts_with(char::is_uppercase) || name == own {
+                continue;
+            }
+            assert!(allowed.contains(&&*name), "{} names crate::{name}", path.display());
+            uses += 1;
+        }
+    }
+    assert!(uses > 100, "only {uses} uses were seen");
+}
+
+#[test]
+fn cuda_is_named_only_where_it_lives() {
+    for (path, text) in sources("src") {
+        let below = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+        let at_home = below.starts_with("src/device/cuda")
+            || (below.starts_with("src/ops/") && below.ends_with("/cuda.rs"));
+        assert!(at_home || !text.contains("cudarc"), "{below} names cudarc");
+    }
+}
+
+#[test]
+fn features_choose_modules_not_lines() {
+    for (path, text) in sources("src") {
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, _) in lines.iter().enumerate().filter(|(_, line)| line.contains("cfg(feature")) {
+            let next = lines[i + 1].trim_start();
+            let chosen = ["mod ", "pub mod ", "pub(crate) mod ", "use ", "pub use ", "pub(crate) use "];
+            assert!(chosen.iter().any(|c| next.starts_with(c)), "{}:{}", path.display(), i + 1);
+        }
+    }
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    for (path, text) in ["src", "tests", "benches"].iter().flat_map(|folder| sources(folder)) {
+        let lines = text.lines().count();
+        assert!(lines <= LINES, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn every_operation_has_its_files_and_its_test() {
+    let mut count = 0;
+    for entry in fs::read_dir(root().join("src/ops")).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.is_dir() {
+            continue;
+        }
+        let stem = path.file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(path.join("mod.rs").exists() && path.join("cpu.rs").exists(), "{stem}");
+        assert!(root().join(format!("tests/ops/{stem}.rs")).exists(), "{stem} has no test");
+        count += 1;
+    }
+    assert!(count >= 9);
+}
