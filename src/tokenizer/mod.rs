@@ -38,6 +38,7 @@ pub struct Tokenizer {
     last: u32,
     begin_of_sentence: Option<u32>,
     vocabulary_size: usize,
+    word_pieces: usize,
 }
 
 impl Tokenizer {
@@ -81,12 +82,21 @@ impl Tokenizer {
 
     fn new(path: &Path, definition: Definition) -> Result<Self> {
         let vocabulary_size = definition.vocabulary_size();
+        let word_pieces = definition.vocabulary.len();
         let Definition { first, last, begin_of_sentence, .. } = definition;
         // The library panics on some inputs that its own checks let through.
         let inner = catch_unwind(AssertUnwindSafe(|| build(definition)))
             .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
             .map_err(|error| Error::input(path, input::printable(&error.to_string())))?;
-        Ok(Self { path: path.to_owned(), inner, first, last, begin_of_sentence, vocabulary_size })
+        Ok(Self {
+            path: path.to_owned(),
+            inner,
+            first,
+            last,
+            begin_of_sentence,
+            vocabulary_size,
+            word_pieces,
+        })
     }
 
     /// Number of token ids; they are 0, 1, 2, … without gap.
@@ -99,16 +109,17 @@ impl Tokenizer {
         self.begin_of_sentence
     }
 
-    /// Checks that word embeddings of `rows` rows have one for every id.
+    /// Checks that word embeddings of `rows` rows have one for every word piece. Added tokens may be
+    /// without: transformers adds an `<image>`, for which the Q-Former has no embedding.
     ///
     /// # Errors
     /// Fails if they have not.
     pub fn check_vocabulary(&self, rows: usize) -> Result<()> {
-        if self.vocabulary_size <= rows {
+        if self.word_pieces <= rows {
             return Ok(());
         }
-        let size = self.vocabulary_size;
-        let what = format_args!("has {size} tokens, but the model's word embeddings have {rows} rows");
+        let count = self.word_pieces;
+        let what = format_args!("has {count} word pieces, but the model's word embeddings have {rows} rows");
         Err(Error::input(&self.path, what))
     }
 

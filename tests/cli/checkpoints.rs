@@ -3,7 +3,7 @@
 use crate::common::*;
 use qformer::params::safetensors::{Dtype, NewTensor, write};
 use qformer::tensor::HostTensor;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -144,7 +144,7 @@ fn a_model_that_reads_no_text_says_so() {
     });
     workplace.save(Dtype::F32);
     workplace.configure(|config| config["qformer_config"]["use_qformer_text_input"] = false.into());
-    workplace.embed().fails(&[
+    workplace.embed().misuses(&[
         "reads no text",
         "use_qformer_text_input is false",
         "Blip2ForImageTextRetrieval",
@@ -155,6 +155,24 @@ fn a_model_that_reads_no_text_says_so() {
     run(arguments).succeeds();
     let error = relative_error(&read(&workplace.output(), "query_output"), &expected("query_output"));
     assert!(error < TOLERANCE, "{error:e}");
+}
+
+#[test]
+fn the_image_token_that_transformers_adds_is_no_obstacle() {
+    let workplace = Workplace::new();
+    let expected = workplace.embedded();
+    let path = workplace.model().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let added = json["added_tokens"].as_array_mut().unwrap();
+    let mut image = added[0].clone();
+    (image["id"], image["content"]) = (86.into(), "<image>".into());
+    added.push(image);
+    fs::write(path, json.to_string()).unwrap();
+    assert!(expected == workplace.embedded());
+
+    let mut arguments = embed_all(&workplace.model(), &workplace.output());
+    arguments.push("an <image> of a cat".into());
+    run(arguments).fails(&["text 5 has token 86, but the vocabulary has 86"]);
 }
 
 #[test]

@@ -189,7 +189,7 @@ fn files_of_texts_that_cannot_be_read_are_refused() {
 
 #[test]
 fn files_that_are_not_there_are_named() {
-    input_is_refused(&["--images", "gone.png"], &["gone.png: there is no such file"]);
+    input_is_refused(&["--images", "gone.png"], &["gone.png: is not there or is not a file"]);
     input_is_refused(&["--image-dir", "gone"], &["cannot list gone"]);
     input_is_refused(&["--features", "gone.safetensors"], &["cannot open gone.safetensors"]);
     let source = shown(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
@@ -244,6 +244,14 @@ fn a_device_is_not_replaced_by_a_file() {
 }
 
 #[test]
+fn one_file_for_two_results_is_refused() {
+    let workplace = Workplace::new();
+    let (image, output) = (shown(&images()[0]), shown(&workplace.output()));
+    embed(&workplace, &["--images", &image, "--save-vision-output", &output]).misuses(&["the same file"]);
+    workplace.has_written_nothing();
+}
+
+#[test]
 fn what_was_there_stays_if_a_run_fails() {
     let workplace = Workplace::new();
     fs::write(workplace.output(), "earlier").unwrap();
@@ -267,6 +275,7 @@ fn calls_that_make_no_sense_are_told_the_usage() {
         (&["--features", "x", "--save-vision-output", "y"], "cannot be used with"),
         (&["--text", "a", "--batch-size", "0"], "--batch-size"),
         (&["--text", "a", "--threads", "0"], "--threads"),
+        (&["--text", "a", "--threads", "100000"], "--threads"),
         (&["--text", "a", "--device", "tpu"], "auto, cpu, cuda"),
     ] {
         embed(&workplace, arguments).misuses(&[fragment, "--help"]);

@@ -85,7 +85,7 @@ fn a_tokenizer_is_copied_if_the_model_has_room_for_it() {
     let vocabulary = format!("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n{}\n", words.join("\n"));
     fs::write(large.join("vocab.txt"), vocabulary).unwrap();
     let refused = folder.path().join("refused");
-    init(&refused, &["--tokenizer", &shown(&large)]).fails(&["has 305 tokens", "have 249 rows"]);
+    init(&refused, &["--tokenizer", &shown(&large)]).fails(&["has 305 word pieces", "have 249 rows"]);
     assert!(!refused.exists());
 }
 

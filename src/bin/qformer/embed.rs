@@ -6,7 +6,7 @@ use crate::inputs::{Inputs, Loaded};
 use crate::spool::Spool;
 use clap::{ArgGroup, Args};
 use qformer::params::safetensors::{self, Dtype, NewTensor};
-use qformer::{Result, output};
+use qformer::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -32,7 +32,9 @@ pub(crate) struct Arguments {
 
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
-    output::check_writable(&arguments.output)?;
+    if arguments.save_vision_output.as_ref() == Some(&arguments.output) {
+        return Err(Error::usage("--output and --save-vision-output are the same file; give two"));
+    }
     let mut query_output = Spool::new(&arguments.output)?;
     let mut image_features = Spool::new(&arguments.output)?;
     let mut vision_output = arguments.save_vision_output.as_deref().map(Spool::new).transpose()?;

@@ -44,7 +44,7 @@ impl Images {
                 None => arguments.images.clone(),
             };
             if let Some(missing) = paths.iter().find(|path| !path.is_file()) {
-                return Err(Error::input(missing, "there is no such file"));
+                return Err(Error::input(missing, "is not there or is not a file"));
             }
             let names = paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
             if paths.is_empty() {
@@ -69,6 +69,7 @@ impl Images {
             let encoder = VisionEncoder::from_checkpoint(device, config, checkpoint, &mut |done, total| {
                 progress.set(done, total);
             })?;
+            drop(progress);
             warn_of_not_finite(encoder.not_finite(), remarks);
             self.encoder = Some(encoder);
         }

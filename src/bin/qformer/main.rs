@@ -11,11 +11,10 @@ mod score;
 mod spool;
 mod texts;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, value_parser};
 use qformer::{Error, Result};
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::num::NonZeroUsize;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
@@ -34,8 +33,9 @@ struct CommandLine {
 #[derive(Args)]
 struct Session {
     /// Threads to compute with [default: $RAYON_NUM_THREADS, else $OMP_NUM_THREADS, else all cores]
-    #[arg(long, value_name = "N", global = true, env = "QFORMER_THREADS")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", global = true, env = "QFORMER_THREADS",
+        value_parser = value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
     /// Show neither progress nor notes; warnings and errors are shown
     #[arg(long, short, global = true)]
     quiet: bool,
@@ -82,16 +82,18 @@ fn main() -> ExitCode {
         let message = panic.to_string().replace('\n', " ");
         *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }));
-    let failure = match panic::catch_unwind(AssertUnwindSafe(|| run(&session, command))) {
-        Ok(Ok(())) => return ExitCode::SUCCESS,
-        Ok(Err(error)) => error,
+    match panic::catch_unwind(AssertUnwindSafe(|| run(&session, command))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
         Err(_) => {
             let message = PANIC.lock().unwrap_or_else(PoisonError::into_inner);
-            Error::device(format!("a fault of qformer itself; please report this line: {message}"))
+            eprintln!("error: a fault of qformer itself; please report this line: {message}");
+            ExitCode::FAILURE
         }
-    };
-    eprintln!("error: {failure}");
-    ExitCode::from(failure.exit_code())
+    }
 }
 
 fn run(session: &Session, command: Command) -> Result<()> {
@@ -105,15 +107,16 @@ fn run(session: &Session, command: Command) -> Result<()> {
     }
 }
 
-/// Starts the threads that compute; rayon itself reads `RAYON_NUM_THREADS`.
-fn start_threads(asked: Option<NonZeroUsize>) -> Result<()> {
-    let from_openmp = || {
-        let set = |name| std::env::var(name).ok().and_then(|value| value.parse::<NonZeroUsize>().ok());
-        set("RAYON_NUM_THREADS").or_else(|| set("OMP_NUM_THREADS"))
-    };
-    let threads = asked.or_else(from_openmp).map_or(0, NonZeroUsize::get);
+/// Starts the threads that compute.
+fn start_threads(asked: Option<u16>) -> Result<()> {
+    let set = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
+    let threads = asked
+        .or_else(|| set("RAYON_NUM_THREADS"))
+        .or_else(|| set("OMP_NUM_THREADS"))
+        // Rayon's name for all cores.
+        .unwrap_or(0);
     rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
+        .num_threads(threads.into())
         .build_global()
         .map_err(|error| Error::device(format!("cannot start {threads} threads: {error}")))
 }

@@ -20,6 +20,7 @@ pub(crate) struct Spool {
 impl Spool {
     /// An empty tensor, in the folder that `output` will be in: where it has room if `output` has.
     pub(crate) fn new(output: &Path) -> Result<Self> {
+        output::check_writable(output)?;
         let file = tempfile::tempfile_in(output::folder_of(output))
             .map_err(|error| Error::io(output, "write", error))?;
         Ok(Self { output: output.to_owned(), file: BufWriter::new(file), shape: Vec::new() })

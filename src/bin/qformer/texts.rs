@@ -45,11 +45,11 @@ impl Texts {
         }
         let qformer = &config.qformer;
         if !qformer.use_qformer_text_input {
-            return Err(Error::input(
-                model,
-                "a model that reads no text (use_qformer_text_input is false in config.json); \
+            return Err(Error::usage(format!(
+                "{}: the Q-Former reads no text (use_qformer_text_input is false in config.json); \
                  give images alone, or a checkpoint of Blip2ForImageTextRetrieval",
-            ));
+                model.display()
+            )));
         }
         let tokenizer = Tokenizer::load(model)?;
         tokenizer.check_vocabulary(qformer.vocab_size)?;

@@ -61,8 +61,9 @@ impl<'a> NewTensor<'a> {
 /// for, added.
 ///
 /// # Errors
-/// Fails if two tensors have one name, if there is more metadata than 32 MiB, if a dtype is not F32, F16 or BF16, if a finite value does not
-/// fit its dtype, if a `fill` fails, or if the operating system refuses to write.
+/// Fails if two tensors have one name, if there is more metadata than 32 MiB, if a dtype is not F32, F16
+/// or BF16, if a finite value does not fit its dtype, if a `fill` fails, or if the operating system
+/// refuses to write.
 pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<NewTensor<'_>>) -> Result<()> {
     let mut tensors = tensors;
     // Wide elements first keep every tensor aligned, as the format's own library has it.
