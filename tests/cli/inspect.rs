@@ -13,7 +13,7 @@ fn inspect(path: &Path) -> Value {
 /// What keeps a checkpoint from being used as `name` says.
 fn obstacle<'a>(report: &'a Value, name: &str) -> &'a Value {
     let uses = report["uses"].as_array().unwrap();
-    &uses.iter().find(|of| of["name"].as_str().unwrap().contains(name)).unwrap()["obstacle"]
+    &uses.iter().find(|one| one["name"].as_str().unwrap().contains(name)).unwrap()["obstacle"]
 }
 
 #[test]

@@ -109,8 +109,8 @@ fn describe(checkpoint: &Checkpoint, config: Option<&Config>) -> Result<Report> 
     let faults = config.map(|config| faults(config, &named, has(Part::ImageEncoder)));
     let mut uses = uses(config, &named, has);
     if faults.as_ref().is_some_and(|faults| !faults.is_empty()) {
-        for of in &mut uses {
-            of.obstacle.get_or_insert("the tensors do not fit config.json");
+        for one in &mut uses {
+            one.obstacle.get_or_insert("the tensors do not fit config.json");
         }
     }
     let parts: Vec<PartReport> = parts.into_values().collect();
@@ -158,62 +158,31 @@ fn uses(config: Option<&Config>, checkpoint: &NamedCheckpoint<'_>, has: impl Fn(
         && has(Part::TextFeedForward)
         && config.is_none_or(|config| config.qformer.use_qformer_text_input);
     let has_head = |name: &str| checkpoint.contains(&format!("{name}.weight"));
-    let first = |obstacles: &[(bool, &'static str)]| {
-        obstacles.iter().find(|(in_the_way, _)| *in_the_way).map(|(_, what)| *what)
-    };
-    let no_queries = (!has(Part::QueryTokens) || !has(Part::CrossAttention), "there is no Q-Former");
-    let no_text = (!reads_text, "the Q-Former reads no text");
-    let no_head =
-        (!has(Part::LanguageModellingHead), "there is no language-modelling head (cls.predictions)");
-    let listed = [
-        (
-            "read images",
-            first(&[
-                no_queries,
-                (
-                    !has(Part::ImageEncoder),
-                    "there is no image encoder; its output can be given with --features",
-                ),
-            ]),
-        ),
-        (
-            "compare images with texts (ITC)",
-            first(&[
-                no_queries,
-                no_text,
-                (
-                    !has_head("vision_projection") || !has_head("text_projection"),
-                    "there are no projections (vision_projection, text_projection)",
-                ),
-            ]),
-        ),
-        (
-            "match images with texts (ITM)",
-            first(&[no_queries, no_text, (!has_head("itm_head"), "there is no matching head (itm_head)")]),
-        ),
-        (
-            "write captions with the Q-Former (ITG)",
-            first(&[no_queries, no_text, no_head, (true, "qformer does not do this yet")]),
-        ),
-        (
-            "go on with stage 1 of training",
-            first(&[
-                no_queries,
-                no_text,
-                (!has(Part::Temperature), "there is no temperature (temp)"),
-                no_head,
-                (true, "qformer does not do this yet"),
-            ]),
-        ),
-        (
-            "write texts with a language model",
-            first(&[
-                (!has(Part::LanguageModel), "there is no language model"),
-                (true, "there is a language model, but qformer does not run it yet"),
-            ]),
-        ),
-    ];
-    listed.into_iter().map(|(name, obstacle)| Use { name, obstacle }).collect()
+    let unless = |there: bool, obstacle| (!there).then_some(obstacle);
+    let no_qformer = unless(has(Part::QueryTokens) && has(Part::CrossAttention), "there is no Q-Former");
+    let no_image_encoder =
+        unless(has(Part::ImageEncoder), "there is no image encoder; its output can be given with --features");
+    let no_text = no_qformer.or(unless(reads_text, "the Q-Former reads no text"));
+    let no_projections = unless(
+        has_head("vision_projection") && has_head("text_projection"),
+        "there are no projections (vision_projection, text_projection)",
+    );
+    let no_matching_head = unless(has_head("itm_head"), "there is no matching head (itm_head)");
+    let no_temperature = unless(has(Part::Temperature), "there is no temperature (temp)");
+    let no_language_head =
+        unless(has(Part::LanguageModellingHead), "there is no language-modelling head (cls.predictions)");
+    let no_language_model = unless(has(Part::LanguageModel), "there is no language model");
+    let not_yet = Some("qformer does not do this yet");
+    [
+        ("read images", no_qformer.or(no_image_encoder)),
+        ("compare images with texts (ITC)", no_text.or(no_projections)),
+        ("match images with texts (ITM)", no_text.or(no_matching_head)),
+        ("write captions with the Q-Former (ITG)", no_text.or(no_language_head).or(not_yet)),
+        ("go on with stage 1 of training", no_text.or(no_temperature).or(no_language_head).or(not_yet)),
+        ("write texts with a language model", no_language_model.or(not_yet)),
+    ]
+    .map(|(name, obstacle)| Use { name, obstacle })
+    .into()
 }
 
 /// Reads all values of numbers with a fraction.

@@ -1,6 +1,6 @@
 //! The report for people.
 
-use super::{PartReport, Report};
+use super::{PartReport, Report, Use};
 use qformer::Config;
 use qformer::output::printable;
 use std::fmt::{self, Write};
@@ -41,10 +41,10 @@ fn write(to: &mut String, report: &Report, config: Option<&Config>) -> fmt::Resu
     }
 
     writeln!(to, "\nIt can be used to")?;
-    for of in &report.uses {
-        match of.obstacle {
-            None => writeln!(to, "  yes  {}", of.name)?,
-            Some(obstacle) => writeln!(to, "  no   {}: {obstacle}", of.name)?,
+    for Use { name, obstacle } in &report.uses {
+        match obstacle {
+            None => writeln!(to, "  yes  {name}")?,
+            Some(obstacle) => writeln!(to, "  no   {name}: {obstacle}")?,
         }
     }
     if let Some(faults) = &report.faults {
