@@ -104,13 +104,13 @@ fn normal_pair(u: f64, v: f64) -> [f64; 2] {
 }
 
 /// A uniform value in (0, 1): the `index`-th of the stream `key`.
-fn uniform(key: u64, index: u64) -> f64 {
+pub fn uniform(key: u64, index: u64) -> f64 {
     let bits = mix(key.wrapping_add(index.wrapping_mul(GOLDEN_GAMMA)));
     ((bits >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
 }
 
-/// The stream of a tensor.
-fn key(seed: u64, name: &str) -> u64 {
+/// The stream of the tensor `name`.
+pub fn key(seed: u64, name: &str) -> u64 {
     name.bytes().fold(mix(seed), |key, byte| mix(key ^ u64::from(byte)))
 }
 

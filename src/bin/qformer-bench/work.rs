@@ -4,6 +4,7 @@ use crate::PartKind;
 use crate::reference::Reference;
 use qformer::config::Config;
 use qformer::ops::absorbed_attention::CrossSizes;
+use qformer::params::init::{key, uniform};
 use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
 use qformer::params::{NamedCheckpoint, Part, TensorSource};
 use qformer::qformer::{Abilities, Matching};
@@ -77,30 +78,21 @@ impl TensorSource for RandomWeights {
             || part.name.contains("norm1.weight")
             || part.name.contains("norm2.weight");
         let centre = if is_scale { 1.0 } else { 0.0 };
-        let seed = part.name.bytes().fold(0, |hash: u64, byte| mix(hash ^ u64::from(byte)));
-        let values: Vec<f32> =
-            (0..part.len()).into_par_iter().map(|i| centre + 0.06 * uniform(seed, i)).collect();
+        let mut values = random_values(&part.name, part.len());
+        values.par_iter_mut().for_each(|value| *value = centre + 0.06 * *value);
         sink(0, &values);
         Ok(0)
     }
 }
 
-/// A bijection that scatters bits (SplitMix64's).
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+/// Values in (-1, 1), different for every name and the same in every run.
+fn random_values(name: &str, count: usize) -> Vec<f32> {
+    let key = key(0, name);
+    (0..count as u64).into_par_iter().map(|index| (2.0 * uniform(key, index) - 1.0) as f32).collect()
 }
 
-/// Number `index` of a stream, in [-1, 1).
-fn uniform(seed: u64, index: usize) -> f32 {
-    let bits = mix(seed ^ mix(index as u64)) >> 40;
-    bits as f32 / (1u64 << 23) as f32 - 1.0
-}
-
-fn random_tensor(shape: &[usize], seed: u64) -> HostTensor {
-    HostTensor::new(shape, (0..shape.iter().product()).into_par_iter().map(|i| uniform(seed, i)).collect())
+fn random_tensor(name: &str, shape: &[usize]) -> HostTensor {
+    HostTensor::new(shape, random_values(name, shape.iter().product()))
 }
 
 impl Work {
@@ -123,15 +115,16 @@ impl Work {
         let (tokens, side) = (config.image_tokens(), config.vision.image_size);
         let pictures = if loaded.1.is_some() { batch } else { 0 };
         let [shortest, longest] = CAPTION_TOKENS;
+        let vocabulary = config.qformer.vocab_size as f64;
         let token = |text: usize, i: usize| {
-            (mix((text * longest + i) as u64) % config.qformer.vocab_size as u64) as u32
+            (uniform(key(0, "captions"), (text * longest + i) as u64) * vocabulary) as u32
         };
         Ok(Self {
             model: loaded.0,
             vision: loaded.1,
             source,
-            vision_output: random_tensor(&[batch, tokens, config.vision.hidden_size], 1),
-            pixels: random_tensor(&[pictures, 3, side, side], 2),
+            vision_output: random_tensor("vision_output", &[batch, tokens, config.vision.hidden_size]),
+            pixels: random_tensor("pixel_values", &[pictures, 3, side, side]),
             texts: (0..batch)
                 .map(|text| {
                     let length = shortest + text * 5 % (longest - shortest + 1);
