@@ -1,10 +1,9 @@
 //! The CPU: all cores through rayon, matrix products through the `gemm` crate.
 
 use super::{Device, Real, Write};
-use crate::arena::ALIGNMENT;
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, PANEL, View, ViewMut};
-use std::alloc;
+use memmap2::{MmapMut, MmapOptions};
 use std::marker::PhantomData;
 
 /// The CPU backend, computing in `E`: the default without a GPU and the specification with one.
@@ -18,25 +17,16 @@ impl<E> Cpu<E> {
     }
 }
 
-/// Zeroed memory aligned to [`ALIGNMENT`].
+/// Zeroed memory straight from the system, aligned to its pages.
 pub struct CpuBuffer {
-    pointer: *mut u8,
-    layout: alloc::Layout,
+    address: *mut u8,
+    map: MmapMut,
 }
 
 // SAFETY: the buffer owns its memory; who may touch it is decided by the views' borrows.
 unsafe impl Send for CpuBuffer {}
 // SAFETY: as above.
 unsafe impl Sync for CpuBuffer {}
-
-impl Drop for CpuBuffer {
-    fn drop(&mut self) {
-        if self.layout.size() > 0 {
-            // SAFETY: allocated in `allocate` with this very layout.
-            unsafe { alloc::dealloc(self.pointer, self.layout) }
-        }
-    }
-}
 
 impl<E: Real> Device for Cpu<E> {
     type Elem = E;
@@ -46,25 +36,22 @@ impl<E: Real> Device for Cpu<E> {
     const FROZEN: Layout = Layout::Panels;
 
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<CpuBuffer> {
-        let layout = alloc::Layout::from_size_align(bytes, ALIGNMENT)
-            .map_err(|_| Error::out_of_memory(bytes, purpose))?;
-        if bytes == 0 {
-            return Ok(CpuBuffer { pointer: std::ptr::without_provenance_mut(ALIGNMENT), layout });
-        }
-        // SAFETY: the size is not zero.
-        let pointer = unsafe { alloc::alloc_zeroed(layout) };
-        if pointer.is_null() {
-            return Err(Error::out_of_memory(bytes, purpose));
-        }
-        Ok(CpuBuffer { pointer, layout })
+        // An empty mapping is refused by some systems; one page is always to be had.
+        let map = MmapOptions::new().len(bytes.max(1)).map_anon();
+        let mut map = map.map_err(|_| Error::out_of_memory(bytes, purpose))?;
+        // Weights are streamed from end to end in every pass: with large pages, address translation
+        // costs nothing. Where the system has none, small ones serve as well.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        Ok(CpuBuffer { address: map.as_mut_ptr(), map })
     }
 
     fn buffer_address(buffer: &CpuBuffer) -> *mut u8 {
-        buffer.pointer
+        buffer.address
     }
 
     fn buffer_bytes(buffer: &CpuBuffer) -> usize {
-        buffer.layout.size()
+        buffer.map.len()
     }
 
     fn write(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) {
@@ -181,6 +168,17 @@ impl<E: Real> Factor<E> {
         Self { pointer, row_step: pitch, col_step: 1 }
     }
 
+    /// The transposed outputs [in, PANEL] of a weight in panels, from output `first` on, which starts
+    /// a panel or lies within one.
+    ///
+    /// # Safety
+    /// `first` must be less than the weight's outputs.
+    pub(crate) unsafe fn panel(weight: View<'_, Cpu<E>, E>, first: usize) -> Self {
+        let offset = first / PANEL * PANEL * weight.cols() + first % PANEL;
+        // SAFETY: within the panel that `first` is in, which the weight holds.
+        Self { pointer: unsafe { weight.pointer().add(offset) }, row_step: PANEL, col_step: 1 }
+    }
+
     /// A matrix in a slice, row after row.
     pub(crate) fn rows(values: &[E], cols: usize) -> Self {
         Self { pointer: values.as_ptr(), row_step: cols, col_step: 1 }
@@ -191,6 +189,10 @@ impl<E: Real> Factor<E> {
         Self { row_step: self.col_step, col_step: self.row_step, ..self }
     }
 }
+
+/// Rows that `gemm` multiplies by a panel in place: for more it would first copy the panel, to
+/// the very layout that it already has.
+pub(crate) const ROWS_IN_PLACE: usize = 48;
 
 /// c (m×n) = a (m×k) · b (k×n), or c += a · b, on the calling thread alone.
 ///

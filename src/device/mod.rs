@@ -4,7 +4,7 @@ mod cpu;
 mod real;
 
 pub use cpu::{Cpu, CpuBuffer};
-pub(crate) use cpu::{Factor, Rows, product};
+pub(crate) use cpu::{Factor, ROWS_IN_PLACE, Rows, product};
 pub use real::Real;
 pub(crate) use real::{maximum, sum, vectorised};
 

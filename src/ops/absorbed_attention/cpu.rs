@@ -2,24 +2,21 @@
 //! the image's width, so no intermediate is larger than [heads·Q, W].
 
 use super::{AbsorbedAttention, AbsorbedAttentionForward};
-use crate::device::{Cpu, Factor, Real, V, Write, product, vectorised};
+use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, V, Write, product, vectorised};
 use crate::error::Result;
 use crate::tensor::{Layout, PANEL};
 use rayon::prelude::*;
 
-/// Rows of scores a task works on: its matrices [rows, W] then stay in the second-level cache.
-const ROWS_PER_TASK: usize = 192;
+/// Rows of scores that a task works on, or a multiple where one head has more: what `gemm` computes
+/// side by side, so that no intermediate need be copied to suit it.
+const ROWS_PER_TASK: usize = PANEL;
 
 /// Rows `first..` of a weight [D, W]: one head's.
 fn head_rows<E: Real>(weight: V<'_, Cpu<E>>, first: usize) -> Factor<E> {
     match weight.layout() {
         Layout::Rows { .. } => Factor::of(weight, first, 0),
-        Layout::Panels => Factor {
-            // SAFETY: the head's first output channel lies within the weight.
-            pointer: unsafe { weight.pointer().add(first / PANEL * PANEL * weight.cols() + first % PANEL) },
-            row_step: 1,
-            col_step: PANEL,
-        },
+        // SAFETY: the head's first output channel lies within the weight.
+        Layout::Panels => unsafe { Factor::panel(weight, first) }.transposed(),
     }
 }
 
@@ -30,7 +27,7 @@ struct Scratch<E> {
     absorbed: Vec<E>,
     /// Scores, then probabilities, transposed: [N, rows]
     scores: Vec<E>,
-    /// p·x [rows, W]
+    /// (p·x)ᵀ [W, rows]
     gathered: Vec<E>,
     /// Per row of scores: its maximum, then the inverse of its sum.
     row: Vec<E>,
@@ -74,11 +71,10 @@ impl<E: Real> AbsorbedAttention for Cpu<E> {
             let (index, first_head) = (task / tasks_per_image, task % tasks_per_image * heads_per_task);
             let count = heads_per_task.min(heads - first_head);
             let (rows, first_query) = (count * queries, index * queries);
-            let x = Factor::of(image, index * tokens, 0);
             let Scratch { absorbed, scores, gathered, row } = scratch;
             absorbed.resize(width * rows, E::ZERO);
             scores.resize(tokens * rows, E::ZERO);
-            gathered.resize(rows * width, E::ZERO);
+            gathered.resize(width * rows, E::ZERO);
             for h in 0..count {
                 let col = (first_head + h) * head_width;
                 // SAFETY: the head's block lies within `absorbed`.
@@ -89,20 +85,25 @@ impl<E: Real> AbsorbedAttention for Cpu<E> {
                 }
             }
             let columns = |x: &[E]| Factor::rows(x, rows).transposed();
-            // SAFETY: `scores` holds the whole product.
-            unsafe {
-                let to = (scores.as_mut_ptr(), 1, rows);
-                product([rows, tokens, width], columns(absorbed), x.transposed(), Write::Replace, to);
+            for first in (0..tokens).step_by(ROWS_IN_PLACE) {
+                let n = ROWS_IN_PLACE.min(tokens - first);
+                let x = Factor::of(image, index * tokens + first, 0).transposed();
+                // SAFETY: the columns of the product lie within `scores`.
+                unsafe {
+                    let to = (scores.as_mut_ptr().add(first * rows), 1, rows);
+                    product([rows, n, width], columns(absorbed), x, Write::Replace, to);
+                }
             }
             softmax_columns(scores, rows, scale, row);
             // SAFETY: `gathered` holds the whole product.
             unsafe {
-                let to = (gathered.as_mut_ptr(), width, 1);
+                let x = Factor::of(image, index * tokens, 0);
+                let to = (gathered.as_mut_ptr(), 1, rows);
                 product([rows, width, tokens], columns(scores), x, Write::Replace, to);
             }
             for h in 0..count {
                 let col = (first_head + h) * head_width;
-                let a = Factor::rows(&gathered[h * queries * width..], width);
+                let a = columns(&gathered[h * queries..]);
                 let b = head_rows(value_weight, col).transposed();
                 let to = (out.at(first_query, col), out.pitch(), 1);
                 // SAFETY: this head's columns of the image's rows belong to this task alone.

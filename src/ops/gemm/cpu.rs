@@ -1,8 +1,9 @@
 //! Matrix products in blocks of [`PANEL`] output channels by a chunk of rows, one block a task.
 
 use super::{GemmBackward, GemmForward, GemmOp};
-use crate::device::{Cpu, Factor, Real, Write, product, sum, vectorised};
+use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, Rows, V, Write, product, sum, vectorised};
 use crate::error::Result;
+use crate::ops::activation::Activation;
 use crate::tensor::{Layout, PANEL};
 use rayon::prelude::*;
 
@@ -17,6 +18,41 @@ fn chunk_rows(rows: usize, row_bytes: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
+/// What is done to a block of the product while it is in the cache.
+struct Epilogue<'a, E: Real> {
+    /// [out]
+    bias: Option<&'a [E]>,
+    /// [rows, out]
+    pre_activation: Option<Rows<'a, E>>,
+    activation: Option<Activation>,
+    /// [rows, out]
+    residual: Option<V<'a, Cpu<E>>>,
+}
+
+impl<E: Real> Epilogue<'_, E> {
+    /// Makes y of x·Wᵀ, in columns `first..` of row `row`.
+    ///
+    /// # Safety
+    /// The same elements of `pre_activation` belong to the caller alone.
+    #[inline(always)]
+    unsafe fn finish(&self, row: usize, first: usize, y: &mut [E]) {
+        let columns = first..first + y.len();
+        if let Some(bias) = self.bias {
+            y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, &b)| *y += b);
+        }
+        if let Some(saved) = &self.pre_activation {
+            // SAFETY: as the caller promises.
+            unsafe { std::slice::from_raw_parts_mut(saved.at(row, first), y.len()) }.copy_from_slice(y);
+        }
+        if let Some(activation) = self.activation {
+            activation.apply(y);
+        }
+        if let Some(residual) = self.residual {
+            y.iter_mut().zip(&residual.row(row)[columns]).for_each(|(y, &r)| *y += r);
+        }
+    }
+}
+
 impl<E: Real> GemmOp for Cpu<E> {
     fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()> {
         args.check();
@@ -28,48 +64,38 @@ impl<E: Real> GemmOp for Cpu<E> {
         let chunk = chunk_rows(rows, inputs * size_of::<E>());
         let panels = outputs.div_ceil(PANEL);
         let bias = bias.map(|b| b.row(0));
-        let (y, pre_activation) = (y.into_rows(), pre_activation.map(|p| p.into_rows()));
+        let pre_activation = pre_activation.map(|p| p.into_rows());
+        let epilogue = Epilogue { bias, pre_activation, activation, residual };
+        let y = y.into_rows();
         (0..rows.div_ceil(chunk) * panels).into_par_iter().for_each(|task| {
             let (first_row, first_col) = (task / panels * chunk, task % panels * PANEL);
-            let (m, n) = (chunk.min(rows - first_row), PANEL.min(outputs - first_col));
-            let weight = match weight.layout() {
-                Layout::Rows { .. } => Factor::of(weight, first_col, 0).transposed(),
-                Layout::Panels => Factor {
-                    // SAFETY: the panel that starts at output `first_col` lies within the weight.
-                    pointer: unsafe { weight.pointer().add(first_col * inputs) },
-                    row_step: PANEL,
-                    col_step: 1,
-                },
+            let (end, n) = (rows.min(first_row + chunk), PANEL.min(outputs - first_col));
+            let (weight, group) = match weight.layout() {
+                Layout::Rows { .. } => (Factor::of(weight, first_col, 0).transposed(), chunk),
+                // SAFETY: the panel that starts at output `first_col` lies within the weight.
+                Layout::Panels => (unsafe { Factor::panel(weight, first_col) }, ROWS_IN_PLACE),
             };
-            let out = (y.at(first_row, first_col), y.pitch(), 1);
-            // SAFETY: this block of y belongs to this task alone.
-            unsafe { product([m, n, inputs], Factor::of(x, first_row, 0), weight, Write::Replace, out) };
-            vectorised(
-                #[inline(always)]
-                || {
-                    for r in first_row..first_row + m {
-                        // SAFETY: these columns of the row belong to this task alone.
-                        let y = unsafe { std::slice::from_raw_parts_mut(y.at(r, first_col), n) };
-                        if let Some(bias) = bias {
-                            for (y, &b) in y.iter_mut().zip(&bias[first_col..first_col + n]) {
-                                *y += b;
-                            }
+            for first_row in (first_row..end).step_by(group) {
+                let m = group.min(end - first_row);
+                let out = (y.at(first_row, first_col), y.pitch(), 1);
+                // SAFETY: this block of y belongs to this task alone.
+                unsafe { product([m, n, inputs], Factor::of(x, first_row, 0), weight, Write::Replace, out) };
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for r in first_row..first_row + m {
+                            // SAFETY: these columns of the row belong to this task alone.
+                            unsafe {
+                                epilogue.finish(
+                                    r,
+                                    first_col,
+                                    std::slice::from_raw_parts_mut(y.at(r, first_col), n),
+                                )
+                            };
                         }
-                        if let Some(saved) = &pre_activation {
-                            // SAFETY: as for y.
-                            let saved = unsafe { std::slice::from_raw_parts_mut(saved.at(r, first_col), n) };
-                            saved.copy_from_slice(y);
-                        }
-                        if let Some(activation) = activation {
-                            activation.apply(y);
-                        }
-                        if let Some(residual) = residual {
-                            let residual = &residual.row(r)[first_col..first_col + n];
-                            y.iter_mut().zip(residual).for_each(|(y, &r)| *y += r);
-                        }
-                    }
-                },
-            );
+                    },
+                );
+            }
         });
         Ok(())
     }
