@@ -54,6 +54,11 @@ impl<E: Real> Device for Cpu<E> {
         buffer.map.len()
     }
 
+    fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        // On a thread of the pool: from outside, every operation would hand its work over and sleep.
+        rayon::scope(|_| pass())
+    }
+
     fn write(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) {
         let shape = to.shape();
         assert!(first + values.len() <= shape.len(), "{} values from {first} of {shape:?}", values.len());
@@ -64,13 +69,21 @@ impl<E: Real> Device for Cpu<E> {
         while !rest.is_empty() {
             let (row, col) = (at / shape.cols, at % shape.cols);
             let (part, after) = rest.split_at(rest.len().min(shape.cols - col));
-            let (offset, step) = match layout {
-                Layout::Rows { pitch } => (row * pitch + col, 1),
-                Layout::Panels => (row / PANEL * PANEL * shape.cols + col * PANEL + row % PANEL, PANEL),
-            };
-            for (i, &x) in part.iter().enumerate() {
-                // SAFETY: row < rows and col + i < cols, so the element lies within the view.
-                unsafe { base.add(offset + i * step).write(E::of_f32(x)) }
+            match layout {
+                // SAFETY: row < rows and col + part.len() <= cols, so the part lies within the row.
+                Layout::Rows { pitch } => {
+                    unsafe { std::slice::from_raw_parts_mut(base.add(row * pitch + col), part.len()) }
+                        .iter_mut()
+                        .zip(part)
+                        .for_each(|(to, &x)| *to = E::of_f32(x))
+                }
+                Layout::Panels => {
+                    let offset = row / PANEL * PANEL * shape.cols + col * PANEL + row % PANEL;
+                    for (i, &x) in part.iter().enumerate() {
+                        // SAFETY: row < rows and col + i < cols, so the element lies within the view.
+                        unsafe { base.add(offset + i * PANEL).write(E::of_f32(x)) }
+                    }
+                }
             }
             at += part.len();
             rest = after;
@@ -84,7 +97,11 @@ impl<E: Real> Device for Cpu<E> {
     }
 
     fn read(&self, from: View<'_, Self, E>) -> Vec<f32> {
-        (0..from.rows()).flat_map(|r| from.row(r)).map(|x| x.to_f32()).collect()
+        let mut values = Vec::with_capacity(from.shape().len());
+        for row in 0..from.rows() {
+            values.extend(from.row(row).iter().map(|x| x.to_f32()));
+        }
+        values
     }
 }
 
@@ -188,6 +205,21 @@ impl<E: Real> Factor<E> {
     pub(crate) fn transposed(self) -> Self {
         Self { row_step: self.col_step, col_step: self.row_step, ..self }
     }
+}
+
+/// Asks for memory that is about to be read from end to end. The product's own loop, with its few
+/// loads in flight, would draw it in at two thirds of the speed.
+pub(crate) fn prefetch<E>(memory: &[E]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in memory.chunks(64 / size_of::<E>()) {
+        // SAFETY: a prefetch reads nothing and is allowed on any address.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = memory;
 }
 
 /// Rows that `gemm` multiplies by a panel in place: for more it would first copy the panel, to

@@ -4,7 +4,7 @@ mod cpu;
 mod real;
 
 pub use cpu::{Cpu, CpuBuffer};
-pub(crate) use cpu::{Factor, ROWS_IN_PLACE, Rows, product};
+pub(crate) use cpu::{Factor, ROWS_IN_PLACE, Rows, prefetch, product};
 pub use real::Real;
 pub(crate) use real::{maximum, sum, vectorised};
 
@@ -31,6 +31,9 @@ pub trait Device: Sized + Send + Sync {
     fn buffer_address(buffer: &Self::Buffer) -> *mut u8;
     /// Size of a buffer.
     fn buffer_bytes(buffer: &Self::Buffer) -> usize;
+
+    /// Runs a whole pass, from where operations start with the least delay.
+    fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R;
 
     /// Writes `values` as the elements of `to` from the `first` on, counted row by row.
     fn write(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, Self::Elem>);

@@ -92,7 +92,8 @@ impl<B: Backend> QFormer<B> {
         let (mut query_output, mut features) = (Vec::new(), Vec::new());
         let per_image = vision_output.values.len() / images.max(1);
         for values in vision_output.values.chunks(IMAGES_PER_PASS * per_image) {
-            self.image_pass(values, values.len() / per_image, &mut query_output, &mut features)?;
+            let images = values.len() / per_image;
+            self.device.enter(|| self.image_pass(values, images, &mut query_output, &mut features))?;
         }
         let features =
             self.abilities.retrieval.then(|| HostTensor::new(&[images, queries, embedding], features));

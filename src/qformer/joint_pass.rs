@@ -139,44 +139,55 @@ impl<B: Backend> QFormer<B> {
             let first = pairs[group[0]].0 / IMAGES_PER_PASS * IMAGES_PER_PASS;
             let last = pairs[group[group.len() - 1]].0;
             let values = &vision_output.values[first * per_image..(last + 1) * per_image];
-            let count = last + 1 - first;
-            let (b, parameters) = (&self.device, self.weights.view());
-            let mut lease = self.keys_values.lease(b, |c| drop(KeysValuesActs::carve(c, self, count)))?;
-            let mut acts = KeysValuesActs::carve(&mut lease.cursor(), self, count);
-            b.write(values, 0, acts.vision_output.reborrow());
-            parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
-            parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-            for now in group.chunks(PAIRS_PER_PASS) {
-                let images = now.iter().map(|&pair| pairs[pair].0 - first).collect();
-                let of_pairs: Vec<Vec<u32>> = now.iter().map(|&pair| texts[pairs[pair].1].clone()).collect();
-                let scores =
-                    self.joint_pass(&parameters, acts.keys_values.view(), images, &of_pairs, matching)?;
-                now.iter().zip(scores).for_each(|(&pair, score)| matches[pair] = score);
-            }
+            let of_group: Vec<(usize, &[u32])> =
+                group.iter().map(|&pair| (pairs[pair].0 - first, &texts[pairs[pair].1][..])).collect();
+            let scores =
+                self.device.enter(|| self.match_group(values, last + 1 - first, &of_group, matching))?;
+            group.iter().zip(scores).for_each(|(&pair, score)| matches[pair] = score);
         }
         Ok(matches)
     }
 
-    /// Pair i is image `images[i]` of `keys_values` and `texts[i]`.
+    /// Pairs of an image, by its place among the `images` whose features are `values`, and a text.
+    fn match_group(
+        &self,
+        values: &[f32],
+        images: usize,
+        pairs: &[(usize, &[u32])],
+        matching: Matching,
+    ) -> Result<Vec<Match>> {
+        let (b, parameters) = (&self.device, self.weights.view());
+        let mut lease = self.keys_values.lease(b, |c| drop(KeysValuesActs::carve(c, self, images)))?;
+        let mut acts = KeysValuesActs::carve(&mut lease.cursor(), self, images);
+        b.write(values, 0, acts.vision_output.reborrow());
+        parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+        parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
+        let mut matches = Vec::with_capacity(pairs.len());
+        for now in pairs.chunks(PAIRS_PER_PASS) {
+            matches.extend(self.joint_pass(&parameters, acts.keys_values.view(), now, matching)?);
+        }
+        Ok(matches)
+    }
+
     fn joint_pass(
         &self,
         parameters: &Parameters<V<'_, B>>,
         keys_values: V<'_, B>,
-        images: Vec<usize>,
-        texts: &[Vec<u32>],
+        pairs: &[(usize, &[u32])],
         matching: Matching,
     ) -> Result<Vec<Match>> {
         let (b, queries) = (&self.device, self.config.num_query_tokens);
-        let (pairs, text_rows) = (images.len(), texts.iter().map(Vec::len).sum());
+        let (images, texts): (Vec<usize>, Vec<&[u32]>) = pairs.iter().copied().unzip();
+        let (pairs, text_rows) = (pairs.len(), texts.iter().map(|text| text.len()).sum());
         let query_rows = pairs * queries;
         let mut lease = self.workspace.lease(b, |c| drop(JointPassActs::carve(c, self, pairs, text_rows)))?;
         let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows);
         let [mut x, mut y] = acts.x;
         let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
         embed_queries(b, parameters, acts.query_ids, acts.embedded_queries, x_queries)?;
-        self.embed_text(parameters, texts, acts.embedded_text, x_text)?;
+        self.embed_text(parameters, &texts, acts.embedded_text, x_text)?;
 
-        let spans = text_spans(texts, query_rows);
+        let spans = text_spans(&texts, query_rows);
         let sequence = |(pair, &text): (usize, &Span)| {
             let both = [Span::new(pair * queries, queries), text];
             Sequence { queries: both, keys: both }

@@ -92,7 +92,7 @@ impl<B: Backend> QFormer<B> {
                 rows <= ROWS_PER_PASS
             });
             let (now, later) = rest.split_at(fit.count().max(1));
-            self.text_pass(now, &mut features)?;
+            self.device.enter(|| self.text_pass(now, &mut features))?;
             rest = later;
         }
         Ok(HostTensor::new(&[texts.len(), self.config.image_text_hidden_size], features))
@@ -128,14 +128,14 @@ impl<B: Backend> QFormer<B> {
     pub(super) fn embed_text(
         &self,
         parameters: &Parameters<V<'_, B>>,
-        texts: &[Vec<u32>],
+        texts: &[impl AsRef<[u32]>],
         acts: TextEmbeddingActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
         let TextEmbeddingActs { mut ids, mut places, mut embedded } = acts;
         let embeddings = parameters.text_embeddings.as_ref().expect("checked by check_texts");
-        let tokens: Vec<u32> = texts.iter().flatten().copied().collect();
-        let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.len() as u32).collect();
+        let tokens: Vec<u32> = texts.iter().flat_map(AsRef::as_ref).copied().collect();
+        let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.as_ref().len() as u32).collect();
         self.device.write_indices(&tokens, ids.reborrow());
         self.device.write_indices(&positions, places.reborrow());
         self.device.embedding_forward(EmbeddingForward {
@@ -174,11 +174,11 @@ impl<B: Backend> QFormer<B> {
 }
 
 /// Where the texts lie in a stream, the first of them at row `start`.
-pub(super) fn text_spans(texts: &[Vec<u32>], start: usize) -> Vec<Span> {
+pub(super) fn text_spans(texts: &[impl AsRef<[u32]>], start: usize) -> Vec<Span> {
     let mut next = start;
-    let span = |text: &Vec<u32>| {
-        next += text.len();
-        Span::new(next - text.len(), text.len())
+    let span = |len: usize| {
+        next += len;
+        Span::new(next - len, len)
     };
-    texts.iter().map(span).collect()
+    texts.iter().map(|text| text.as_ref().len()).map(span).collect()
 }

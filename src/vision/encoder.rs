@@ -240,15 +240,20 @@ impl<B: Backend> VisionEncoder<B> {
         if images == 0 {
             return Ok(HostTensor::new(&[0, tokens, width], Vec::new()));
         }
+        let values = self.device.enter(|| self.pass(&pixel_values.values, images))?;
+        Ok(HostTensor::new(&[images, tokens, width], values))
+    }
+
+    fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
         let (b, parameters) = (&self.device, self.weights.view());
         let mut lease = self.workspace.lease(b, |c| drop(VisionActs::carve(c, &self.config, images)))?;
         let mut acts = VisionActs::carve(&mut lease.cursor(), &self.config, images);
-        self.embed(&parameters, &pixel_values.values, images, &mut acts)?;
-        let sequences = Sequences::uniform(images, tokens);
+        self.embed(&parameters, pixels, images, &mut acts)?;
+        let sequences = Sequences::uniform(images, self.config.image_tokens());
         for block in &parameters.blocks {
             block.forward(b, &self.config, &sequences, &mut acts)?;
         }
-        Ok(HostTensor::new(&[images, tokens, width], b.read(acts.x[0].view())))
+        Ok(b.read(acts.x[0].view()))
     }
 
     /// Class and patch embeddings with their positions, into `acts.x[0]`.

@@ -1,7 +1,7 @@
 //! Matrix products in blocks of [`PANEL`] output channels by a chunk of rows, one block a task.
 
 use super::{GemmBackward, GemmForward, GemmOp};
-use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, Rows, V, Write, product, sum, vectorised};
+use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, Rows, V, Write, prefetch, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::activation::Activation;
 use crate::tensor::{Layout, PANEL};
@@ -73,7 +73,11 @@ impl<E: Real> GemmOp for Cpu<E> {
             let (weight, group) = match weight.layout() {
                 Layout::Rows { .. } => (Factor::of(weight, first_col, 0).transposed(), chunk),
                 // SAFETY: the panel that starts at output `first_col` lies within the weight.
-                Layout::Panels => (unsafe { Factor::panel(weight, first_col) }, ROWS_IN_PLACE),
+                Layout::Panels => unsafe {
+                    let panel = Factor::panel(weight, first_col);
+                    prefetch(std::slice::from_raw_parts(panel.pointer, PANEL * inputs));
+                    (panel, ROWS_IN_PLACE)
+                },
             };
             for first_row in (first_row..end).step_by(group) {
                 let m = group.min(end - first_row);
