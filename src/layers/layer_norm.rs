@@ -18,7 +18,7 @@ pub struct LayerNorm<T> {
 }
 
 impl LayerNorm<Spec> {
-    /// `name`.weight and `name`.bias, both [width].
+    /// `name`.weight and `name`.bias, both `[width]`.
     pub fn spec(name: &str, width: usize, epsilon: f64) -> Self {
         Self {
             weight: Spec::vector([(format!("{name}.weight"), width)]),

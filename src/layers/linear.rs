@@ -17,7 +17,7 @@ pub struct Linear<T> {
 }
 
 impl Linear<Spec> {
-    /// `name`.weight [out, in] and `name`.bias [out].
+    /// `name`.weight [out, in] and `name`.bias `[out]`.
     pub fn spec(name: &str, out: usize, inputs: usize) -> Self {
         Self::fused(&[name.to_owned()], out, inputs)
     }

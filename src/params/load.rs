@@ -159,7 +159,9 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
         specs.map(&mut |spec| parts.extend(&spec.parts));
         source.check(&parts)?;
         let mut arena = Arena::planned(device, "the weights", |cursor| {
-            specs.map(&mut |spec| drop(cursor.take_as::<D::Elem>(spec.shape, spec.layout::<D>())));
+            specs.map(&mut |spec| {
+                cursor.take_as::<D::Elem>(spec.shape, spec.layout::<D>());
+            });
         })?;
         let mut cursor = arena.cursor();
         let total = cursor.capacity();

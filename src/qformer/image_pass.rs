@@ -112,7 +112,9 @@ impl<B: Backend> QFormer<B> {
     ) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
         let queries = self.config.num_query_tokens;
-        let mut lease = self.workspace.lease(b, |c| drop(ImagePassActs::carve(c, self, images)))?;
+        let mut lease = self.workspace.lease(b, |c| {
+            ImagePassActs::carve(c, self, images);
+        })?;
         let mut acts = ImagePassActs::carve(&mut lease.cursor(), self, images);
         b.write(values, 0, acts.vision_output.reborrow());
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
@@ -155,7 +157,9 @@ impl<B: Backend> QFormer<B> {
         let Self { device: b, config, weights, workspace, first_attended, .. } = self;
         let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
         let parameters = weights.view();
-        let mut lease = workspace.lease(b, |c| drop(FirstAttendedActs::carve(c, config)))?;
+        let mut lease = workspace.lease(b, |c| {
+            FirstAttendedActs::carve(c, config);
+        })?;
         let FirstAttendedActs { ids, embedded, mut x, mut attention } =
             FirstAttendedActs::carve(&mut lease.cursor(), config);
         embed_queries(b, &parameters, ids, embedded, x.reborrow())?;

@@ -25,7 +25,7 @@ pub enum Matching {
     /// The checkpoint's two-class head on each query's output, averaged over the queries: what LAVIS
     /// and transformers compute, and what published checkpoints were trained for.
     Classifier,
-    /// The text's [CLS] output compared with each query's output, as contrastive similarity compares
+    /// The text's `[CLS]` output compared with each query's output, as contrastive similarity compares
     /// them (projected, by their cosine); the largest counts.
     MaxSimilarity,
 }
@@ -109,7 +109,7 @@ impl<'a, B: Backend> JointPassActs<'a, B> {
 
 impl<B: Backend> QFormer<B> {
     /// The matching score of each pair (image, text), indices into `vision_output` [I, N, W] and
-    /// `texts` (token ids, [CLS] first). Each image is projected once, however many pairs it is in.
+    /// `texts` (token ids, `[CLS]` first). Each image is projected once, however many pairs it is in.
     ///
     /// # Errors
     /// Fails if the checkpoint has no matching head, if an index, the features or a text are not fit,
@@ -157,7 +157,9 @@ impl<B: Backend> QFormer<B> {
         matching: Matching,
     ) -> Result<Vec<Match>> {
         let (b, parameters) = (&self.device, self.weights.view());
-        let mut lease = self.keys_values.lease(b, |c| drop(KeysValuesActs::carve(c, self, images)))?;
+        let mut lease = self.keys_values.lease(b, |c| {
+            KeysValuesActs::carve(c, self, images);
+        })?;
         let mut acts = KeysValuesActs::carve(&mut lease.cursor(), self, images);
         b.write(values, 0, acts.vision_output.reborrow());
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
@@ -180,7 +182,9 @@ impl<B: Backend> QFormer<B> {
         let (images, texts): (Vec<usize>, Vec<&[u32]>) = pairs.iter().copied().unzip();
         let (pairs, text_rows) = (pairs.len(), texts.iter().map(|text| text.len()).sum());
         let query_rows = pairs * queries;
-        let mut lease = self.workspace.lease(b, |c| drop(JointPassActs::carve(c, self, pairs, text_rows)))?;
+        let mut lease = self.workspace.lease(b, |c| {
+            JointPassActs::carve(c, self, pairs, text_rows);
+        })?;
         let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows);
         let [mut x, mut y] = acts.x;
         let (x_queries, x_text) = x.reborrow().split_rows(query_rows);

@@ -108,7 +108,7 @@ impl<B: Backend> QFormer<B> {
         let weights = Weights::load(&device, &specs, source, progress)?;
         let hidden = config.qformer.hidden_size;
         let first_attended = Arena::planned(&device, "the queries", |cursor| {
-            drop(cursor.take::<B::Elem>(config.num_query_tokens, hidden));
+            cursor.take::<B::Elem>(config.num_query_tokens, hidden);
         })?;
         let (workspace, keys_values) = (Workspace::default(), Workspace::default());
         let mut model = Self { device, config, abilities, weights, first_attended, workspace, keys_values };
@@ -149,7 +149,9 @@ impl<B: Backend> QFormer<B> {
         let &[text_count, text_width] = &texts.shape[..] else { panic!("text features [T, E]") };
         assert_eq!(width, text_width, "images and texts of one width");
         let sizes = [count, queries, text_count, width];
-        let mut lease = self.workspace.lease(&self.device, |c| drop(SimilarityActs::carve(c, sizes)))?;
+        let mut lease = self.workspace.lease(&self.device, |c| {
+            SimilarityActs::carve(c, sizes);
+        })?;
         let mut acts = SimilarityActs::carve(&mut lease.cursor(), sizes);
         self.device.write(&images.values, 0, acts.images.reborrow());
         self.device.write(&texts.values, 0, acts.texts.reborrow());

@@ -75,7 +75,7 @@ impl<'a, B: Backend> TextPassActs<'a, B> {
 }
 
 impl<B: Backend> QFormer<B> {
-    /// The feature of each text [T, E], of unit length, from its token ids, [CLS] first.
+    /// The feature of each text [T, E], of unit length, from its token ids, `[CLS]` first.
     ///
     /// # Errors
     /// Fails if the checkpoint cannot compare texts, if a text is empty, longer than the position
@@ -101,7 +101,9 @@ impl<B: Backend> QFormer<B> {
     fn text_pass(&self, texts: &[Vec<u32>], features: &mut Vec<f32>) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
         let rows = texts.iter().map(Vec::len).sum();
-        let mut lease = self.workspace.lease(b, |c| drop(TextPassActs::carve(c, self, rows, texts.len())))?;
+        let mut lease = self.workspace.lease(b, |c| {
+            TextPassActs::carve(c, self, rows, texts.len());
+        })?;
         let mut acts = TextPassActs::carve(&mut lease.cursor(), self, rows, texts.len());
         let [mut x, mut y] = acts.x;
         self.embed_text(&parameters, texts, acts.embedding, x.reborrow())?;

@@ -246,7 +246,9 @@ impl<B: Backend> VisionEncoder<B> {
 
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
         let (b, parameters) = (&self.device, self.weights.view());
-        let mut lease = self.workspace.lease(b, |c| drop(VisionActs::carve(c, &self.config, images)))?;
+        let mut lease = self.workspace.lease(b, |c| {
+            VisionActs::carve(c, &self.config, images);
+        })?;
         let mut acts = VisionActs::carve(&mut lease.cursor(), &self.config, images);
         self.embed(&parameters, pixels, images, &mut acts)?;
         let sequences = Sequences::uniform(images, self.config.image_tokens());

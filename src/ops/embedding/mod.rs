@@ -1,7 +1,7 @@
-//! Rows of a table by index: y[i] = table[ids[i]] (+ positions[places[i]]).
+//! Rows of a table by index: `y[i] = table[ids[i]] (+ positions[places[i]])`.
 //!
 //! Besides word and position embeddings it lays out the learned queries for a batch (a table of Q
-//! rows, indexed 0..Q again and again) and gathers the [CLS] rows out of a stream of text.
+//! rows, indexed 0..Q again and again) and gathers the `[CLS]` rows out of a stream of text.
 
 mod cpu;
 
@@ -40,8 +40,8 @@ pub struct EmbeddingBackward<'a, D: Device> {
 
 /// Lookups and their scattered sums.
 pub trait EmbeddingOp: Device {
-    /// y[i] = table[ids[i]] (+ positions[places[i]])
+    /// `y[i] = table[ids[i]] (+ positions[places[i]])`
     fn embedding_forward(&self, args: EmbeddingForward<'_, Self>) -> Result<()>;
-    /// dtable[ids[i]] += dy[i], and the same for the positions
+    /// `dtable[ids[i]] += dy[i]`, and the same for the positions
     fn embedding_backward(&self, args: EmbeddingBackward<'_, Self>) -> Result<()>;
 }

@@ -23,9 +23,9 @@ pub struct PoolBackward<'a, D: Device> {
 
 /// Means over groups of rows; the size of a group follows from the shapes.
 pub trait PoolOp: Device {
-    /// y[g] = mean of x[g·size .. (g + 1)·size]
+    /// `y[g] = mean of x[g·size .. (g + 1)·size]`
     fn pool_forward(&self, args: PoolForward<'_, Self>) -> Result<()>;
-    /// dx[g·size + i] = dy[g] / size
+    /// `dx[g·size + i] = dy[g] / size`
     fn pool_backward(&self, args: PoolBackward<'_, Self>) -> Result<()>;
 }
 

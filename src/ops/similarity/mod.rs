@@ -50,7 +50,7 @@ pub struct SimilarityBackward<'a, D: Device> {
 
 /// The maximum over queries, whose gradient goes to the winner alone.
 pub trait SimilarityOp: Device {
-    /// similarity[i, t] = max over q of ⟨queries[i·Q + q], texts[t]⟩
+    /// `similarity[i, t] = max over q of ⟨queries[i·Q + q], texts[t]⟩`
     fn similarity_forward(&self, args: SimilarityForward<'_, Self>) -> Result<()>;
     /// Gradients of the winning queries and of the texts.
     fn similarity_backward(&self, args: SimilarityBackward<'_, Self>) -> Result<()>;
