@@ -22,12 +22,12 @@ pub(crate) struct JointOutput {
 }
 
 impl Reference<'_> {
-    /// Each query's last output [Q][D] for one image's features [N·W] before the last norm.
+    /// Each query's last output `[Q][D]` for one image's features [N·W] before the last norm.
     pub(crate) fn image_pass(&self, vision_output: &[f32]) -> Rows {
         self.blocks(self.queries(), Rows::new(), &self.norm_image(vision_output)).0
     }
 
-    /// The feature [E] of one text.
+    /// The feature `[E]` of one text.
     pub(crate) fn text_pass(&self, tokens: &[u32]) -> Vec<f64> {
         let (_, text) = self.blocks(Rows::new(), self.embed(tokens), &Rows::new());
         unit(self.linear("text_projection", &text[..1], self.config.image_text_hidden_size).remove(0))

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Shortest and longest caption, in tokens with [CLS] and [SEP].
+/// Shortest and longest caption, in tokens with `[CLS]` and `[SEP]`.
 const CAPTION_TOKENS: [usize; 2] = [9, 16];
 
 /// Largest relative error that passes: single against double precision through twelve layers.
