@@ -1,5 +1,6 @@
 //! Where tensors live and operations run.
 
+pub(crate) mod amx;
 mod cpu;
 mod real;
 
@@ -23,7 +24,7 @@ pub trait Device: Sized + Send + Sync {
     type Buffer: Send + Sync;
 
     /// Layout in which this device multiplies by a frozen weight fastest.
-    const FROZEN: Layout;
+    fn frozen_layout(&self) -> Layout;
 
     /// `bytes` of zeroed memory; an error that names `purpose` if there is no room.
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<Self::Buffer>;

@@ -148,6 +148,33 @@ fn a_part_of_the_panels_is_the_layer_of_those_outputs() {
     assert_close("part", &y.read(), &want, tolerance::<f64>());
 }
 
+/// Largest relative distance of a product on AMX. Its factors have 16 bits, so a number is off by at
+/// most 2⁻¹⁷ and a product without lo·lo by 2⁻¹⁶; of these, of either sign, the root mean square is a
+/// seventh, or 2e-6. Sums of hundreds of terms add as much.
+const SPLIT_TOLERANCE: f64 = 1e-5;
+
+/// Whether there is AMX to test.
+fn has_amx() -> bool {
+    let has = Cpu::<f32>::new().has_amx();
+    if !has {
+        eprintln!("skipped: the processor has no AMX, or the system does not permit it");
+    }
+    has
+}
+
+#[test]
+fn split_panels_match_a_plain_computation() {
+    if !has_amx() {
+        return;
+    }
+    for shape in SHAPES.into_iter().chain([[70, 3072, 96], [64, 64, 32]]) {
+        let linear = Linear::random(shape);
+        let y = linear.forward::<f32>(Tensor::split_panels, Some(&linear.bias));
+        println!("{shape:?} {:e}", crate::common::distance(&y, &linear.plain()));
+        assert_close(&format!("{shape:?}"), &y, &linear.plain(), SPLIT_TOLERANCE);
+    }
+}
+
 fn whole_numbers_are_exact<E: Real>() {
     let mut random = Random::new(2);
     // Sums stay below 257·8·8 < 2²⁴, so no precision rounds them.

@@ -1,0 +1,349 @@
+//! Products on AMX, Intel's matrix tiles, of numbers split in two bf16.
+//!
+//! x = hi + lo, where hi is x rounded to bf16 and lo the rest, rounded again: 16 bits of x's 24. A
+//! product is hi·hi + hi·lo + lo·hi, summed in `f32`; what is left out, lo·lo and the bits beyond
+//! the sixteenth, is at most 2⁻¹⁶ of it and of either sign. The tiles multiply bf16 eight times as
+//! fast as vector registers do `f32`, and a split number takes the memory of an `f32`.
+//!
+//! NaN stays NaN. An infinite factor, or one that bf16 rounds to infinity (above 3.39e38), gives NaN,
+//! for its lo is none. The tiles take numbers below 1.2e-38 for zero.
+
+use super::{Cpu, Real, V, vectorised};
+use crate::tensor::{SPLIT_PANEL, Shape};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// Rows of a tile; a tile of B has as many columns.
+const TILE: usize = 16;
+
+/// Inputs that one step of a product sums over: the columns of a tile of A.
+const DEPTH: usize = 32;
+
+/// Rows, and columns, of a block of products: two tiles each way, which with their factors take
+/// all eight tile registers.
+pub(crate) const BLOCK: usize = 2 * TILE;
+
+const _: () = assert!(SPLIT_PANEL == BLOCK);
+
+/// Steps that are worth a task of their own when numbers are split: some microseconds' work.
+const STEPS_PER_TASK: usize = 8;
+
+/// [`DEPTH`] inputs of 32 rows of x or of 32 output channels of a weight, as tiles: hi of the first
+/// 16, hi of the others, lo of the first, lo of the others. A row of x's tile is a row of x; one of a
+/// weight's has two inputs of every output channel, pair by pair.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Step([[[u16; DEPTH]; TILE]; 4]);
+
+/// A block of products.
+#[repr(C, align(64))]
+pub(crate) struct Block(pub(crate) [[f32; BLOCK]; BLOCK]);
+
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
+/// Cache lines of a step.
+pub(crate) const STEP_LINES: usize = size_of::<Step>() / LINE;
+
+/// Steps that so many inputs take.
+pub(crate) const fn steps(inputs: usize) -> usize {
+    inputs.div_ceil(DEPTH)
+}
+
+/// The nearest bf16, of two the even one.
+#[inline(always)]
+fn bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // Rounding could carry a NaN's bits into the sign.
+    let bits = if x.is_nan() { bits | 1 << 22 } else { rounded };
+    (bits >> 16) as u16
+}
+
+/// hi and lo of `x`.
+#[inline(always)]
+fn split(x: f32) -> (u16, u16) {
+    let hi = bf16(x);
+    (hi, bf16(x - f32::from_bits(u32::from(hi) << 16)))
+}
+
+/// hi and lo of up to [`DEPTH`] numbers, and zeros.
+#[inline(always)]
+fn split_all<E: Real>(x: &[E]) -> ([u16; DEPTH], [u16; DEPTH]) {
+    let mut whole = [0.0; DEPTH];
+    whole.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32());
+    let (mut hi, mut lo) = ([0; DEPTH], [0; DEPTH]);
+    for ((x, hi), lo) in whole.into_iter().zip(&mut hi).zip(&mut lo) {
+        (*hi, *lo) = split(x);
+    }
+    (hi, lo)
+}
+
+impl Step {
+    /// The inputs `first..` of the rows from `row` on. Zeros stand for what lies beyond.
+    #[inline(always)]
+    fn of_rows<'a, E: Real>(row: impl Fn(usize) -> Option<&'a [E]>, first: usize) -> Self {
+        let mut step = Step([[[0; DEPTH]; TILE]; 4]);
+        for r in 0..BLOCK {
+            let Some(row) = row(r) else { break };
+            let (hi, lo) = split_all(&row[first..row.len().min(first + DEPTH)]);
+            step.0[r / TILE][r % TILE] = hi;
+            step.0[2 + r / TILE][r % TILE] = lo;
+        }
+        step
+    }
+
+    /// Writes the inputs `range` of an output channel.
+    #[inline(always)]
+    fn write_channel(&mut self, channel: usize, range: Range<usize>, (hi, lo): ([u16; DEPTH], [u16; DEPTH])) {
+        let (half, column) = (channel / TILE, 2 * (channel % TILE));
+        for (input, (hi, lo)) in range.zip(hi.into_iter().zip(lo)) {
+            self.0[half][input / 2][column + input % 2] = hi;
+            self.0[2 + half][input / 2][column + input % 2] = lo;
+        }
+    }
+}
+
+/// x, split: the steps of its first [`BLOCK`] rows, of the next, and so on.
+pub(crate) fn split_rows<E: Real>(x: V<'_, Cpu<E>>) -> Vec<Step> {
+    let per_block = steps(x.cols());
+    let count = x.rows().div_ceil(BLOCK) * per_block;
+    let row = |row: usize| (row < x.rows()).then(|| x.row(row));
+    let mut split = Vec::with_capacity(count);
+    (0..count)
+        .into_par_iter()
+        .with_min_len(STEPS_PER_TASK)
+        .map(|index| {
+            let (block, step) = (index / per_block, index % per_block);
+            vectorised(
+                #[inline(always)]
+                || Step::of_rows(|r| row(block * BLOCK + r), step * DEPTH),
+            )
+        })
+        .collect_into_vec(&mut split);
+    split
+}
+
+/// Writes `values` as the elements of a weight of `shape` from the `first` on, counted row by row.
+/// The inputs that fill its last step up are zeros.
+pub(super) fn write(values: &[f32], first: usize, shape: Shape, weight: &mut [Step]) {
+    let (end, cols, per_panel) = (first + values.len(), shape.cols, steps(shape.cols));
+    if values.is_empty() {
+        return;
+    }
+    let rows = first / cols..end.div_ceil(cols);
+    let panels = rows.start / SPLIT_PANEL..rows.end.div_ceil(SPLIT_PANEL);
+    let steps = &mut weight[panels.start * per_panel..panels.end * per_panel];
+    steps.par_iter_mut().enumerate().with_min_len(STEPS_PER_TASK).for_each(|(index, step)| {
+        let (panel, begin) = (panels.start + index / per_panel, index % per_panel * DEPTH);
+        let depth = DEPTH.min(cols - begin);
+        vectorised(
+            #[inline(always)]
+            || {
+                for row in rows.start.max(panel * SPLIT_PANEL)..rows.end.min((panel + 1) * SPLIT_PANEL) {
+                    // This row's inputs of this step, as far as they are among `values`.
+                    let start = row * cols + begin;
+                    let (from, to) = (first.max(start), end.min(start + depth));
+                    if from < to {
+                        let last = if to - start == cols - begin { DEPTH } else { to - start };
+                        let split = split_all(&values[from - first..to - first]);
+                        step.write_channel(row % SPLIT_PANEL, from - start..last, split);
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Proof that the processor has the tiles and the system lets this process use them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amx(());
+
+impl Amx {
+    /// Asks the processor and the system, once.
+    pub(super) fn detect() -> Option<Self> {
+        static PERMITTED: OnceLock<bool> = OnceLock::new();
+        PERMITTED.get_or_init(permitted).then_some(Self(()))
+    }
+
+    /// y = a·b for a block of rows and a panel. Meanwhile, so many cache lines per step from `ahead`
+    /// on are asked for, which are to be read next.
+    pub(crate) fn product(self, a: &[Step], b: &[Step], ahead: (*const u8, usize), y: &mut Block) {
+        assert_eq!(a.len(), b.len(), "steps of both factors");
+        if a.is_empty() {
+            y.0 = [[0.0; BLOCK]; BLOCK];
+            return;
+        }
+        // SAFETY: both factors have as many steps, there is at least one, and `self` proves that
+        // the processor may be given tiles.
+        unsafe { multiply(a.as_ptr(), b.as_ptr(), a.len(), ahead, y) }
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn permitted() -> bool {
+    use std::arch::asm;
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    /// arch_prctl and its request for a component of the state that is not every process's.
+    const ARCH_PRCTL: isize = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XFEATURE_XTILEDATA: usize = 18;
+    const OSXSAVE: u32 = 1 << 27;
+    const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
+    const TILE_STATE: u32 = 0b11 << 17;
+    #[allow(unused_unsafe, reason = "cpuid became safe after Rust 1.88")]
+    // SAFETY: every x86-64 processor has cpuid; leaf 7 is read if there is one.
+    let present = unsafe {
+        __cpuid(0).eax >= 7
+            && __cpuid(1).ecx & OSXSAVE != 0
+            && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE
+    };
+    if !present {
+        return false;
+    }
+    let state: u32;
+    // SAFETY: OSXSAVE says that the system has enabled xgetbv.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") state, out("edx") _, options(nomem, nostack)) };
+    if state & TILE_STATE != TILE_STATE {
+        return false;
+    }
+    let refused: isize;
+    // SAFETY: this system call touches no memory of the process.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => refused,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    refused == 0
+}
+
+/// What `ldtilecfg` reads: all eight tiles of 16 rows of 64 bytes.
+#[cfg(target_arch = "x86_64")]
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+#[cfg(target_arch = "x86_64")]
+static TILE_CONFIG: TileConfig = {
+    let mut config =
+        TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    let mut tile = 0;
+    while tile < 8 {
+        config.row_bytes[tile] = 64;
+        config.rows[tile] = TILE as u8;
+        tile += 1;
+    }
+    config
+};
+
+/// y = a·b. Tiles 0 to 3 are y's; 4 and 5 take a's rows, 6 and 7 b's channels.
+///
+/// # Safety
+/// `a` and `b` must be of `steps` steps, at least one, and an [`Amx`] must exist.
+#[cfg(target_arch = "x86_64")]
+unsafe fn multiply(
+    a: *const Step,
+    b: *const Step,
+    steps: usize,
+    (ahead, lines): (*const u8, usize),
+    y: &mut Block,
+) {
+    // SAFETY: reads `steps` steps of a and b, writes y, and leaves the tiles as it found them,
+    // unconfigured; a prefetch is allowed on any address.
+    unsafe {
+        std::arch::asm!(
+            "ldtilecfg [{config}]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            // hi·hi
+            "tileloadd tmm4, [{a} + {row}]",
+            "tileloadd tmm6, [{b} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {row} + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "mov {line}, {lines}",
+            "test {line}, {line}",
+            "jz 4f",
+            "3:",
+            "prefetcht1 [{ahead}]",
+            "add {ahead}, 64",
+            "dec {line}",
+            "jnz 3b",
+            "4:",
+            // hi·lo
+            "tileloadd tmm6, [{b} + {row} + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tileloadd tmm7, [{b} + {row} + 3072]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            // lo·hi
+            "tileloadd tmm4, [{a} + {row} + 2048]",
+            "tileloadd tmm6, [{b} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {row} + 3072]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {a}, 4096",
+            "add {b}, 4096",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{y} + {y_row}], tmm0",
+            "tilestored [{y} + {y_row} + 64], tmm1",
+            "tilestored [{y} + {y_row} + 2048], tmm2",
+            "tilestored [{y} + {y_row} + 2112], tmm3",
+            "tilerelease",
+            config = in(reg) &raw const TILE_CONFIG,
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            row = in(reg) 64_usize,
+            steps = inout(reg) steps => _,
+            ahead = inout(reg) ahead => _,
+            lines = in(reg) lines,
+            line = out(reg) _,
+            y = in(reg) y,
+            y_row = in(reg) size_of::<[f32; BLOCK]>(),
+            out("tmm0") _,
+            out("tmm1") _,
+            out("tmm2") _,
+            out("tmm3") _,
+            out("tmm4") _,
+            out("tmm5") _,
+            out("tmm6") _,
+            out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn permitted() -> bool {
+    false
+}
+
+/// # Safety
+/// An [`Amx`] must exist: never, on such a processor.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn multiply(_: *const Step, _: *const Step, _: usize, _: (*const u8, usize), _: &mut Block) {
+    unreachable!("there are no tiles to multiply");
+}
