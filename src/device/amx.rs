@@ -1,9 +1,10 @@
 //! Products on AMX, Intel's matrix tiles, of numbers split in two bf16.
 //!
-//! x = hi + lo, where hi is x rounded to bf16 and lo the rest, rounded again: 16 bits of x's 24. A
-//! product is hi·hi + hi·lo + lo·hi, summed in `f32`; what is left out, lo·lo and the bits beyond
-//! the sixteenth, is at most 2⁻¹⁶ of it and of either sign. The tiles multiply bf16 eight times as
-//! fast as vector registers do `f32`, and a split number takes the memory of an `f32`.
+//! x = hi + lo, where hi is x rounded to bf16 and lo the rest, rounded again: together they are x but
+//! for 2⁻¹⁷ of it. A product is hi·hi + hi·lo + lo·hi, summed in `f32`; with lo·lo left out, it is off
+//! by 2⁻¹⁵ at most, and a sum of them, of either sign, by 4e-6. The tiles multiply bf16 so much faster
+//! than vector registers do `f32` that three products are cheaper than one, and a split number takes
+//! the memory of an `f32`.
 //!
 //! NaN stays NaN. An infinite factor, or one that bf16 rounds to infinity (above 3.39e38), gives NaN,
 //! for its lo is none. The tiles take numbers below 1.2e-38 for zero.
@@ -12,7 +13,7 @@ use super::{Cpu, Real, V, vectorised};
 use crate::tensor::{SPLIT_PANEL, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Rows of a tile; a tile of B has as many columns.
 const TILE: usize = 16;
@@ -61,42 +62,44 @@ fn bf16(x: f32) -> u16 {
     (bits >> 16) as u16
 }
 
-/// hi and lo of `x`.
-#[inline(always)]
-fn split(x: f32) -> (u16, u16) {
-    let hi = bf16(x);
-    (hi, bf16(x - f32::from_bits(u32::from(hi) << 16)))
-}
-
 /// hi and lo of up to [`DEPTH`] numbers, and zeros.
 #[inline(always)]
-fn split_all<E: Real>(x: &[E]) -> ([u16; DEPTH], [u16; DEPTH]) {
-    let mut whole = [0.0; DEPTH];
-    whole.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32());
-    let (mut hi, mut lo) = ([0; DEPTH], [0; DEPTH]);
-    for ((x, hi), lo) in whole.into_iter().zip(&mut hi).zip(&mut lo) {
-        (*hi, *lo) = split(x);
+fn split<E: Real>(x: &[E]) -> [[u16; DEPTH]; 2] {
+    let mut rest = [0.0; DEPTH];
+    if let Ok(x) = <&[E; DEPTH]>::try_from(x) {
+        // The common case, of a length that the compiler knows.
+        rest.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32());
+    } else {
+        rest.iter_mut().zip(x).for_each(|(to, x)| *to = x.to_f32());
     }
-    (hi, lo)
+    let [mut hi, mut lo] = [[0; DEPTH]; 2];
+    for i in 0..DEPTH {
+        hi[i] = bf16(rest[i]);
+        rest[i] -= f32::from_bits(u32::from(hi[i]) << 16);
+    }
+    for i in 0..DEPTH {
+        lo[i] = bf16(rest[i]);
+    }
+    [hi, lo]
 }
 
 impl Step {
-    /// The inputs `first..` of the rows from `row` on. Zeros stand for what lies beyond.
+    const ZERO: Self = Self([[[0; DEPTH]; TILE]; 4]);
+
+    /// Takes the inputs `first..` of [`BLOCK`] rows. Zeros stand for rows and inputs that are not.
     #[inline(always)]
-    fn of_rows<'a, E: Real>(row: impl Fn(usize) -> Option<&'a [E]>, first: usize) -> Self {
-        let mut step = Step([[[0; DEPTH]; TILE]; 4]);
+    fn take_rows<'a, E: Real>(&mut self, row: impl Fn(usize) -> &'a [E], first: usize) {
         for r in 0..BLOCK {
-            let Some(row) = row(r) else { break };
-            let (hi, lo) = split_all(&row[first..row.len().min(first + DEPTH)]);
-            step.0[r / TILE][r % TILE] = hi;
-            step.0[2 + r / TILE][r % TILE] = lo;
+            let row = row(r);
+            let [hi, lo] = split(&row[first.min(row.len())..row.len().min(first + DEPTH)]);
+            self.0[r / TILE][r % TILE] = hi;
+            self.0[2 + r / TILE][r % TILE] = lo;
         }
-        step
     }
 
     /// Writes the inputs `range` of an output channel.
     #[inline(always)]
-    fn write_channel(&mut self, channel: usize, range: Range<usize>, (hi, lo): ([u16; DEPTH], [u16; DEPTH])) {
+    fn write_channel(&mut self, channel: usize, range: Range<usize>, [hi, lo]: [[u16; DEPTH]; 2]) {
         let (half, column) = (channel / TILE, 2 * (channel % TILE));
         for (input, (hi, lo)) in range.zip(hi.into_iter().zip(lo)) {
             self.0[half][input / 2][column + input % 2] = hi;
@@ -105,24 +108,29 @@ impl Step {
     }
 }
 
-/// x, split: the steps of its first [`BLOCK`] rows, of the next, and so on.
-pub(crate) fn split_rows<E: Real>(x: V<'_, Cpu<E>>) -> Vec<Step> {
+/// Where the last product's x was split, kept because fresh memory is slow at first touch.
+static KEPT: Mutex<Vec<Step>> = Mutex::new(Vec::new());
+
+/// Calls `multiply` with x, split: the steps of its first [`BLOCK`] rows, of the next, and so on.
+pub(crate) fn with_split_rows<E: Real>(x: V<'_, Cpu<E>>, multiply: impl FnOnce(&[Step])) {
     let per_block = steps(x.cols());
     let count = x.rows().div_ceil(BLOCK) * per_block;
-    let row = |row: usize| (row < x.rows()).then(|| x.row(row));
-    let mut split = Vec::with_capacity(count);
-    (0..count)
-        .into_par_iter()
-        .with_min_len(STEPS_PER_TASK)
-        .map(|index| {
-            let (block, step) = (index / per_block, index % per_block);
-            vectorised(
-                #[inline(always)]
-                || Step::of_rows(|r| row(block * BLOCK + r), step * DEPTH),
-            )
-        })
-        .collect_into_vec(&mut split);
-    split
+    let kept = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut split = std::mem::take(&mut *kept());
+    if split.len() < count {
+        split.resize(count, Step::ZERO);
+    }
+    let used = &mut split[..count];
+    used.par_iter_mut().enumerate().with_min_len(STEPS_PER_TASK).for_each(|(index, step)| {
+        let (first_row, first_col) = (index / per_block * BLOCK, index % per_block * DEPTH);
+        let row = |r: usize| if first_row + r < x.rows() { x.row(first_row + r) } else { &[] };
+        vectorised(
+            #[inline(always)]
+            || step.take_rows(row, first_col),
+        );
+    });
+    multiply(used);
+    *kept() = split;
 }
 
 /// Writes `values` as the elements of a weight of `shape` from the `first` on, counted row by row.
@@ -147,7 +155,7 @@ pub(super) fn write(values: &[f32], first: usize, shape: Shape, weight: &mut [St
                     let (from, to) = (first.max(start), end.min(start + depth));
                     if from < to {
                         let last = if to - start == cols - begin { DEPTH } else { to - start };
-                        let split = split_all(&values[from - first..to - first]);
+                        let split = split(&values[from - first..to - first]);
                         step.write_channel(row % SPLIT_PANEL, from - start..last, split);
                     }
                 }

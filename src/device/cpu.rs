@@ -28,7 +28,7 @@ impl<E> Cpu<E> {
         Self { amx, element: PhantomData }
     }
 
-    /// The same without AMX, which multiplies with 16 bits of a number's 24.
+    /// The same without AMX, on which a product of random numbers is off by 4e-6 instead of 2e-7.
     pub fn without_amx() -> Self {
         Self { amx: None, element: PhantomData }
     }

@@ -66,8 +66,8 @@ fn split_forward<E: Real>(
     let steps = amx::steps(inputs);
     let chunk = chunk_rows(rows, inputs * size_of::<f32>()).next_multiple_of(BLOCK);
     let panels = outputs.div_ceil(SPLIT_PANEL);
-    let x = amx::split_rows(x);
-    (0..rows.div_ceil(chunk) * panels).into_par_iter().for_each(|task| {
+    let tasks = 0..rows.div_ceil(chunk) * panels;
+    let multiply = |x: &[Step], task: usize| {
         let (first_row, panel) = (task / panels * chunk, task % panels);
         let (end, first_col) = (rows.min(first_row + chunk), panel * SPLIT_PANEL);
         let n = SPLIT_PANEL.min(outputs - first_col);
@@ -96,7 +96,8 @@ fn split_forward<E: Real>(
                 },
             );
         }
-    });
+    };
+    amx::with_split_rows(x, |x| tasks.into_par_iter().for_each(|task| multiply(x, task)));
 }
 
 impl<E: Real> GemmOp for Cpu<E> {
