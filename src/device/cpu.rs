@@ -104,12 +104,11 @@ impl<E: Real> Device for Cpu<E> {
             let (row, col) = (at / shape.cols, at % shape.cols);
             let (part, after) = rest.split_at(rest.len().min(shape.cols - col));
             match layout {
-                // SAFETY: row < rows and col + part.len() <= cols, so the part lies within the row.
                 Layout::Rows { pitch } => {
-                    unsafe { std::slice::from_raw_parts_mut(base.add(row * pitch + col), part.len()) }
-                        .iter_mut()
-                        .zip(part)
-                        .for_each(|(to, &x)| *to = E::of_f32(x))
+                    // SAFETY: row < rows and col + part.len() <= cols, so the part lies within the row.
+                    let to =
+                        unsafe { std::slice::from_raw_parts_mut(base.add(row * pitch + col), part.len()) };
+                    to.iter_mut().zip(part).for_each(|(to, &x)| *to = E::of_f32(x));
                 }
                 Layout::SplitPanels => unreachable!("written above"),
                 Layout::Panels => {
