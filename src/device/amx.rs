@@ -41,12 +41,6 @@ pub(crate) struct Step([[[u16; DEPTH]; TILE]; 4]);
 #[repr(C, align(64))]
 pub(crate) struct Block(pub(crate) [[f32; BLOCK]; BLOCK]);
 
-/// Bytes of a cache line.
-pub(crate) const LINE: usize = 64;
-
-/// Cache lines of a step.
-pub(crate) const STEP_LINES: usize = size_of::<Step>() / LINE;
-
 /// Steps that so many inputs take.
 pub(crate) const fn steps(inputs: usize) -> usize {
     inputs.div_ceil(DEPTH)
@@ -164,6 +158,29 @@ pub(super) fn write(values: &[f32], first: usize, shape: Shape, weight: &mut [St
     });
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// How often a step asks for lines: in small portions, so that the loads of the product itself do not
+/// wait behind them.
+const ASKS: usize = 3;
+
+/// Memory that is to be read after a panel: most often the next one.
+pub(crate) struct Ahead {
+    from: *const u8,
+    /// Cache lines to ask for at a time.
+    lines: usize,
+}
+
+impl Ahead {
+    /// What follows `panel`, as much as that has, to be asked for while `blocks` blocks of rows are
+    /// multiplied by it.
+    pub(crate) fn new(panel: &[Step], blocks: usize) -> Self {
+        let lines = (size_of::<Step>() / LINE).div_ceil(ASKS * blocks);
+        Self { from: panel.as_ptr_range().end.cast(), lines }
+    }
+}
+
 /// Proof that the processor has the tiles and the system lets this process use them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Amx(());
@@ -175,9 +192,8 @@ impl Amx {
         PERMITTED.get_or_init(permitted).then_some(Self(()))
     }
 
-    /// y = a·b for a block of rows and a panel. Meanwhile, so many cache lines per step from `ahead`
-    /// on are asked for, which are to be read next.
-    pub(crate) fn product(self, a: &[Step], b: &[Step], ahead: (*const u8, usize), y: &mut Block) {
+    /// y = a·b for a block of rows and a panel. Meanwhile, a share of what lies `ahead` is asked for.
+    pub(crate) fn product(self, a: &[Step], b: &[Step], ahead: &mut Ahead, y: &mut Block) {
         assert_eq!(a.len(), b.len(), "steps of both factors");
         if a.is_empty() {
             y.0 = [[0.0; BLOCK]; BLOCK];
@@ -186,6 +202,7 @@ impl Amx {
         // SAFETY: both factors have as many steps, there is at least one, and `self` proves that
         // the processor may be given tiles.
         unsafe { multiply(a.as_ptr(), b.as_ptr(), a.len(), ahead, y) }
+        ahead.from = ahead.from.wrapping_add(a.len() * ASKS * ahead.lines * LINE);
     }
 }
 
@@ -256,18 +273,25 @@ static TILE_CONFIG: TileConfig = {
     config
 };
 
+/// Asks for `lines` cache lines, at least one, from `ahead` on.
+#[cfg(target_arch = "x86_64")]
+macro_rules! ask_ahead {
+    () => {
+        "mov {line}, {lines}
+        3:
+        prefetcht1 [{ahead}]
+        add {ahead}, 64
+        dec {line}
+        jnz 3b"
+    };
+}
+
 /// y = a·b. Tiles 0 to 3 are y's; 4 and 5 take a's rows, 6 and 7 b's channels.
 ///
 /// # Safety
 /// `a` and `b` must be of `steps` steps, at least one, and an [`Amx`] must exist.
 #[cfg(target_arch = "x86_64")]
-unsafe fn multiply(
-    a: *const Step,
-    b: *const Step,
-    steps: usize,
-    (ahead, lines): (*const u8, usize),
-    y: &mut Block,
-) {
+unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, y: &mut Block) {
     // SAFETY: reads `steps` steps of a and b, writes y, and leaves the tiles as it found them,
     // unconfigured; a prefetch is allowed on any address.
     unsafe {
@@ -287,15 +311,7 @@ unsafe fn multiply(
             "tileloadd tmm5, [{a} + {row} + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "mov {line}, {lines}",
-            "test {line}, {line}",
-            "jz 4f",
-            "3:",
-            "prefetcht1 [{ahead}]",
-            "add {ahead}, 64",
-            "dec {line}",
-            "jnz 3b",
-            "4:",
+            ask_ahead!(),
             // hi·lo
             "tileloadd tmm6, [{b} + {row} + 2048]",
             "tdpbf16ps tmm0, tmm4, tmm6",
@@ -303,6 +319,7 @@ unsafe fn multiply(
             "tileloadd tmm7, [{b} + {row} + 3072]",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            ask_ahead!(),
             // lo·hi
             "tileloadd tmm4, [{a} + {row} + 2048]",
             "tileloadd tmm6, [{b} + {row}]",
@@ -312,6 +329,7 @@ unsafe fn multiply(
             "tileloadd tmm5, [{a} + {row} + 3072]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            ask_ahead!(),
             "add {a}, 4096",
             "add {b}, 4096",
             "dec {steps}",
@@ -326,8 +344,8 @@ unsafe fn multiply(
             b = inout(reg) b => _,
             row = in(reg) 64_usize,
             steps = inout(reg) steps => _,
-            ahead = inout(reg) ahead => _,
-            lines = in(reg) lines,
+            ahead = inout(reg) ahead.from => _,
+            lines = in(reg) ahead.lines,
             line = out(reg) _,
             y = in(reg) y,
             y_row = in(reg) size_of::<[f32; BLOCK]>(),
@@ -352,6 +370,45 @@ fn permitted() -> bool {
 /// # Safety
 /// An [`Amx`] must exist: never, on such a processor.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn multiply(_: *const Step, _: *const Step, _: usize, _: (*const u8, usize), _: &mut Block) {
+unsafe fn multiply(_: *const Step, _: *const Step, _: usize, _: &Ahead, _: &mut Block) {
     unreachable!("there are no tiles to multiply");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole([hi, lo]: [[u16; DEPTH]; 2], i: usize) -> f64 {
+        let wide = |half: u16| f64::from(f32::from_bits(u32::from(half) << 16));
+        wide(hi[i]) + wide(lo[i])
+    }
+
+    #[test]
+    fn two_halves_are_the_number_but_for_its_last_bits() {
+        for scale in [1e-20_f32, 1e-3, 1.0, 1e30] {
+            let x: Vec<f32> = (0..DEPTH).map(|i| scale * (1.0 + i as f32 * 0.031_239_7)).collect();
+            for sign in [1.0, -1.0] {
+                let x: Vec<f32> = x.iter().map(|x| sign * x).collect();
+                let halves = split(&x);
+                for (i, &x) in x.iter().enumerate() {
+                    let (got, x) = (whole(halves, i), f64::from(x));
+                    assert!((got - x).abs() <= x.abs() / f64::from(1 << 17), "{got} is not {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_of_sixteen_bits_are_split_exactly_and_the_rest_is_zero() {
+        let x = [0.0, -0.0, 1.0, 65_535.0, -65_281.0, 257.0 / 1024.0];
+        let halves = split(&x);
+        assert!((0..DEPTH).all(|i| whole(halves, i) == f64::from(x.get(i).copied().unwrap_or(0.0))));
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        let nan = [f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001), f32::from_bits(u32::MAX), f32::INFINITY];
+        let halves = split(&nan);
+        assert!((0..nan.len()).all(|i| whole(halves, i).is_nan()));
+    }
 }

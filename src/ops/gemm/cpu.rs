@@ -1,7 +1,7 @@
 //! Matrix products in blocks of a panel's output channels by a chunk of rows, one block a task.
 
 use super::{GemmBackward, GemmForward, GemmOp};
-use crate::device::amx::{self, Amx, BLOCK, Block, Step};
+use crate::device::amx::{self, Ahead, Amx, BLOCK, Block, Step};
 use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, Rows, V, Write, prefetch, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::activation::Activation;
@@ -74,14 +74,11 @@ fn split_forward<E: Real>(
         // SAFETY: the panel lies within the weight, which is stored in steps.
         let weight =
             unsafe { std::slice::from_raw_parts(weight.pointer().cast::<Step>().add(panel * steps), steps) };
-        // Each block of rows asks for its share of the panel that is next in memory.
-        let lines = amx::STEP_LINES.div_ceil((end - first_row).div_ceil(BLOCK));
-        let mut ahead = weight.as_ptr_range().end.cast::<u8>();
+        let mut ahead = Ahead::new(weight, (end - first_row).div_ceil(BLOCK));
         let mut product = Block([[0.0; BLOCK]; BLOCK]);
         for first_row in (first_row..end).step_by(BLOCK) {
             let x = &x[first_row / BLOCK * steps..][..steps];
-            amx.product(x, weight, (ahead, lines), &mut product);
-            ahead = ahead.wrapping_add(steps * lines * amx::LINE);
+            amx.product(x, weight, &mut ahead, &mut product);
             vectorised(
                 #[inline(always)]
                 || {
