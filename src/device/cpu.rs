@@ -1,7 +1,7 @@
 //! The CPU: all cores through rayon, matrix products through the `gemm` crate or on AMX.
 
-use super::amx::{self, Amx};
-use super::{Device, Real, Write};
+use super::amx::Amx;
+use super::{Device, Real, Write, split};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, PANEL, SPLIT_PANEL, View, ViewMut};
 use memmap2::{MmapMut, MmapOptions};
@@ -93,10 +93,10 @@ impl<E: Real> Device for Cpu<E> {
         let layout = to.layout();
         let base = to.pointer();
         if layout == Layout::SplitPanels {
-            let steps = shape.rows.div_ceil(SPLIT_PANEL) * amx::steps(shape.cols);
+            let steps = shape.rows.div_ceil(SPLIT_PANEL) * split::steps(shape.cols);
             // SAFETY: the view's elements are its alone, and hold so many steps.
             let weight = unsafe { std::slice::from_raw_parts_mut(base.cast(), steps) };
-            return amx::write(values, first, shape, weight);
+            return split::write(values, first, shape, weight);
         }
         let mut at = first;
         let mut rest = values;

@@ -3,6 +3,7 @@
 pub(crate) mod amx;
 mod cpu;
 mod real;
+pub(crate) mod split;
 
 pub use cpu::{Cpu, CpuBuffer};
 pub(crate) use cpu::{Factor, ROWS_IN_PLACE, Rows, prefetch, product};

@@ -1,7 +1,8 @@
 //! Matrix products in blocks of a panel's output channels by a chunk of rows, one block a task.
 
 use super::{GemmBackward, GemmForward, GemmOp};
-use crate::device::amx::{self, Ahead, Amx, BLOCK, Block, Step};
+use crate::device::amx::{Ahead, Amx};
+use crate::device::split::{self, BLOCK, Block, Step};
 use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, Rows, V, Write, prefetch, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::activation::Activation;
@@ -63,7 +64,7 @@ fn split_forward<E: Real>(
     y: &Rows<'_, E>,
 ) {
     let (rows, inputs, outputs) = (x.rows(), x.cols(), weight.rows());
-    let steps = amx::steps(inputs);
+    let steps = split::steps(inputs);
     let chunk = chunk_rows(rows, inputs * size_of::<f32>()).next_multiple_of(BLOCK);
     let panels = outputs.div_ceil(SPLIT_PANEL);
     let tasks = 0..rows.div_ceil(chunk) * panels;
@@ -94,7 +95,7 @@ fn split_forward<E: Real>(
             );
         }
     };
-    amx::with_split_rows(x, |x| tasks.into_par_iter().for_each(|task| multiply(x, task)));
+    split::with_split_rows(x, |x| tasks.into_par_iter().for_each(|task| multiply(x, task)));
 }
 
 impl<E: Real> GemmOp for Cpu<E> {
