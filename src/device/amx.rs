@@ -1,6 +1,8 @@
 //! Products on AMX, Intel's matrix tiles.
 
-use super::split::{BLOCK, Block, Step, TILE};
+#[cfg(target_arch = "x86_64")]
+use super::split::TILE;
+use super::split::{BLOCK, Block, Step};
 use std::sync::OnceLock;
 
 /// Bytes of a cache line.
