@@ -43,7 +43,7 @@ fn assert_close(name: &str, found: &HostTensor) {
     assert!(relative < TOLERANCE, "{name} is off by {relative:e}");
 }
 
-fn vision_output() -> HostTensor {
+fn vision_output(device: Cpu) -> HostTensor {
     let processor = ImageProcessor::load(&golden().join("model")).unwrap();
     let mut pixels = Vec::new();
     for name in ["astronaut", "chelsea", "coffee"] {
@@ -51,7 +51,7 @@ fn vision_output() -> HostTensor {
     }
     let pixels = HostTensor::new(&[3, 3, 56, 56], pixels);
     assert_close("pixel_values", &pixels);
-    VisionEncoder::load(Cpu::<f32>::new(), golden().join("model")).unwrap().encode(&pixels).unwrap()
+    VisionEncoder::load(device, golden().join("model")).unwrap().encode(&pixels).unwrap()
 }
 
 fn tokens() -> Vec<Vec<u32>> {
@@ -61,8 +61,17 @@ fn tokens() -> Vec<Vec<u32>> {
 
 #[test]
 fn photographs_and_texts_score_as_transformers_scores_them() {
-    let model = QFormer::load(Cpu::<f32>::new(), golden().join("model")).unwrap();
-    let vision_output = vision_output();
+    scores_match(Cpu::new());
+}
+
+#[test]
+fn they_do_so_without_amx() {
+    scores_match(Cpu::without_amx());
+}
+
+fn scores_match(device: Cpu) {
+    let model = QFormer::load(device, golden().join("model")).unwrap();
+    let vision_output = vision_output(device);
     let images = model.encode_image(&vision_output).unwrap();
     assert_close("query_output", &images.query_output);
     let features = images.features.unwrap();

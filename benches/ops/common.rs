@@ -46,6 +46,11 @@ impl Tensor {
         Self::stored(Shape::new(rows, cols), Layout::Panels)
     }
 
+    /// Numbers of no pattern, stored as a frozen weight for AMX.
+    pub(crate) fn split_panels(rows: usize, cols: usize) -> Self {
+        Self::stored(Shape::new(rows, cols), Layout::SplitPanels)
+    }
+
     fn stored(shape: Shape, layout: Layout) -> Self {
         let mut tensor = Self::zeros(shape, layout);
         // Hashes (SplitMix64), not a sequence of even spread: between rows of that, products are as

@@ -5,20 +5,25 @@ use qformer::device::{Cpu, Write};
 use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
 
 /// Products by frozen weights: 8 images of 32 queries, the keys and values of all six
-/// cross-attention layers at once, one image's queries, and the image encoder's feed-forward.
-const FORWARD: [(&str, [usize; 3], Option<Activation>); 7] = [
+/// cross-attention layers at once, one image's queries, one caption, and the image encoder's
+/// feed-forward.
+const FORWARD: [(&str, [usize; 3], Option<Activation>); 8] = [
     ("query, key and value 256×768→2304", [256, 768, 2304], None),
     ("output 256×768→768", [256, 768, 768], None),
     ("feed-forward in 256×768→3072 GELU", [256, 768, 3072], Some(Activation::Gelu)),
     ("feed-forward out 256×3072→768", [256, 3072, 768], None),
     ("image keys and values 2056×1408→9216", [2056, 1408, 9216], None),
     ("one image 32×768→3072", [32, 768, 3072], None),
+    ("one caption 9×768→3072", [9, 768, 3072], None),
     ("image encoder 2056×1408→6144 GELU", [2056, 1408, 6144], Some(Activation::Gelu)),
 ];
 
 pub(crate) fn benchmark(criterion: &mut Criterion) {
     for (what, shape, activation) in FORWARD {
         forward(criterion, &format!("{what}, panels"), shape, activation, Tensor::panels);
+        if Cpu::<f32>::new().has_amx() {
+            forward(criterion, &format!("{what}, split panels"), shape, activation, Tensor::split_panels);
+        }
     }
     forward(criterion, "output 256×768→768, rows", [256, 768, 768], None, Tensor::rows);
     backward(criterion);

@@ -1,7 +1,9 @@
 //! Where tensors live and operations run.
 
+pub(crate) mod amx;
 mod cpu;
 mod real;
+pub(crate) mod split;
 
 pub use cpu::{Cpu, CpuBuffer};
 pub(crate) use cpu::{Factor, ROWS_IN_PLACE, Rows, prefetch, product};
@@ -23,7 +25,7 @@ pub trait Device: Sized + Send + Sync {
     type Buffer: Send + Sync;
 
     /// Layout in which this device multiplies by a frozen weight fastest.
-    const FROZEN: Layout;
+    fn frozen_layout(&self) -> Layout;
 
     /// `bytes` of zeroed memory; an error that names `purpose` if there is no room.
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<Self::Buffer>;

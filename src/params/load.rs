@@ -160,7 +160,7 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
         source.check(&parts)?;
         let mut arena = Arena::planned(device, "the weights", |cursor| {
             specs.map(&mut |spec| {
-                cursor.take_as::<D::Elem>(spec.shape, spec.layout::<D>());
+                cursor.take_as::<D::Elem>(spec.shape, spec.layout(device));
             });
         })?;
         let mut cursor = arena.cursor();
@@ -169,7 +169,7 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
         let mut not_finite = Vec::new();
         let slots = specs.map(&mut |spec| {
             let offset = cursor.used();
-            let layout = spec.layout::<D>();
+            let layout = spec.layout(device);
             let mut to = cursor.take_as(spec.shape, layout);
             if result.is_ok() {
                 result = fill(device, source, spec, &mut to, &mut not_finite);
@@ -212,9 +212,9 @@ fn fill<D: Device>(
 
 impl Spec {
     /// How a device stores it.
-    fn layout<D: Device>(&self) -> Layout {
-        match (self.role, D::FROZEN) {
-            (Role::Weight, Layout::Panels) => Layout::Panels,
+    fn layout<D: Device>(&self, device: &D) -> Layout {
+        match (self.role, device.frozen_layout()) {
+            (Role::Weight, panels @ (Layout::Panels | Layout::SplitPanels)) => panels,
             _ => Layout::Rows { pitch: self.shape.cols },
         }
     }

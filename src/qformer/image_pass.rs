@@ -42,7 +42,8 @@ impl<'a, B: Backend> ImagePassActs<'a, B> {
         let rows = images * config.num_query_tokens;
         let (tokens, hidden, embedding) =
             (images * sizes.image_tokens, sizes.hidden, config.image_text_hidden_size);
-        let keys_values = if sizes.absorbs(B::FROZEN) { 0 } else { model.keys_values_width() };
+        let keys_values =
+            if sizes.absorbs(model.device.frozen_layout()) { 0 } else { model.keys_values_width() };
         Self {
             vision_output: cursor.take(tokens, sizes.image_width),
             features: cursor.take(tokens, sizes.image_width),
@@ -120,7 +121,7 @@ impl<B: Backend> QFormer<B> {
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
 
         let cross = self.cross_sequences((0..images).collect());
-        let image = if self.cross_sizes().absorbs(B::FROZEN) {
+        let image = if self.cross_sizes().absorbs(b.frozen_layout()) {
             ImageTokens::Features { features: acts.features.view(), images }
         } else {
             parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;

@@ -127,11 +127,12 @@ fn results_do_not_depend_on_the_number_of_threads() {
 }
 
 #[test]
-fn one_set_of_queries_is_absorbed_and_three_are_not() {
+fn one_set_of_queries_is_absorbed_and_three_or_split_weights_are_not() {
     let sizes =
         |queries| CrossSizes { heads: 12, queries, hidden: 768, image_tokens: 257, image_width: 1408 };
     assert!(sizes(32).absorbs(Layout::Panels));
     assert!(!sizes(96).absorbs(Layout::Panels));
+    assert!(!sizes(32).absorbs(Layout::SplitPanels));
     let ragged = CrossSizes { heads: 8, hidden: 704, ..sizes(32) };
     assert!(ragged.absorbs(Layout::Rows { pitch: 1408 }) && !ragged.absorbs(Layout::Panels));
 }

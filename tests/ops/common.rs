@@ -149,11 +149,21 @@ impl<C: Real> Tensor<C> {
 
     /// In panels, as a frozen weight; written in two parts that meet within a row.
     pub(crate) fn panels(matrix: &Matrix) -> Self {
-        let mut tensor = Self::zeros(matrix.rows, matrix.cols, Layout::Panels, 0);
+        Self::frozen(matrix, Layout::Panels, matrix.values.len().div_ceil(2))
+    }
+
+    /// In split panels, as a frozen weight; written in two parts that meet within a row.
+    pub(crate) fn split_panels(matrix: &Matrix) -> Self {
+        Self::frozen(matrix, Layout::SplitPanels, matrix.values.len().div_ceil(2))
+    }
+
+    /// In a layout of frozen weights, written in parts of `part` values, the last one first.
+    pub(crate) fn frozen(matrix: &Matrix, layout: Layout, part: usize) -> Self {
+        let mut tensor = Self::zeros(matrix.rows, matrix.cols, layout, 0);
         let values: Vec<f32> = matrix.values.iter().map(|&x| x as f32).collect();
-        let (first, rest) = values.split_at(values.len() / 2);
-        Cpu::new().write(first, 0, tensor.view_mut());
-        Cpu::new().write(rest, first.len(), tensor.view_mut());
+        for (i, values) in values.chunks(part).enumerate().rev() {
+            Cpu::new().write(values, i * part, tensor.view_mut());
+        }
         tensor
     }
 

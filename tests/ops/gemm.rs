@@ -4,6 +4,7 @@ use crate::common::{
 use qformer::config::Activation;
 use qformer::device::{Cpu, Real, Write};
 use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
+use qformer::tensor::Layout;
 
 /// One linear layer.
 #[derive(Clone)]
@@ -25,6 +26,20 @@ const SHAPES: [[usize; 3]; 8] = [
     [5, 3, 64],
     [401, 704, 70],
 ];
+
+/// Largest relative distance of a product on AMX. Two bf16 are a number but for 2⁻¹⁷ of it, and lo·lo,
+/// which is left out, is up to 2⁻¹⁶ of a product: 3e-5 together at most. They are of either sign and
+/// mostly far smaller; 4e-6 is their root mean square.
+const SPLIT_TOLERANCE: f64 = 1e-5;
+
+/// Whether there is AMX to test.
+fn has_amx() -> bool {
+    let has = Cpu::<f32>::new().has_amx();
+    if !has {
+        eprintln!("skipped: the processor has no AMX, or the system does not permit it");
+    }
+    has
+}
 
 impl Linear {
     fn random([rows, inputs, outputs]: [usize; 3]) -> Self {
@@ -61,13 +76,18 @@ impl Linear {
     }
 
     /// x·Wᵀ + b, and its activation plus `residual`.
-    fn forward_activated<E: Real>(&self, activation: Activation, residual: &Matrix) -> [Matrix; 2] {
+    fn forward_activated<E: Real>(
+        &self,
+        store: fn(&Matrix) -> Tensor<E>,
+        activation: Activation,
+        residual: &Matrix,
+    ) -> [Matrix; 2] {
         let (rows, outputs) = (self.x.rows, self.weight.rows);
         let (mut y, mut saved) = (Tensor::<E>::output(rows, outputs), Tensor::<E>::output(rows, outputs));
         Cpu::new()
             .gemm_forward(GemmForward {
                 x: Tensor::pitched(&self.x).view(),
-                weight: Tensor::panels(&self.weight).view(),
+                weight: store(&self.weight).view(),
                 bias: Some(Tensor::pitched(&self.bias).view()),
                 activation: Some(activation),
                 residual: Some(Tensor::pitched(residual).view()),
@@ -119,23 +139,31 @@ fn forward_matches_a_plain_computation() {
     forward_matches::<f32>();
 }
 
-#[test]
-fn a_fused_activation_saves_what_it_is_applied_to() {
+fn activation_saves_its_input<E: Real>(store: fn(&Matrix) -> Tensor<E>, tolerance: f64) {
     let linear = Linear::random([33, 48, 70]);
-    let residual = linear.plain();
-    let [saved, y] = linear.forward_activated::<f64>(Activation::Relu, &residual);
-    assert_close("saved", &saved, &linear.plain(), tolerance::<f64>());
-    assert_eq!(y, Matrix::from_fn(y.rows, y.cols, |r, c| saved.at(r, c).max(0.0) + residual.at(r, c)));
+    let mut random = Random::new(6);
+    let residual = random.matrix(33, 70);
+    let [saved, y] = linear.forward_activated::<E>(store, Activation::Relu, &residual);
+    assert_close("saved", &saved, &linear.plain(), tolerance);
+    let want = |r, c| (E::of(saved.at(r, c).max(0.0)) + E::of(residual.at(r, c))).to_f64();
+    assert_eq!(y, Matrix::from_fn(y.rows, y.cols, want));
 }
 
 #[test]
-fn a_part_of_the_panels_is_the_layer_of_those_outputs() {
+fn a_fused_activation_saves_what_it_is_applied_to() {
+    activation_saves_its_input::<f64>(Tensor::panels, tolerance::<f64>());
+    if has_amx() {
+        activation_saves_its_input::<f32>(Tensor::split_panels, SPLIT_TOLERANCE);
+    }
+}
+
+fn a_part_is_a_layer<E: Real>(store: fn(&Matrix) -> Tensor<E>, tolerance: f64) {
     let linear = Linear::random([9, 20, 200]);
-    let mut y = Tensor::<f64>::output(9, 100);
+    let mut y = Tensor::<E>::output(9, 100);
     Cpu::new()
         .gemm_forward(GemmForward {
             x: Tensor::rows(&linear.x).view(),
-            weight: Tensor::panels(&linear.weight).view().row_range(64..164),
+            weight: store(&linear.weight).view().row_range(64..164),
             bias: Some(Tensor::rows(&linear.bias).view().columns(64..164)),
             activation: None,
             residual: None,
@@ -145,7 +173,27 @@ fn a_part_of_the_panels_is_the_layer_of_those_outputs() {
         .unwrap();
     let whole = linear.plain();
     let want = Matrix::from_fn(9, 100, |r, c| whole.at(r, 64 + c));
-    assert_close("part", &y.read(), &want, tolerance::<f64>());
+    assert_close("part", &y.read(), &want, tolerance);
+}
+
+#[test]
+fn a_part_of_the_panels_is_the_layer_of_those_outputs() {
+    a_part_is_a_layer::<f64>(Tensor::panels, tolerance::<f64>());
+    if has_amx() {
+        a_part_is_a_layer::<f32>(Tensor::split_panels, SPLIT_TOLERANCE);
+    }
+}
+
+#[test]
+fn split_panels_match_a_plain_computation() {
+    if !has_amx() {
+        return;
+    }
+    for shape in SHAPES.into_iter().chain([[70, 3072, 96], [64, 64, 32]]) {
+        let linear = Linear::random(shape);
+        let y = linear.forward::<f32>(Tensor::split_panels, Some(&linear.bias));
+        assert_close(&format!("{shape:?}"), &y, &linear.plain(), SPLIT_TOLERANCE);
+    }
 }
 
 fn whole_numbers_are_exact<E: Real>() {
@@ -223,12 +271,68 @@ fn gradients_are_added_to_what_was_there() {
     backward_matches::<f32>();
 }
 
+/// The bits must be split exactly: 17 of x, 8 of w, so no part of a product is left out.
+#[test]
+fn split_products_of_whole_numbers_are_exact() {
+    if !has_amx() {
+        return;
+    }
+    let mut random = Random::new(7);
+    let mut whole = |rows, cols, bound: usize| {
+        Matrix::from_fn(rows, cols, |_, _| random.below(2 * bound + 1) as f64 - bound as f64)
+    };
+    // Sums stay below 63·2¹⁶·4 < 2²⁴, so that `f32` holds every one of them, in any order.
+    let (wide, narrow) = (whole(43, 63, 1 << 16), whole(70, 63, 4));
+    for (x, weight) in [(&wide, &narrow), (&narrow, &wide)] {
+        let linear = Linear { x: x.clone(), weight: weight.clone(), bias: Matrix::filled(1, 1, 0.0) };
+        let want = Matrix::from_fn(x.rows, weight.rows, |r, o| {
+            let pairs = x.row(r).iter().zip(weight.row(o));
+            pairs.map(|(&x, &w)| x as i64 * w as i64).sum::<i64>() as f64
+        });
+        assert_eq!(linear.forward::<f32>(Tensor::split_panels, None), want);
+    }
+}
+
+#[test]
+fn a_weight_may_be_written_in_any_parts() {
+    if !has_amx() {
+        return;
+    }
+    let linear = Linear::random([3, 75, 70]);
+    let at_once = linear.forward::<f32>(|w| Tensor::frozen(w, Layout::SplitPanels, usize::MAX), None);
+    assert_close("at once", &at_once, &linear.forward::<f32>(Tensor::panels, None), SPLIT_TOLERANCE);
+    let in_parts: [fn(&Matrix) -> Tensor<f32>; 4] = [
+        |w| Tensor::frozen(w, Layout::SplitPanels, 1),
+        |w| Tensor::frozen(w, Layout::SplitPanels, 7),
+        |w| Tensor::frozen(w, Layout::SplitPanels, 75),
+        |w| Tensor::frozen(w, Layout::SplitPanels, 1001),
+    ];
+    for store in in_parts {
+        assert_eq!(linear.forward(store, None), at_once);
+    }
+}
+
+#[test]
+#[should_panic(expected = "for a device that has AMX")]
+fn a_split_weight_is_refused_without_amx() {
+    Linear::random([2, 3, 4]).forward::<f64>(Tensor::split_panels, None);
+}
+
+fn nan_marks_its_row(store: fn(&Matrix) -> Tensor<f32>, not_finite: f64) {
+    let mut linear = Linear::random([40, 33, 70]);
+    linear.x.set(2, 5, not_finite);
+    let y = linear.forward(store, None);
+    assert!((0..40).all(|r| y.row(r).iter().all(|y| y.is_nan() == (r == 2))));
+}
+
 #[test]
 fn nan_reaches_the_output() {
-    let mut linear = Linear::random([4, 9, 70]);
-    linear.x.set(2, 5, f64::NAN);
-    let y = linear.forward::<f32>(Tensor::panels, None);
-    assert!((0..4).all(|r| y.row(r).iter().all(|y| y.is_nan() == (r == 2))));
+    nan_marks_its_row(Tensor::panels, f64::NAN);
+    if has_amx() {
+        nan_marks_its_row(Tensor::split_panels, f64::NAN);
+        nan_marks_its_row(Tensor::split_panels, -f64::NAN);
+        nan_marks_its_row(Tensor::split_panels, f64::INFINITY);
+    }
 }
 
 #[test]
@@ -236,10 +340,15 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let linear = Linear::random([401, 704, 130]);
     let dy = Random::new(5).matrix(401, 130);
     assert_independent_of_threads(|| {
-        let [saved, y] = linear.forward_activated::<f32>(Activation::Gelu, &linear.plain());
+        let [saved, y] = linear.forward_activated::<f32>(Tensor::panels, Activation::Gelu, &linear.plain());
         let gradient = linear.backward::<f32>(&dy, Write::Replace, &linear);
         vec![saved, y, gradient.x, gradient.weight, gradient.bias]
     });
+    if has_amx() {
+        assert_independent_of_threads(|| {
+            linear.forward_activated::<f32>(Tensor::split_panels, Activation::Gelu, &linear.plain()).into()
+        });
+    }
 }
 
 #[test]

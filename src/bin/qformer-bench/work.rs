@@ -3,12 +3,13 @@
 use crate::PartKind;
 use crate::reference::Reference;
 use qformer::config::Config;
+use qformer::device::Device;
 use qformer::ops::absorbed_attention::CrossSizes;
 use qformer::params::init::{key, uniform};
 use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
 use qformer::params::{NamedCheckpoint, Part, TensorSource};
 use qformer::qformer::{Abilities, Matching};
-use qformer::tensor::{HostTensor, Layout};
+use qformer::tensor::HostTensor;
 use qformer::vision::encoder::VisionEncoder;
 use qformer::{Cpu, Error, QFormer, Result};
 use rayon::prelude::*;
@@ -255,7 +256,7 @@ impl Work {
 
     fn image_flops(&self) -> f64 {
         let CrossSizes { heads, queries, hidden, image_tokens, image_width } = self.sizes();
-        let cross = if self.sizes().absorbs(Layout::Panels) {
+        let cross = if self.sizes().absorbs(Cpu::<f32>::new().frozen_layout()) {
             (self.cross_layers() * 4 * queries * image_width * (hidden + heads * image_tokens)) as f64
         } else {
             self.keys_values_flops() + (self.cross_layers() * 4 * queries * image_tokens * hidden) as f64

@@ -17,6 +17,7 @@ fn head_rows<E: Real>(weight: V<'_, Cpu<E>>, first: usize) -> Factor<E> {
         Layout::Rows { .. } => Factor::of(weight, first, 0),
         // SAFETY: the head's first output channel lies within the weight.
         Layout::Panels => unsafe { Factor::panel(weight, first) }.transposed(),
+        Layout::SplitPanels => panic!("only gemm reads a split weight"),
     }
 }
 

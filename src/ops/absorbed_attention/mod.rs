@@ -57,12 +57,17 @@ pub struct CrossSizes {
 
 impl CrossSizes {
     /// Whether absorbing costs fewer operations than projecting keys and values, and a head's rows
-    /// of the weights can be read in `layout`.
+    /// of the weights can be read in `layout`. Split weights are made for `gemm` alone, which is so
+    /// much faster with them that it is better to project.
     pub fn absorbs(self, layout: Layout) -> bool {
         let Self { heads, queries, hidden, image_tokens, image_width } = self;
         let absorbed = 2 * queries * image_width * (hidden + heads * image_tokens);
         let projected = 2 * image_tokens * hidden * (image_width + queries);
-        let readable = PANEL.is_multiple_of(hidden / heads) && hidden.is_multiple_of(PANEL);
-        absorbed < projected && (layout != Layout::Panels || readable)
+        let readable = match layout {
+            Layout::Rows { .. } => true,
+            Layout::Panels => PANEL.is_multiple_of(hidden / heads) && hidden.is_multiple_of(PANEL),
+            Layout::SplitPanels => false,
+        };
+        absorbed < projected && readable
     }
 }

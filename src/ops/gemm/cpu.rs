@@ -1,10 +1,12 @@
-//! Matrix products in blocks of [`PANEL`] output channels by a chunk of rows, one block a task.
+//! Matrix products in blocks of a panel's output channels by a chunk of rows, one block a task.
 
 use super::{GemmBackward, GemmForward, GemmOp};
+use crate::device::amx::{Ahead, Amx};
+use crate::device::split::{self, BLOCK, Block, Step};
 use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, Rows, V, Write, prefetch, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::activation::Activation;
-use crate::tensor::{Layout, PANEL};
+use crate::tensor::{Layout, PANEL, SPLIT_PANEL};
 use rayon::prelude::*;
 
 /// Bytes of x that a chunk of rows may take, so that it stays in a core's second-level cache while
@@ -53,6 +55,49 @@ impl<E: Real> Epilogue<'_, E> {
     }
 }
 
+/// y = f(x·Wᵀ + b) + r on AMX, for a weight in split panels.
+fn split_forward<E: Real>(
+    amx: Amx,
+    x: V<'_, Cpu<E>>,
+    weight: V<'_, Cpu<E>>,
+    epilogue: &Epilogue<'_, E>,
+    y: &Rows<'_, E>,
+) {
+    let (rows, inputs, outputs) = (x.rows(), x.cols(), weight.rows());
+    let steps = split::steps(inputs);
+    let chunk = chunk_rows(rows, inputs * size_of::<f32>()).next_multiple_of(BLOCK);
+    let panels = outputs.div_ceil(SPLIT_PANEL);
+    let tasks = 0..rows.div_ceil(chunk) * panels;
+    let multiply = |x: &[Step], task: usize| {
+        let (first_row, panel) = (task / panels * chunk, task % panels);
+        let (end, first_col) = (rows.min(first_row + chunk), panel * SPLIT_PANEL);
+        let n = SPLIT_PANEL.min(outputs - first_col);
+        // SAFETY: the panel lies within the weight, which is stored in steps.
+        let weight =
+            unsafe { std::slice::from_raw_parts(weight.pointer().cast::<Step>().add(panel * steps), steps) };
+        let mut ahead = Ahead::new(weight, (end - first_row).div_ceil(BLOCK));
+        let mut product = Block([[0.0; BLOCK]; BLOCK]);
+        for first_row in (first_row..end).step_by(BLOCK) {
+            let x = &x[first_row / BLOCK * steps..][..steps];
+            amx.product(x, weight, &mut ahead, &mut product);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (r, product) in (first_row..end).zip(&product.0) {
+                        // SAFETY: these columns of the row belong to this task alone.
+                        unsafe {
+                            let y = std::slice::from_raw_parts_mut(y.at(r, first_col), n);
+                            y.iter_mut().zip(product).for_each(|(y, &product)| *y = E::of_f32(product));
+                            epilogue.finish(r, first_col, y);
+                        }
+                    }
+                },
+            );
+        }
+    };
+    split::with_split_rows(x, |x| tasks.into_par_iter().for_each(|task| multiply(x, task)));
+}
+
 impl<E: Real> GemmOp for Cpu<E> {
     fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()> {
         args.check();
@@ -61,12 +106,17 @@ impl<E: Real> GemmOp for Cpu<E> {
         if rows == 0 || outputs == 0 {
             return Ok(());
         }
-        let chunk = chunk_rows(rows, inputs * size_of::<E>());
-        let panels = outputs.div_ceil(PANEL);
         let bias = bias.map(|b| b.row(0));
         let pre_activation = pre_activation.map(|p| p.into_rows());
         let epilogue = Epilogue { bias, pre_activation, activation, residual };
         let y = y.into_rows();
+        if weight.layout() == Layout::SplitPanels {
+            let amx = self.amx().expect("a weight is split for a device that has AMX");
+            split_forward(amx, x, weight, &epilogue, &y);
+            return Ok(());
+        }
+        let chunk = chunk_rows(rows, inputs * size_of::<E>());
+        let panels = outputs.div_ceil(PANEL);
         (0..rows.div_ceil(chunk) * panels).into_par_iter().for_each(|task| {
             let (first_row, first_col) = (task / panels * chunk, task % panels * PANEL);
             let (end, n) = (rows.min(first_row + chunk), PANEL.min(outputs - first_col));
@@ -78,6 +128,7 @@ impl<E: Real> GemmOp for Cpu<E> {
                     prefetch(std::slice::from_raw_parts(panel.pointer, PANEL * inputs));
                     (panel, ROWS_IN_PLACE)
                 },
+                Layout::SplitPanels => unreachable!("multiplied above"),
             };
             for first_row in (first_row..end).step_by(group) {
                 let m = group.min(end - first_row);

@@ -1,0 +1,222 @@
+//! Products on AMX, Intel's matrix tiles.
+
+#[cfg(target_arch = "x86_64")]
+use super::split::TILE;
+use super::split::{BLOCK, Block, Step};
+use std::sync::OnceLock;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// How often a step asks for lines: in small portions, so that the loads of the product itself do not
+/// wait behind them.
+const ASKS: usize = 3;
+
+/// Memory that is to be read after a panel: most often the next one.
+pub(crate) struct Ahead {
+    from: *const u8,
+    /// Cache lines to ask for at a time.
+    lines: usize,
+}
+
+impl Ahead {
+    /// What follows `panel`, as much as that has, to be asked for while `blocks` blocks of rows are
+    /// multiplied by it.
+    pub(crate) fn new(panel: &[Step], blocks: usize) -> Self {
+        let lines = (size_of::<Step>() / LINE).div_ceil(ASKS * blocks);
+        Self { from: panel.as_ptr_range().end.cast(), lines }
+    }
+}
+
+/// Proof that the processor has the tiles and the system lets this process use them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Amx(());
+
+impl Amx {
+    /// Asks the processor and the system, once.
+    pub(super) fn detect() -> Option<Self> {
+        static PERMITTED: OnceLock<bool> = OnceLock::new();
+        PERMITTED.get_or_init(permitted).then_some(Self(()))
+    }
+
+    /// y = a·b for a block of rows and a panel. Meanwhile, a share of what lies `ahead` is asked for.
+    pub(crate) fn product(self, a: &[Step], b: &[Step], ahead: &mut Ahead, y: &mut Block) {
+        assert_eq!(a.len(), b.len(), "steps of both factors");
+        if a.is_empty() {
+            y.0 = [[0.0; BLOCK]; BLOCK];
+            return;
+        }
+        // SAFETY: both factors have as many steps, there is at least one, and `self` proves that
+        // the processor may be given tiles.
+        unsafe { multiply(a.as_ptr(), b.as_ptr(), a.len(), ahead, y) }
+        ahead.from = ahead.from.wrapping_add(a.len() * ASKS * ahead.lines * LINE);
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn permitted() -> bool {
+    use std::arch::asm;
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    /// arch_prctl and its request for a component of the state that is not every process's.
+    const ARCH_PRCTL: isize = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XFEATURE_XTILEDATA: usize = 18;
+    const OSXSAVE: u32 = 1 << 27;
+    const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
+    const TILE_STATE: u32 = 0b11 << 17;
+    #[allow(unused_unsafe, reason = "cpuid became safe after Rust 1.88")]
+    // SAFETY: every x86-64 processor has cpuid; leaf 7 is read if there is one.
+    let present = unsafe {
+        __cpuid(0).eax >= 7
+            && __cpuid(1).ecx & OSXSAVE != 0
+            && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE
+    };
+    if !present {
+        return false;
+    }
+    let state: u32;
+    // SAFETY: OSXSAVE says that the system has enabled xgetbv.
+    unsafe { asm!("xgetbv", in("ecx") 0, out("eax") state, out("edx") _, options(nomem, nostack)) };
+    if state & TILE_STATE != TILE_STATE {
+        return false;
+    }
+    let refused: isize;
+    // SAFETY: this system call touches no memory of the process.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => refused,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    refused == 0
+}
+
+/// What `ldtilecfg` reads: all eight tiles of 16 rows of 64 bytes.
+#[cfg(target_arch = "x86_64")]
+#[repr(C, align(64))]
+struct TileConfig {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+#[cfg(target_arch = "x86_64")]
+static TILE_CONFIG: TileConfig = {
+    let mut config =
+        TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    let mut tile = 0;
+    while tile < 8 {
+        config.row_bytes[tile] = 64;
+        config.rows[tile] = TILE as u8;
+        tile += 1;
+    }
+    config
+};
+
+/// Asks for `lines` cache lines, at least one, from `ahead` on.
+#[cfg(target_arch = "x86_64")]
+macro_rules! ask_ahead {
+    () => {
+        "mov {line}, {lines}
+        3:
+        prefetcht1 [{ahead}]
+        add {ahead}, 64
+        dec {line}
+        jnz 3b"
+    };
+}
+
+/// y = a·b. Tiles 0 to 3 are y's; 4 and 5 take a's rows, 6 and 7 b's channels.
+///
+/// # Safety
+/// `a` and `b` must be of `steps` steps, at least one, and an [`Amx`] must exist.
+#[cfg(target_arch = "x86_64")]
+unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, y: &mut Block) {
+    // SAFETY: reads `steps` steps of a and b, writes y, and leaves the tiles as it found them,
+    // unconfigured; a prefetch is allowed on any address.
+    unsafe {
+        std::arch::asm!(
+            "ldtilecfg [{config}]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
+            "2:",
+            // hi·hi
+            "tileloadd tmm4, [{a} + {row}]",
+            "tileloadd tmm6, [{b} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {row} + 1024]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            ask_ahead!(),
+            // hi·lo
+            "tileloadd tmm6, [{b} + {row} + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tileloadd tmm7, [{b} + {row} + 3072]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            ask_ahead!(),
+            // lo·hi
+            "tileloadd tmm4, [{a} + {row} + 2048]",
+            "tileloadd tmm6, [{b} + {row}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm7, [{b} + {row} + 1024]",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {row} + 3072]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            ask_ahead!(),
+            "add {a}, 4096",
+            "add {b}, 4096",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{y} + {y_row}], tmm0",
+            "tilestored [{y} + {y_row} + 64], tmm1",
+            "tilestored [{y} + {y_row} + 2048], tmm2",
+            "tilestored [{y} + {y_row} + 2112], tmm3",
+            "tilerelease",
+            config = in(reg) &raw const TILE_CONFIG,
+            a = inout(reg) a => _,
+            b = inout(reg) b => _,
+            row = in(reg) 64_usize,
+            steps = inout(reg) steps => _,
+            ahead = inout(reg) ahead.from => _,
+            lines = in(reg) ahead.lines,
+            line = out(reg) _,
+            y = in(reg) y,
+            y_row = in(reg) size_of::<[f32; BLOCK]>(),
+            out("tmm0") _,
+            out("tmm1") _,
+            out("tmm2") _,
+            out("tmm3") _,
+            out("tmm4") _,
+            out("tmm5") _,
+            out("tmm6") _,
+            out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+fn permitted() -> bool {
+    false
+}
+
+/// # Safety
+/// An [`Amx`] must exist: never, on such a processor.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn multiply(_: *const Step, _: *const Step, _: usize, _: &Ahead, _: &mut Block) {
+    unreachable!("there are no tiles to multiply");
+}
