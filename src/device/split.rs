@@ -186,7 +186,7 @@ mod tests {
     fn numbers_of_sixteen_bits_are_split_exactly_and_the_rest_is_zero() {
         let x = [0.0, -0.0, 1.0, 65_535.0, -65_281.0, 257.0 / 1024.0];
         let halves = split(&x);
-        assert!((0..DEPTH).all(|i| whole(halves, i) == f64::from(x.get(i).copied().unwrap_or(0.0))));
+        assert!((0..DEPTH).all(|i| whole(halves, i) == x.get(i).copied().unwrap_or(0.0)));
     }
 
     #[test]
