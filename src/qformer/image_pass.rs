@@ -176,13 +176,7 @@ impl<B: Backend> QFormer<B> {
 
     /// Sizes of the image pass's cross-attention.
     pub(super) fn cross_sizes(&self) -> CrossSizes {
-        CrossSizes {
-            heads: self.config.qformer.num_attention_heads,
-            queries: self.config.num_query_tokens,
-            hidden: self.config.qformer.hidden_size,
-            image_tokens: self.config.image_tokens(),
-            image_width: self.config.vision.hidden_size,
-        }
+        CrossSizes::of(&self.config)
     }
 
     /// Width of all blocks' keys and values together.

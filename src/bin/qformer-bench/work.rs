@@ -238,13 +238,7 @@ impl Work {
     }
 
     fn sizes(&self) -> CrossSizes {
-        CrossSizes {
-            heads: self.config.qformer.num_attention_heads,
-            queries: self.config.num_query_tokens,
-            hidden: self.config.qformer.hidden_size,
-            image_tokens: self.config.image_tokens(),
-            image_width: self.config.vision.hidden_size,
-        }
+        CrossSizes::of(&self.config)
     }
 
     /// The query and output projections of cross-attention.

@@ -8,6 +8,7 @@
 
 mod cpu;
 
+use crate::config::Config;
 use crate::device::{Device, M, V};
 use crate::error::Result;
 use crate::tensor::{Layout, PANEL};
@@ -56,6 +57,17 @@ pub struct CrossSizes {
 }
 
 impl CrossSizes {
+    /// Those of a model's image pass.
+    pub fn of(config: &Config) -> Self {
+        Self {
+            heads: config.qformer.num_attention_heads,
+            queries: config.num_query_tokens,
+            hidden: config.qformer.hidden_size,
+            image_tokens: config.image_tokens(),
+            image_width: config.vision.hidden_size,
+        }
+    }
+
     /// Whether absorbing costs fewer operations than projecting keys and values, and a head's rows
     /// of the weights can be read in `layout`. Split weights are made for `gemm` alone, which is so
     /// much faster with them that it is better to project.
