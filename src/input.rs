@@ -29,13 +29,13 @@ const NESTING: usize = 16;
 pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     let cannot_open = |source| Error::io(path, "open", source);
     if !std::fs::metadata(path).map_err(cannot_open)?.is_file() {
-        return Err(Error::input(path, "not a regular file"));
+        return Err(Error::input(path, "is not a regular file"));
     }
     let file = File::open(path).map_err(cannot_open)?;
     // The path may have been exchanged between the two calls: ask the open file itself.
     let metadata = file.metadata().map_err(cannot_open)?;
     if !metadata.is_file() {
-        return Err(Error::input(path, "not a regular file"));
+        return Err(Error::input(path, "is not a regular file"));
     }
     Ok((file, metadata.len()))
 }

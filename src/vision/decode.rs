@@ -1,6 +1,5 @@
 //! Decoding of JPEG and PNG files from strangers into RGB8 pixels.
 
-use std::fs::File;
 use std::io::{Cursor, Read};
 use std::panic::{UnwindSafe, catch_unwind};
 use std::path::Path;
@@ -10,6 +9,7 @@ use image::codecs::png::PngDecoder;
 use image::{ColorType, ImageDecoder, ImageError, Limits};
 
 use crate::error::{Error, Result};
+use crate::input;
 
 /// Largest image file read, in bytes.
 const MAX_FILE: u64 = 64 << 20;
@@ -32,12 +32,7 @@ pub(super) struct Rgb {
 
 /// The bytes of the regular file `path`, which may be `limit` bytes long.
 pub(super) fn read_regular_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    // Asked before opening: to open a FIFO would wait for a writer.
-    let metadata = path.metadata().map_err(|e| Error::io(path, "read", e))?;
-    if !metadata.is_file() {
-        return Err(Error::input(path, "is not a regular file; give the path of a file"));
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, "open", e))?;
+    let (file, _) = input::open(path)?;
     let mut bytes = Vec::new();
     file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, "read", e))?;
     if bytes.len() as u64 > limit {
