@@ -14,6 +14,48 @@ impl Element for f32 {}
 impl Element for f64 {}
 impl Element for u8 {}
 impl Element for u32 {}
+impl Element for half::bf16 {}
+
+/// A number with a fraction: what devices compute in.
+pub trait Number: Element {
+    /// The nearest number to `x`.
+    fn of_f32(x: f32) -> Self;
+    /// The nearest `f32`.
+    fn to_f32(self) -> f32;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+impl Number for f64 {
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        x.into()
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self as f32
+    }
+}
+
+impl Number for half::bf16 {
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
 
 /// A tensor in the host's memory, row-major: what the public API takes and gives.
 #[derive(Clone, Debug, PartialEq)]

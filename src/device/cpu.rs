@@ -3,7 +3,7 @@
 use super::amx::Amx;
 use super::{Device, Real, Write, split};
 use crate::error::{Error, Result};
-use crate::tensor::{Element, Layout, PANEL, SPLIT_PANEL, View, ViewMut};
+use crate::tensor::{Element, Layout, Number, PANEL, SPLIT_PANEL, View, ViewMut};
 use memmap2::{MmapMut, MmapOptions};
 use std::marker::PhantomData;
 
@@ -87,7 +87,7 @@ impl<E: Real> Device for Cpu<E> {
         rayon::scope(|_| pass())
     }
 
-    fn write(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) {
+    fn write<N: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, N>) -> Result<()> {
         let shape = to.shape();
         assert!(first + values.len() <= shape.len(), "{} values from {first} of {shape:?}", values.len());
         let layout = to.layout();
@@ -96,7 +96,8 @@ impl<E: Real> Device for Cpu<E> {
             let steps = shape.rows.div_ceil(SPLIT_PANEL) * split::steps(shape.cols);
             // SAFETY: the view's elements are its alone, and hold so many steps.
             let weight = unsafe { std::slice::from_raw_parts_mut(base.cast(), steps) };
-            return split::write(values, first, shape, weight);
+            split::write(values, first, shape, weight);
+            return Ok(());
         }
         let mut at = first;
         let mut rest = values;
@@ -108,34 +109,43 @@ impl<E: Real> Device for Cpu<E> {
                     let to = base.wrapping_add(row * pitch + col);
                     // SAFETY: row < rows and col + part.len() <= cols, so the part lies within the row.
                     let to = unsafe { std::slice::from_raw_parts_mut(to, part.len()) };
-                    to.iter_mut().zip(part).for_each(|(to, &x)| *to = E::of_f32(x));
+                    to.iter_mut().zip(part).for_each(|(to, &x)| *to = N::of_f32(x));
                 }
                 Layout::SplitPanels => unreachable!("written above"),
                 Layout::Panels => {
                     let offset = row / PANEL * PANEL * shape.cols + col * PANEL + row % PANEL;
                     for (i, &x) in part.iter().enumerate() {
                         // SAFETY: row < rows and col + i < cols, so the element lies within the view.
-                        unsafe { base.add(offset + i * PANEL).write(E::of_f32(x)) }
+                        unsafe { base.add(offset + i * PANEL).write(N::of_f32(x)) }
                     }
                 }
             }
             at += part.len();
             rest = after;
         }
+        Ok(())
     }
 
-    fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) {
-        let rows = to.into_rows();
-        // SAFETY: the only slice of the only row.
-        unsafe { rows.row(0) }.copy_from_slice(values);
+    fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) -> Result<()> {
+        assert_eq!(to.shape().len(), values.len());
+        let (cols, rows) = (to.cols(), to.into_rows());
+        for (r, values) in values.chunks(cols.max(1)).enumerate() {
+            // SAFETY: the only slice of this row.
+            unsafe { rows.row(r) }.copy_from_slice(values);
+        }
+        Ok(())
     }
 
-    fn read(&self, from: View<'_, Self, E>) -> Vec<f32> {
+    fn read<N: Number>(&self, from: View<'_, Self, N>) -> Result<Vec<f32>> {
         let mut values = Vec::with_capacity(from.shape().len());
         for row in 0..from.rows() {
             values.extend(from.row(row).iter().map(|x| x.to_f32()));
         }
-        values
+        Ok(values)
+    }
+
+    fn read_indices(&self, from: View<'_, Self, u32>) -> Result<Vec<u32>> {
+        Ok((0..from.rows()).flat_map(|r| from.row(r)).copied().collect())
     }
 }
 

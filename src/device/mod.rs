@@ -2,25 +2,29 @@
 
 pub(crate) mod amx;
 mod cpu;
+pub mod cuda;
 mod real;
 pub(crate) mod split;
 
 pub use cpu::{Cpu, CpuBuffer};
 pub(crate) use cpu::{Factor, ROWS_IN_PLACE, Rows, prefetch, product};
+pub use cuda::Cuda;
 pub use real::Real;
 pub(crate) use real::{maximum, sum, vectorised};
 
 use crate::error::Result;
-use crate::tensor::{Element, Layout, View, ViewMut};
+use crate::tensor::{Layout, Number, View, ViewMut};
 
 /// A place that holds tensors: its memory and its number types.
 ///
 /// The graph is generic in the device and in nothing else.
 pub trait Device: Sized + Send + Sync {
-    /// Weights and activations: `f32` on [`Cpu`], `f64` on `Cpu<f64>` in gradient checks.
-    type Elem: Element;
-    /// Statistics that outlive a kernel, such as log-sum-exps: never narrower than `f32`.
-    type Stat: Element;
+    /// Weights and activations: `f32` on [`Cpu`], `f64` on `Cpu<f64>` in gradient checks, bf16 on
+    /// [`Cuda`].
+    type Elem: Number;
+    /// What must not be narrower than `f32`: statistics that outlive a kernel, such as log-sum-exps,
+    /// and gradients of parameters, which are sums of many.
+    type Stat: Number;
     /// An owned piece of memory.
     type Buffer: Send + Sync;
 
@@ -38,11 +42,13 @@ pub trait Device: Sized + Send + Sync {
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R;
 
     /// Writes `values` as the elements of `to` from the `first` on, counted row by row.
-    fn write(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, Self::Elem>);
-    /// Writes indices [1, count].
-    fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>);
+    fn write<E: Number>(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, E>) -> Result<()>;
+    /// Writes indices, row by row, to a matrix without gaps between its rows.
+    fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) -> Result<()>;
     /// The elements of `from`, row by row.
-    fn read(&self, from: View<'_, Self, Self::Elem>) -> Vec<f32>;
+    fn read<E: Number>(&self, from: View<'_, Self, E>) -> Result<Vec<f32>>;
+    /// The indices in `from`, row by row, which has no gaps between its rows.
+    fn read_indices(&self, from: View<'_, Self, u32>) -> Result<Vec<u32>>;
 }
 
 /// Whether a result replaces what stands in its place or is added to it.

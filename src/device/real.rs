@@ -1,12 +1,12 @@
 //! The number types that the CPU backend computes in, with the functions its operations need,
 //! written so that loops over them vectorise.
 
-use crate::tensor::Element;
+use crate::tensor::Number;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 /// `f32` or `f64`.
 pub trait Real:
-    Element
+    Number
     + PartialOrd
     + Add<Output = Self>
     + Sub<Output = Self>
@@ -23,10 +23,6 @@ pub trait Real:
     fn of(x: f64) -> Self;
     /// The same number.
     fn to_f64(self) -> f64;
-    /// The nearest number to `x`.
-    fn of_f32(x: f32) -> Self;
-    /// The nearest `f32`.
-    fn to_f32(self) -> f32;
     /// eˣ, within 2 units in the last place. `f32` gives 0 below -87 and e⁸⁸ above 88, for its
     /// result is either 0 or a normal number.
     fn exp(self) -> Self;
@@ -70,14 +66,6 @@ impl Real for f32 {
     #[inline(always)]
     fn to_f64(self) -> f64 {
         self.into()
-    }
-    #[inline(always)]
-    fn of_f32(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
     }
     #[inline(always)]
     fn exp(self) -> Self {
@@ -139,12 +127,6 @@ impl Real for f64 {
     }
     fn to_f64(self) -> f64 {
         self
-    }
-    fn of_f32(x: f32) -> Self {
-        x.into()
-    }
-    fn to_f32(self) -> f32 {
-        self as f32
     }
     fn exp(self) -> Self {
         f64::exp(self)

@@ -10,7 +10,7 @@ use crate::config::QFormerConfig;
 use crate::device::{M, V};
 use crate::error::Result;
 use crate::ops::Backend;
-use crate::ops::attention::{Mask, Sequences};
+use crate::ops::attention::{Mask, PlacedSequences};
 use crate::params::{Spec, Tree};
 
 /// One of the Q-Former's layers.
@@ -63,7 +63,7 @@ pub struct Stream<'a, B: Backend> {
     /// How many rows are query rows.
     pub query_rows: usize,
     /// Which rows attend to one another.
-    pub sequences: &'a Sequences,
+    pub sequences: PlacedSequences<'a, B>,
     /// And how.
     pub mask: Mask,
     /// H

@@ -12,7 +12,7 @@ use crate::device::{M, V};
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::absorbed_attention::AbsorbedAttentionForward;
-use crate::ops::attention::{Attention, AttentionForward, Mask, Sequences};
+use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences};
 use crate::params::{Spec, Tree};
 
 /// Cross-attention but for the projections of the image, which all layers keep together.
@@ -63,7 +63,7 @@ pub enum ImageTokens<'a, B: Backend> {
         /// [images·N, layers·2·D]
         keys_values: V<'a, B>,
         /// Query sets against image rows.
-        sequences: &'a Sequences,
+        sequences: PlacedSequences<'a, B>,
     },
 }
 

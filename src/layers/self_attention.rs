@@ -5,7 +5,7 @@ use crate::arena::Cursor;
 use crate::device::{M, V};
 use crate::error::Result;
 use crate::ops::Backend;
-use crate::ops::attention::{Attention, AttentionForward, Mask, Sequences};
+use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences};
 use crate::params::{Spec, Tree};
 
 /// Self-attention over learned queries and text together: one set of weights for both.
@@ -66,7 +66,7 @@ impl<B: Backend> SelfAttention<V<'_, B>> {
         &self,
         b: &B,
         x: V<'_, B>,
-        (sequences, heads, mask): (&Sequences, usize, Mask),
+        (sequences, heads, mask): (PlacedSequences<'_, B>, usize, Mask),
         acts: &mut SelfAttentionActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {

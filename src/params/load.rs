@@ -201,7 +201,13 @@ fn fill<D: Device>(
 ) -> Result<()> {
     let mut first = 0;
     for part in &spec.parts {
-        let count = source.read(part, &mut |at, values| device.write(values, first + at, to.reborrow()))?;
+        let mut written = Ok(());
+        let count = source.read(part, &mut |at, values| {
+            if written.is_ok() {
+                written = device.write(values, first + at, to.reborrow());
+            }
+        })?;
+        written?;
         if count > 0 {
             not_finite.push((part.name.clone(), count));
         }

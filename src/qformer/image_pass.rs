@@ -26,6 +26,10 @@ struct ImagePassActs<'a, B: Backend> {
     keys_values: M<'a, B>,
     /// [1, I·Q]
     ids: ViewMut<'a, B, u32>,
+    /// Table of the queries' sequences [1, words]
+    own: ViewMut<'a, B, u32>,
+    /// Table of the queries over their images [1, words]
+    cross: ViewMut<'a, B, u32>,
     /// Shared by all blocks.
     block: BlockActs<'a, B>,
     /// [I·Q, D]: a block's input and output, in turns
@@ -37,7 +41,12 @@ struct ImagePassActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> ImagePassActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, images: usize) -> Self {
+    fn carve(
+        cursor: &mut Cursor<'a, B>,
+        model: &QFormer<B>,
+        images: usize,
+        [own, cross]: [&Sequences; 2],
+    ) -> Self {
         let (config, sizes) = (&model.config, model.cross_sizes());
         let rows = images * config.num_query_tokens;
         let (tokens, hidden, embedding) =
@@ -49,6 +58,8 @@ impl<'a, B: Backend> ImagePassActs<'a, B> {
             features: cursor.take(tokens, sizes.image_width),
             keys_values: cursor.take(tokens, keys_values),
             ids: cursor.take(1, rows),
+            own: cursor.take(1, own.words()),
+            cross: cursor.take(1, cross.words()),
             block: BlockActs::carve(cursor, rows, 0, &config.qformer),
             x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             projected: cursor.take(rows, embedding),
@@ -61,6 +72,8 @@ impl<'a, B: Backend> ImagePassActs<'a, B> {
 struct FirstAttendedActs<'a, B: Backend> {
     /// [1, Q]
     ids: ViewMut<'a, B, u32>,
+    /// Table of the one sequence [1, words]
+    own: ViewMut<'a, B, u32>,
     /// [Q, D]
     embedded: M<'a, B>,
     /// [Q, D]
@@ -69,10 +82,11 @@ struct FirstAttendedActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> FirstAttendedActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, config: &Config) -> Self {
+    fn carve(cursor: &mut Cursor<'a, B>, config: &Config, own: &Sequences) -> Self {
         let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
         Self {
             ids: cursor.take(1, queries),
+            own: cursor.take(1, own.words()),
             embedded: cursor.take(queries, hidden),
             x: cursor.take(queries, hidden),
             attention: SelfAttentionActs::carve(cursor, queries, hidden),
@@ -113,23 +127,27 @@ impl<B: Backend> QFormer<B> {
     ) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
         let queries = self.config.num_query_tokens;
+        let own = Sequences::uniform(images, queries);
+        let cross = self.cross_sequences((0..images).collect());
         let mut lease = self.workspace.lease(b, |c| {
-            ImagePassActs::carve(c, self, images);
+            ImagePassActs::carve(c, self, images, [&own, &cross]);
         })?;
-        let mut acts = ImagePassActs::carve(&mut lease.cursor(), self, images);
-        b.write(values, 0, acts.vision_output.reborrow());
+        let mut acts = ImagePassActs::carve(&mut lease.cursor(), self, images, [&own, &cross]);
+        b.write(values, 0, acts.vision_output.reborrow())?;
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
 
-        let cross = self.cross_sequences((0..images).collect());
         let image = if self.cross_sizes().absorbs(b.frozen_layout()) {
             ImageTokens::Features { features: acts.features.view(), images }
         } else {
             parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-            ImageTokens::KeysValues { keys_values: acts.keys_values.view(), sequences: &cross }
+            ImageTokens::KeysValues {
+                keys_values: acts.keys_values.view(),
+                sequences: cross.place(b, acts.cross)?,
+            }
         };
         let stream = Stream {
             query_rows: images * queries,
-            sequences: &Sequences::uniform(images, queries),
+            sequences: own.place(b, acts.own)?,
             mask: Mask::None,
             heads: self.config.qformer.num_attention_heads,
             image: Some(image),
@@ -145,10 +163,10 @@ impl<B: Backend> QFormer<B> {
             }
             std::mem::swap(&mut x, &mut y);
         }
-        query_output.extend(b.read(x.view()));
+        query_output.extend(b.read(x.view())?);
         if let Some(heads) = &parameters.heads {
             self.project(&heads.vision_projection, x.view(), acts.projected, acts.unit.reborrow())?;
-            unit.extend(b.read(acts.unit.view()));
+            unit.extend(b.read(acts.unit.view())?);
         }
         Ok(())
     }
@@ -158,13 +176,14 @@ impl<B: Backend> QFormer<B> {
         let Self { device: b, config, weights, workspace, first_attended, .. } = self;
         let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
         let parameters = weights.view();
+        let own = Sequences::uniform(1, queries);
         let mut lease = workspace.lease(b, |c| {
-            FirstAttendedActs::carve(c, config);
+            FirstAttendedActs::carve(c, config, &own);
         })?;
-        let FirstAttendedActs { ids, embedded, mut x, mut attention } =
-            FirstAttendedActs::carve(&mut lease.cursor(), config);
+        let FirstAttendedActs { ids, own: table, embedded, mut x, mut attention } =
+            FirstAttendedActs::carve(&mut lease.cursor(), config, &own);
         embed_queries(b, &parameters, ids, embedded, x.reborrow())?;
-        let what = (&Sequences::uniform(1, queries), config.qformer.num_attention_heads, Mask::None);
+        let what = (own.place(b, table)?, config.qformer.num_attention_heads, Mask::None);
         let y = first_attended.cursor().take(queries, hidden);
         parameters.blocks[0].attention.forward(b, x.view(), what, &mut attention, y)
     }

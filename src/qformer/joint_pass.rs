@@ -56,6 +56,10 @@ struct JointPassActs<'a, B: Backend> {
     /// [P·Q, D]
     embedded_queries: M<'a, B>,
     embedded_text: TextEmbeddingActs<'a, B>,
+    /// Table of the pairs' sequences [1, words]
+    own: ViewMut<'a, B, u32>,
+    /// Table of the queries over their images [1, words]
+    cross: ViewMut<'a, B, u32>,
     /// Shared by all blocks.
     block: BlockActs<'a, B>,
     /// [P·Q + text rows, D]: a block's input and output, in turns
@@ -86,7 +90,13 @@ impl<'a, B: Backend> KeysValuesActs<'a, B> {
 }
 
 impl<'a, B: Backend> JointPassActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, pairs: usize, text_rows: usize) -> Self {
+    fn carve(
+        cursor: &mut Cursor<'a, B>,
+        model: &QFormer<B>,
+        pairs: usize,
+        text_rows: usize,
+        [own, cross]: [&Sequences; 2],
+    ) -> Self {
         let config = &model.config;
         let (hidden, embedding) = (config.qformer.hidden_size, config.image_text_hidden_size);
         let query_rows = pairs * config.num_query_tokens;
@@ -95,6 +105,8 @@ impl<'a, B: Backend> JointPassActs<'a, B> {
             query_ids: cursor.take(1, query_rows),
             embedded_queries: cursor.take(query_rows, hidden),
             embedded_text: TextEmbeddingActs::carve(cursor, text_rows, hidden),
+            own: cursor.take(1, own.words()),
+            cross: cursor.take(1, cross.words()),
             block: BlockActs::carve(cursor, query_rows, text_rows, &config.qformer),
             x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             pooled: cursor.take(pairs, hidden),
@@ -161,7 +173,7 @@ impl<B: Backend> QFormer<B> {
             KeysValuesActs::carve(c, self, images);
         })?;
         let mut acts = KeysValuesActs::carve(&mut lease.cursor(), self, images);
-        b.write(values, 0, acts.vision_output.reborrow());
+        b.write(values, 0, acts.vision_output.reborrow())?;
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
         parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
         let mut matches = Vec::with_capacity(pairs.len());
@@ -182,26 +194,28 @@ impl<B: Backend> QFormer<B> {
         let (images, texts): (Vec<usize>, Vec<&[u32]>) = pairs.iter().copied().unzip();
         let (pairs, text_rows) = (pairs.len(), texts.iter().map(|text| text.len()).sum());
         let query_rows = pairs * queries;
-        let mut lease = self.workspace.lease(b, |c| {
-            JointPassActs::carve(c, self, pairs, text_rows);
-        })?;
-        let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows);
-        let [mut x, mut y] = acts.x;
-        let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
-        embed_queries(b, parameters, acts.query_ids, acts.embedded_queries, x_queries)?;
-        self.embed_text(parameters, &texts, acts.embedded_text, x_text)?;
-
         let spans = text_spans(&texts, query_rows);
         let sequence = |(pair, &text): (usize, &Span)| {
             let both = [Span::new(pair * queries, queries), text];
             Sequence { queries: both, keys: both }
         };
+        let own = Sequences::new(spans.iter().enumerate().map(sequence).collect());
+        let cross = self.cross_sequences(images);
+        let mut lease = self.workspace.lease(b, |c| {
+            JointPassActs::carve(c, self, pairs, text_rows, [&own, &cross]);
+        })?;
+        let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows, [&own, &cross]);
+        let [mut x, mut y] = acts.x;
+        let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
+        embed_queries(b, parameters, acts.query_ids, acts.embedded_queries, x_queries)?;
+        self.embed_text(parameters, &texts, acts.embedded_text, x_text)?;
+
         let stream = Stream {
             query_rows,
-            sequences: &Sequences::new(spans.iter().enumerate().map(sequence).collect()),
+            sequences: own.place(b, acts.own)?,
             mask: Mask::None,
             heads: self.config.qformer.num_attention_heads,
-            image: Some(ImageTokens::KeysValues { keys_values, sequences: &self.cross_sequences(images) }),
+            image: Some(ImageTokens::KeysValues { keys_values, sequences: cross.place(b, acts.cross)? }),
         };
         for (index, block) in parameters.blocks.iter().enumerate() {
             let image = (&parameters.image_kv, self.cross_index(index));
@@ -215,7 +229,7 @@ impl<B: Backend> QFormer<B> {
             Matching::Classifier => {
                 b.pool_forward(PoolForward { x: query_output, y: acts.pooled.reborrow() })?;
                 heads.matching.forward(b, acts.pooled.view(), acts.logits.reborrow())?;
-                Ok(b.read(acts.logits.view())
+                Ok(b.read(acts.logits.view())?
                     .as_chunks()
                     .0
                     .iter()
@@ -232,7 +246,7 @@ impl<B: Backend> QFormer<B> {
                     similarity: acts.similarity.reborrow(),
                     winner: None,
                 })?;
-                let scores = b.read(acts.similarity.view());
+                let scores = b.read(acts.similarity.view())?;
                 Ok(scores.into_iter().map(|score| Match { score, logits: None }).collect())
             }
         }

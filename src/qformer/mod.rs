@@ -153,8 +153,8 @@ impl<B: Backend> QFormer<B> {
             SimilarityActs::carve(c, sizes);
         })?;
         let mut acts = SimilarityActs::carve(&mut lease.cursor(), sizes);
-        self.device.write(&images.values, 0, acts.images.reborrow());
-        self.device.write(&texts.values, 0, acts.texts.reborrow());
+        self.device.write(&images.values, 0, acts.images.reborrow())?;
+        self.device.write(&texts.values, 0, acts.texts.reborrow())?;
         self.device.similarity_forward(SimilarityForward {
             pairing: Pairing::All,
             queries: acts.images.view(),
@@ -162,7 +162,7 @@ impl<B: Backend> QFormer<B> {
             similarity: acts.similarity.reborrow(),
             winner: None,
         })?;
-        Ok(HostTensor::new(&[count, text_count], self.device.read(acts.similarity.view())))
+        Ok(HostTensor::new(&[count, text_count], self.device.read(acts.similarity.view())?))
     }
 
     /// y = x·Wᵀ + b, of unit length, with `projected` [rows, E] to work in.
@@ -270,6 +270,6 @@ fn embed_queries<B: Backend>(
 fn repeat_rows<B: Backend>(b: &B, table: V<'_, B>, mut ids: ViewMut<'_, B, u32>, y: M<'_, B>) -> Result<()> {
     let count = table.rows();
     let rows: Vec<u32> = (0..y.rows()).map(|row| (row % count) as u32).collect();
-    b.write_indices(&rows, ids.reborrow());
+    b.write_indices(&rows, ids.reborrow())?;
     b.embedding_forward(EmbeddingForward { ids: ids.view(), table, positions: None, y })
 }

@@ -55,6 +55,8 @@ impl<'a, B: Backend> ClsActs<'a, B> {
 /// What the text pass works in.
 struct TextPassActs<'a, B: Backend> {
     embedding: TextEmbeddingActs<'a, B>,
+    /// Table of the texts' sequences [1, words]
+    own: ViewMut<'a, B, u32>,
     /// Shared by all blocks.
     block: BlockActs<'a, B>,
     /// [rows, D]: a block's input and output, in turns
@@ -63,10 +65,17 @@ struct TextPassActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> TextPassActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, rows: usize, texts: usize) -> Self {
+    fn carve(
+        cursor: &mut Cursor<'a, B>,
+        model: &QFormer<B>,
+        rows: usize,
+        texts: usize,
+        own: &Sequences,
+    ) -> Self {
         let (hidden, embedding) = (model.config.qformer.hidden_size, model.config.image_text_hidden_size);
         Self {
             embedding: TextEmbeddingActs::carve(cursor, rows, hidden),
+            own: cursor.take(1, own.words()),
             block: BlockActs::carve(cursor, 0, rows, &model.config.qformer),
             x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             cls: ClsActs::carve(cursor, texts, hidden, embedding),
@@ -101,17 +110,18 @@ impl<B: Backend> QFormer<B> {
     fn text_pass(&self, texts: &[Vec<u32>], features: &mut Vec<f32>) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
         let rows = texts.iter().map(Vec::len).sum();
-        let mut lease = self.workspace.lease(b, |c| {
-            TextPassActs::carve(c, self, rows, texts.len());
-        })?;
-        let mut acts = TextPassActs::carve(&mut lease.cursor(), self, rows, texts.len());
-        let [mut x, mut y] = acts.x;
-        self.embed_text(&parameters, texts, acts.embedding, x.reborrow())?;
         let spans = text_spans(texts, 0);
         let sequence = |&span: &Span| Sequence { queries: [Span::EMPTY, span], keys: [Span::EMPTY, span] };
+        let own = Sequences::new(spans.iter().map(sequence).collect());
+        let mut lease = self.workspace.lease(b, |c| {
+            TextPassActs::carve(c, self, rows, texts.len(), &own);
+        })?;
+        let mut acts = TextPassActs::carve(&mut lease.cursor(), self, rows, texts.len(), &own);
+        let [mut x, mut y] = acts.x;
+        self.embed_text(&parameters, texts, acts.embedding, x.reborrow())?;
         let stream = Stream {
             query_rows: 0,
-            sequences: &Sequences::new(spans.iter().map(sequence).collect()),
+            sequences: own.place(b, acts.own)?,
             mask: Mask::None,
             heads: self.config.qformer.num_attention_heads,
             image: None,
@@ -122,7 +132,7 @@ impl<B: Backend> QFormer<B> {
             std::mem::swap(&mut x, &mut y);
         }
         self.project_cls(&parameters, x.view(), &spans, &mut acts.cls)?;
-        features.extend(b.read(acts.cls.unit.view()));
+        features.extend(b.read(acts.cls.unit.view())?);
         Ok(())
     }
 
@@ -138,8 +148,8 @@ impl<B: Backend> QFormer<B> {
         let embeddings = parameters.text_embeddings.as_ref().expect("checked by check_texts");
         let tokens: Vec<u32> = texts.iter().flat_map(AsRef::as_ref).copied().collect();
         let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.as_ref().len() as u32).collect();
-        self.device.write_indices(&tokens, ids.reborrow());
-        self.device.write_indices(&positions, places.reborrow());
+        self.device.write_indices(&tokens, ids.reborrow())?;
+        self.device.write_indices(&positions, places.reborrow())?;
         self.device.embedding_forward(EmbeddingForward {
             ids: ids.view(),
             table: embeddings.words,
@@ -159,7 +169,7 @@ impl<B: Backend> QFormer<B> {
     ) -> Result<()> {
         let heads = parameters.heads.as_ref().expect("checked by heads");
         let first: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
-        self.device.write_indices(&first, acts.ids.reborrow());
+        self.device.write_indices(&first, acts.ids.reborrow())?;
         self.device.embedding_forward(EmbeddingForward {
             ids: acts.ids.view(),
             table: x,

@@ -7,7 +7,7 @@ use crate::device::{M, V};
 use crate::error::{Error, Result};
 use crate::layers::{LayerNorm, Linear};
 use crate::ops::Backend;
-use crate::ops::attention::{Attention, AttentionForward, Mask, Sequences};
+use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences, Sequences};
 use crate::ops::embedding::EmbeddingForward;
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus};
@@ -246,16 +246,19 @@ impl<B: Backend> VisionEncoder<B> {
 
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
         let (b, parameters) = (&self.device, self.weights.view());
+        let sequences = Sequences::uniform(images, self.config.image_tokens());
         let mut lease = self.workspace.lease(b, |c| {
+            c.take::<u32>(1, sequences.words());
             VisionActs::carve(c, &self.config, images);
         })?;
-        let mut acts = VisionActs::carve(&mut lease.cursor(), &self.config, images);
+        let mut cursor = lease.cursor();
+        let placed = sequences.place(b, cursor.take(1, sequences.words()))?;
+        let mut acts = VisionActs::carve(&mut cursor, &self.config, images);
         self.embed(&parameters, pixels, images, &mut acts)?;
-        let sequences = Sequences::uniform(images, self.config.image_tokens());
         for block in &parameters.blocks {
-            block.forward(b, &self.config, &sequences, &mut acts)?;
+            block.forward(b, &self.config, placed, &mut acts)?;
         }
-        Ok(b.read(acts.x[0].view()))
+        b.read(acts.x[0].view())
     }
 
     /// Class and patch embeddings with their positions, into `acts.x[0]`.
@@ -269,9 +272,9 @@ impl<B: Backend> VisionEncoder<B> {
         let b = &self.device;
         let (tokens, patches) =
             (self.config.image_tokens() as u32, images * (self.config.image_tokens() - 1));
-        b.write(&self.cut_patches(pixels), 0, acts.patches.reborrow());
+        b.write(&self.cut_patches(pixels), 0, acts.patches.reborrow())?;
         let (class, embedded) = acts.embedded.reborrow().split_rows(1);
-        b.write_indices(&[0], acts.rows.reborrow().split_columns(1).0);
+        b.write_indices(&[0], acts.rows.reborrow().split_columns(1).0)?;
         let ids = acts.rows.view().columns(0..1);
         let table = parameters.class_embedding;
         b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: class })?;
@@ -288,8 +291,8 @@ impl<B: Backend> VisionEncoder<B> {
             })
             .collect();
         let places: Vec<u32> = (0..rows.len() as u32).map(|row| row % tokens).collect();
-        b.write_indices(&rows, acts.rows.reborrow());
-        b.write_indices(&places, acts.places.reborrow());
+        b.write_indices(&rows, acts.rows.reborrow())?;
+        b.write_indices(&places, acts.places.reborrow())?;
         b.embedding_forward(EmbeddingForward {
             ids: acts.rows.view(),
             table: acts.embedded.view(),
@@ -322,7 +325,7 @@ impl<B: Backend> VisionBlock<V<'_, B>> {
         &self,
         b: &B,
         config: &VisionConfig,
-        sequences: &Sequences,
+        sequences: PlacedSequences<'_, B>,
         acts: &mut VisionActs<'_, B>,
     ) -> Result<()> {
         let (width, heads) = (config.hidden_size, config.num_attention_heads);

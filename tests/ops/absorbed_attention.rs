@@ -1,6 +1,7 @@
 use crate::attention::case::Case;
-use crate::common::{Matrix, Random, Tensor, assert_close, assert_independent_of_threads, tolerance};
-use qformer::device::{Cpu, Real};
+use crate::common::{Matrix, Random, assert_close, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use qformer::device::Cpu;
 use qformer::ops::absorbed_attention::{AbsorbedAttention, AbsorbedAttentionForward, CrossSizes};
 use qformer::ops::attention::{Mask, Sequence, Span};
 use qformer::tensor::Layout;
@@ -73,9 +74,9 @@ impl Cross {
         case.plain().out
     }
 
-    fn absorbed<E: Real>(&self, store: fn(&Matrix) -> Tensor<E>) -> Matrix {
-        let mut out = Tensor::<E>::output(self.q.rows, self.q.cols);
-        Cpu::new()
+    fn absorbed<D: TestDevice>(&self, store: fn(&Matrix) -> Tensor<D>) -> Matrix {
+        let mut out = Tensor::<D>::output(self.q.rows, self.q.cols);
+        D::get()
             .absorbed_attention(AbsorbedAttentionForward {
                 heads: self.heads,
                 scale: self.scale(),
@@ -92,38 +93,38 @@ impl Cross {
     }
 }
 
-fn equals_attention_over_projections<E: Real>() {
-    let stores: [fn(&Matrix) -> Tensor<E>; 3] = [Tensor::rows, Tensor::pitched, Tensor::panels];
+fn equals_attention_over_projections<D: TestDevice>() {
+    let stores: [fn(&Matrix) -> Tensor<D>; 3] = [Tensor::rows, Tensor::pitched, Tensor::panels];
     for shape in SHAPES {
         let cross = Cross::random(shape);
         let want = cross.plain();
         for store in stores {
-            assert_close(&format!("{shape:?}"), &cross.absorbed(store), &want, tolerance::<E>());
+            assert_rounded::<D>(&format!("{shape:?}"), &cross.absorbed(store), &want);
         }
     }
     // Heads of 88 lie across panels, so only rows serve.
     let cross = Cross::random([2, 9, 3, 88, 17, 40]);
-    assert_close("heads of 88", &cross.absorbed::<E>(Tensor::pitched), &cross.plain(), tolerance::<E>());
+    assert_rounded::<D>("heads of 88", &cross.absorbed::<D>(Tensor::pitched), &cross.plain());
 }
 
 #[test]
 fn it_equals_attention_over_keys_with_a_bias_and_values() {
-    equals_attention_over_projections::<f64>();
-    equals_attention_over_projections::<f32>();
+    equals_attention_over_projections::<Cpu<f64>>();
+    equals_attention_over_projections::<Cpu<f32>>();
 }
 
 #[test]
 fn nan_in_an_image_reaches_all_of_its_rows_and_no_other() {
     let mut cross = Cross::random([3, 5, 2, 32, 7, 20]);
     cross.image.set(7 + 3, 4, f64::NAN);
-    let out = cross.absorbed::<f32>(Tensor::panels);
+    let out = cross.absorbed::<Cpu<f32>>(Tensor::panels);
     assert!((0..15).all(|r| out.row(r).iter().all(|x| x.is_nan() == (5..10).contains(&r))));
 }
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let cross = Cross::random([2, 32, 8, 64, 33, 96]);
-    assert_independent_of_threads(|| vec![cross.absorbed::<f32>(Tensor::panels)]);
+    assert_independent_of_threads(|| vec![cross.absorbed::<Cpu<f32>>(Tensor::panels)]);
 }
 
 #[test]
@@ -140,5 +141,5 @@ fn one_set_of_queries_is_absorbed_and_three_or_split_weights_are_not() {
 #[test]
 #[should_panic(expected = "a head lies within one panel")]
 fn a_head_that_lies_across_panels_is_refused() {
-    Cross::random([1, 2, 3, 88, 5, 4]).absorbed::<f32>(Tensor::panels);
+    Cross::random([1, 2, 3, 88, 5, 4]).absorbed::<Cpu<f32>>(Tensor::panels);
 }

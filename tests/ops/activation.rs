@@ -1,7 +1,6 @@
-use crate::common::{
-    Matrix, Random, Tensor, assert_close, assert_gradient, assert_independent_of_threads, tolerance,
-};
-use qformer::device::{Cpu, Real};
+use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use qformer::device::Cpu;
 use qformer::ops::activation::{Activation, ActivationBackward, ActivationForward, ActivationOp};
 
 const ALL: [Activation; 4] =
@@ -19,17 +18,17 @@ fn plain(activation: Activation, x: f64) -> f64 {
     }
 }
 
-fn forward<E: Real>(activation: Activation, x: &Matrix) -> Matrix {
-    let mut y = Tensor::<E>::output(x.rows, x.cols);
-    Cpu::new()
+fn forward<D: TestDevice>(activation: Activation, x: &Matrix) -> Matrix {
+    let mut y = Tensor::<D>::output(x.rows, x.cols);
+    D::get()
         .activation_forward(ActivationForward { activation, x: Tensor::pitched(x).view(), y: y.view_mut() })
         .unwrap();
     y.read()
 }
 
-fn backward<E: Real>(activation: Activation, x: &Matrix, dy: &Matrix) -> Matrix {
-    let mut dx = Tensor::<E>::pitched(dy);
-    Cpu::new()
+fn backward<D: TestDevice>(activation: Activation, x: &Matrix, dy: &Matrix) -> Matrix {
+    let mut dx = Tensor::<D>::pitched(dy);
+    D::get()
         .activation_backward(ActivationBackward {
             activation,
             x: Tensor::pitched(x).view(),
@@ -46,26 +45,26 @@ fn inputs(rows: usize, cols: usize) -> Matrix {
     x
 }
 
-fn forward_matches<E: Real>() {
+fn forward_matches<D: TestDevice>() {
     for (rows, cols) in [(32, 3072), (1, 1), (13, 7), (3, 129)] {
         let x = inputs(rows, cols);
         for activation in ALL {
             let want = Matrix::from_fn(rows, cols, |r, c| plain(activation, x.at(r, c)));
-            assert_close(&format!("{activation:?}"), &forward::<E>(activation, &x), &want, tolerance::<E>());
+            assert_rounded::<D>(&format!("{activation:?}"), &forward::<D>(activation, &x), &want);
         }
     }
 }
 
 #[test]
 fn forward_matches_a_plain_computation() {
-    forward_matches::<f64>();
-    forward_matches::<f32>();
+    forward_matches::<Cpu<f64>>();
+    forward_matches::<Cpu<f32>>();
 }
 
 #[test]
 fn single_precision_gelu_is_within_a_millionth() {
     let x = Matrix::from_fn(24, 4096, |r, c| r as f64 - 12.0 + c as f64 / 4096.0);
-    let y = forward::<f32>(Activation::Gelu, &x);
+    let y = forward::<Cpu<f32>>(Activation::Gelu, &x);
     for (&x, &y) in x.values.iter().zip(&y.values) {
         // 1e-6 is one unit in the last place of 12, the largest result.
         assert!((y - plain(Activation::Gelu, x)).abs() <= 1e-6, "gelu({x}) = {y}");
@@ -76,7 +75,7 @@ fn single_precision_gelu_is_within_a_millionth() {
 fn numbers_far_out_saturate() {
     let x = Matrix { rows: 1, cols: 4, values: vec![-1e20, -1e4, 1e4, 1e20] };
     for activation in ALL {
-        let y = forward::<f32>(activation, &x).values;
+        let y = forward::<Cpu<f32>>(activation, &x).values;
         assert_eq!(&y[2..], &[1e4, f64::from(1e20f32)], "{activation:?}");
         // The approximations of small probabilities stop at e⁻⁸³ = 9e-37 or below; 1e20 times that.
         assert!(y[..2].iter().all(|y| y.abs() < 1e-16), "{activation:?}: {y:?}");
@@ -90,8 +89,8 @@ fn backward_matches_finite_differences() {
     x.values.iter_mut().filter(|x| x.abs() < 1e-3).for_each(|x| *x = 0.5);
     let dy = Random::new(2).matrix(5, 37);
     for activation in ALL {
-        let dx = backward::<f64>(activation, &x, &dy);
-        assert_gradient(&format!("{activation:?}"), &x, &dx, |x| forward::<f64>(activation, x).dot(&dy));
+        let dx = backward::<Cpu<f64>>(activation, &x, &dy);
+        assert_gradient(&format!("{activation:?}"), &x, &dx, |x| forward::<Cpu<f64>>(activation, x).dot(&dy));
     }
 }
 
@@ -99,8 +98,8 @@ fn backward_matches_finite_differences() {
 fn single_precision_gradients_are_those_of_double_precision() {
     let (x, dy) = (inputs(7, 771), Random::new(3).matrix(7, 771));
     for activation in ALL {
-        let want = backward::<f64>(activation, &x, &dy);
-        let got = backward::<f32>(activation, &x, &dy);
+        let want = backward::<Cpu<f64>>(activation, &x, &dy);
+        let got = backward::<Cpu<f32>>(activation, &x, &dy);
         assert_close(&format!("{activation:?}"), &got, &want, tolerance::<f32>());
     }
 }
@@ -112,7 +111,7 @@ fn nan_reaches_the_output() {
         for activation in ALL {
             let mut x = inputs(2, 70);
             x.set(1, 33, nan);
-            let y = forward::<f32>(activation, &x);
+            let y = forward::<Cpu<f32>>(activation, &x);
             assert!(y.at(1, 33).is_nan(), "{activation:?}");
             assert_eq!(y.values.iter().filter(|y| y.is_nan()).count(), 1, "{activation:?}");
         }
@@ -123,6 +122,6 @@ fn nan_reaches_the_output() {
 fn results_do_not_depend_on_the_number_of_threads() {
     let (x, dy) = (inputs(41, 97), Random::new(4).matrix(41, 97));
     assert_independent_of_threads(|| {
-        ALL.iter().flat_map(|&a| [forward::<f32>(a, &x), backward::<f32>(a, &x, &dy)]).collect()
+        ALL.iter().flat_map(|&a| [forward::<Cpu<f32>>(a, &x), backward::<Cpu<f32>>(a, &x, &dy)]).collect()
     });
 }

@@ -1,8 +1,7 @@
-use crate::common::{
-    Matrix, Random, Tensor, assert_close, assert_gradient, assert_independent_of_threads, tolerance,
-};
+use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
 use qformer::config::Activation;
-use qformer::device::{Cpu, Real, Write};
+use qformer::device::{Cpu, Write};
 use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
 use qformer::tensor::Layout;
 
@@ -58,10 +57,10 @@ impl Linear {
         })
     }
 
-    fn forward<E: Real>(&self, store: fn(&Matrix) -> Tensor<E>, bias: Option<&Matrix>) -> Matrix {
+    fn forward<D: TestDevice>(&self, store: fn(&Matrix) -> Tensor<D>, bias: Option<&Matrix>) -> Matrix {
         let mut bias = bias.map(Tensor::pitched);
-        let mut y = Tensor::<E>::output(self.x.rows, self.weight.rows);
-        Cpu::new()
+        let mut y = Tensor::<D>::output(self.x.rows, self.weight.rows);
+        D::get()
             .gemm_forward(GemmForward {
                 x: Tensor::pitched(&self.x).view(),
                 weight: store(&self.weight).view(),
@@ -76,15 +75,15 @@ impl Linear {
     }
 
     /// x·Wᵀ + b, and its activation plus `residual`.
-    fn forward_activated<E: Real>(
+    fn forward_activated<D: TestDevice>(
         &self,
-        store: fn(&Matrix) -> Tensor<E>,
+        store: fn(&Matrix) -> Tensor<D>,
         activation: Activation,
         residual: &Matrix,
     ) -> [Matrix; 2] {
         let (rows, outputs) = (self.x.rows, self.weight.rows);
-        let (mut y, mut saved) = (Tensor::<E>::output(rows, outputs), Tensor::<E>::output(rows, outputs));
-        Cpu::new()
+        let (mut y, mut saved) = (Tensor::<D>::output(rows, outputs), Tensor::<D>::output(rows, outputs));
+        D::get()
             .gemm_forward(GemmForward {
                 x: Tensor::pitched(&self.x).view(),
                 weight: store(&self.weight).view(),
@@ -99,11 +98,11 @@ impl Linear {
     }
 
     /// dx, dW and db, each on top of what the last three arguments hold.
-    fn backward<E: Real>(&self, dy: &Matrix, write: Write, before: &Linear) -> Linear {
-        let mut dx = Tensor::<E>::pitched(&before.x);
-        let mut dweight = Tensor::<E>::pitched(&before.weight);
-        let mut dbias = Tensor::<E>::pitched(&before.bias);
-        Cpu::new()
+    fn backward<D: TestDevice>(&self, dy: &Matrix, write: Write, before: &Linear) -> Linear {
+        let mut dx = Tensor::<D>::pitched(&before.x);
+        let mut dweight = Tensor::<D>::pitched(&before.weight);
+        let mut dbias = Tensor::<D>::pitched(&before.bias);
+        D::get()
             .gemm_backward(GemmBackward {
                 x: Tensor::pitched(&self.x).view(),
                 weight: Tensor::pitched(&self.weight).view(),
@@ -117,33 +116,28 @@ impl Linear {
     }
 }
 
-fn forward_matches<E: Real>() {
+fn forward_matches<D: TestDevice>() {
     for shape in SHAPES {
         let linear = Linear::random(shape);
         let want = linear.plain();
-        let stores: [fn(&Matrix) -> Tensor<E>; 3] = [Tensor::rows, Tensor::pitched, Tensor::panels];
+        let stores: [fn(&Matrix) -> Tensor<D>; 3] = [Tensor::rows, Tensor::pitched, Tensor::panels];
         for store in stores {
-            assert_close(
-                &format!("{shape:?}"),
-                &linear.forward(store, Some(&linear.bias)),
-                &want,
-                tolerance::<E>(),
-            );
+            assert_rounded::<D>(&format!("{shape:?}"), &linear.forward(store, Some(&linear.bias)), &want);
         }
     }
 }
 
 #[test]
 fn forward_matches_a_plain_computation() {
-    forward_matches::<f64>();
-    forward_matches::<f32>();
+    forward_matches::<Cpu<f64>>();
+    forward_matches::<Cpu<f32>>();
 }
 
-fn activation_saves_its_input<E: Real>(store: fn(&Matrix) -> Tensor<E>, tolerance: f64) {
+fn activation_saves_its_input<D: TestDevice>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
     let linear = Linear::random([33, 48, 70]);
     let mut random = Random::new(6);
     let residual = random.matrix(33, 70);
-    let [saved, y] = linear.forward_activated::<E>(store, Activation::Relu, &residual);
+    let [saved, y] = linear.forward_activated::<D>(store, Activation::Relu, &residual);
     assert_close("saved", &saved, &linear.plain(), tolerance);
     let want = |r, c| (E::of(saved.at(r, c).max(0.0)) + E::of(residual.at(r, c))).to_f64();
     assert_eq!(y, Matrix::from_fn(y.rows, y.cols, want));
@@ -151,16 +145,16 @@ fn activation_saves_its_input<E: Real>(store: fn(&Matrix) -> Tensor<E>, toleranc
 
 #[test]
 fn a_fused_activation_saves_what_it_is_applied_to() {
-    activation_saves_its_input::<f64>(Tensor::panels, tolerance::<f64>());
+    activation_saves_its_input::<Cpu<f64>>(Tensor::panels, tolerance::<f64>());
     if has_amx() {
-        activation_saves_its_input::<f32>(Tensor::split_panels, SPLIT_TOLERANCE);
+        activation_saves_its_input::<Cpu<f32>>(Tensor::split_panels, SPLIT_TOLERANCE);
     }
 }
 
-fn a_part_is_a_layer<E: Real>(store: fn(&Matrix) -> Tensor<E>, tolerance: f64) {
+fn a_part_is_a_layer<D: TestDevice>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
     let linear = Linear::random([9, 20, 200]);
-    let mut y = Tensor::<E>::output(9, 100);
-    Cpu::new()
+    let mut y = Tensor::<D>::output(9, 100);
+    D::get()
         .gemm_forward(GemmForward {
             x: Tensor::rows(&linear.x).view(),
             weight: store(&linear.weight).view().row_range(64..164),
@@ -178,9 +172,9 @@ fn a_part_is_a_layer<E: Real>(store: fn(&Matrix) -> Tensor<E>, tolerance: f64) {
 
 #[test]
 fn a_part_of_the_panels_is_the_layer_of_those_outputs() {
-    a_part_is_a_layer::<f64>(Tensor::panels, tolerance::<f64>());
+    a_part_is_a_layer::<Cpu<f64>>(Tensor::panels, tolerance::<f64>());
     if has_amx() {
-        a_part_is_a_layer::<f32>(Tensor::split_panels, SPLIT_TOLERANCE);
+        a_part_is_a_layer::<Cpu<f32>>(Tensor::split_panels, SPLIT_TOLERANCE);
     }
 }
 
@@ -191,12 +185,12 @@ fn split_panels_match_a_plain_computation() {
     }
     for shape in SHAPES.into_iter().chain([[70, 3072, 96], [64, 64, 32]]) {
         let linear = Linear::random(shape);
-        let y = linear.forward::<f32>(Tensor::split_panels, Some(&linear.bias));
+        let y = linear.forward::<Cpu<f32>>(Tensor::split_panels, Some(&linear.bias));
         assert_close(&format!("{shape:?}"), &y, &linear.plain(), SPLIT_TOLERANCE);
     }
 }
 
-fn whole_numbers_are_exact<E: Real>() {
+fn whole_numbers_are_exact<D: TestDevice>() {
     let mut random = Random::new(2);
     // Sums stay below 257·8·8 < 2²⁴, so no precision rounds them.
     let mut whole = |rows, cols| Matrix::from_fn(rows, cols, |_, _| random.below(17) as f64 - 8.0);
@@ -205,15 +199,15 @@ fn whole_numbers_are_exact<E: Real>() {
         let pairs = linear.x.row(r).iter().zip(linear.weight.row(o));
         pairs.map(|(&x, &w)| x as i64 * w as i64).sum::<i64>() as f64
     });
-    for store in [Tensor::<E>::pitched as fn(&Matrix) -> Tensor<E>, Tensor::panels] {
+    for store in [Tensor::<D>::pitched as fn(&Matrix) -> Tensor<D>, Tensor::panels] {
         assert_eq!(linear.forward(store, None), want);
     }
 }
 
 #[test]
 fn products_of_whole_numbers_are_exact() {
-    whole_numbers_are_exact::<f64>();
-    whole_numbers_are_exact::<f32>();
+    whole_numbers_are_exact::<Cpu<f64>>();
+    whole_numbers_are_exact::<Cpu<f32>>();
 }
 
 #[test]
@@ -228,8 +222,8 @@ fn backward_matches_finite_differences() {
             weight: zeros(&linear.weight),
             bias: zeros(&linear.bias),
         };
-        let gradient = linear.backward::<f64>(&dy, Write::Replace, &before);
-        let loss = |linear: &Linear| linear.forward::<f64>(Tensor::rows, Some(&linear.bias)).dot(&dy);
+        let gradient = linear.backward::<Cpu<f64>>(&dy, Write::Replace, &before);
+        let loss = |linear: &Linear| linear.forward::<Cpu<f64>>(Tensor::rows, Some(&linear.bias)).dot(&dy);
         assert_gradient("dx", &linear.x, &gradient.x, |x| loss(&Linear { x: x.clone(), ..linear.clone() }));
         assert_gradient("dweight", &linear.weight, &gradient.weight, |weight| {
             loss(&Linear { weight: weight.clone(), ..linear.clone() })
@@ -241,7 +235,7 @@ fn backward_matches_finite_differences() {
 }
 
 /// The plain gradients at the model's widths, where blocks and chunks meet.
-fn backward_matches<E: Real>() {
+fn backward_matches<D: TestDevice>() {
     let [rows, inputs, outputs] = [401, 140, 770];
     let linear = Linear::random([rows, inputs, outputs]);
     let mut random = Random::new(4);
@@ -251,8 +245,8 @@ fn backward_matches<E: Real>() {
         weight: random.matrix(outputs, inputs),
         bias: random.matrix(1, outputs),
     };
-    let after = linear.backward::<E>(&dy, Write::Add, &before);
-    let sum = |n: usize, each: &dyn Fn(usize) -> f64| (0..n).map(each).sum::<f64>();
+    let after = linear.backward::<D>(&dy, Write::Add, &before);
+    let sum = |n: usize, each: &dyn Fn(usize) -> f64| (0..n).map(each).sum::<Cpu<f64>>();
     let dx = Matrix::from_fn(rows, inputs, |r, i| {
         before.x.at(r, i) + sum(outputs, &|o| dy.at(r, o) * linear.weight.at(o, i))
     });
@@ -260,15 +254,15 @@ fn backward_matches<E: Real>() {
         before.weight.at(o, i) + sum(rows, &|r| dy.at(r, o) * linear.x.at(r, i))
     });
     let dbias = Matrix::from_fn(1, outputs, |_, o| before.bias.at(0, o) + sum(rows, &|r| dy.at(r, o)));
-    assert_close("dx", &after.x, &dx, tolerance::<E>());
-    assert_close("dweight", &after.weight, &dweight, tolerance::<E>());
-    assert_close("dbias", &after.bias, &dbias, tolerance::<E>());
+    assert_rounded::<D>("dx", &after.x, &dx);
+    assert_rounded::<D>("dweight", &after.weight, &dweight);
+    assert_rounded::<D>("dbias", &after.bias, &dbias);
 }
 
 #[test]
 fn gradients_are_added_to_what_was_there() {
-    backward_matches::<f64>();
-    backward_matches::<f32>();
+    backward_matches::<Cpu<f64>>();
+    backward_matches::<Cpu<f32>>();
 }
 
 /// The bits must be split exactly: 17 of x, 8 of w, so no part of a product is left out.
@@ -289,7 +283,7 @@ fn split_products_of_whole_numbers_are_exact() {
             let pairs = x.row(r).iter().zip(weight.row(o));
             pairs.map(|(&x, &w)| x as i64 * w as i64).sum::<i64>() as f64
         });
-        assert_eq!(linear.forward::<f32>(Tensor::split_panels, None), want);
+        assert_eq!(linear.forward::<Cpu<f32>>(Tensor::split_panels, None), want);
     }
 }
 
@@ -299,8 +293,8 @@ fn a_weight_may_be_written_in_any_parts() {
         return;
     }
     let linear = Linear::random([3, 75, 70]);
-    let at_once = linear.forward::<f32>(|w| Tensor::frozen(w, Layout::SplitPanels, usize::MAX), None);
-    assert_close("at once", &at_once, &linear.forward::<f32>(Tensor::panels, None), SPLIT_TOLERANCE);
+    let at_once = linear.forward::<Cpu<f32>>(|w| Tensor::frozen(w, Layout::SplitPanels, usize::MAX), None);
+    assert_close("at once", &at_once, &linear.forward::<Cpu<f32>>(Tensor::panels, None), SPLIT_TOLERANCE);
     let in_parts: [fn(&Matrix) -> Tensor<f32>; 4] = [
         |w| Tensor::frozen(w, Layout::SplitPanels, 1),
         |w| Tensor::frozen(w, Layout::SplitPanels, 7),
@@ -315,7 +309,7 @@ fn a_weight_may_be_written_in_any_parts() {
 #[test]
 #[should_panic(expected = "for a device that has AMX")]
 fn a_split_weight_is_refused_without_amx() {
-    Linear::random([2, 3, 4]).forward::<f64>(Tensor::split_panels, None);
+    Linear::random([2, 3, 4]).forward::<Cpu<f64>>(Tensor::split_panels, None);
 }
 
 fn nan_marks_its_row(store: fn(&Matrix) -> Tensor<f32>, not_finite: f64) {
@@ -340,13 +334,16 @@ fn results_do_not_depend_on_the_number_of_threads() {
     let linear = Linear::random([401, 704, 130]);
     let dy = Random::new(5).matrix(401, 130);
     assert_independent_of_threads(|| {
-        let [saved, y] = linear.forward_activated::<f32>(Tensor::panels, Activation::Gelu, &linear.plain());
-        let gradient = linear.backward::<f32>(&dy, Write::Replace, &linear);
+        let [saved, y] =
+            linear.forward_activated::<Cpu<f32>>(Tensor::panels, Activation::Gelu, &linear.plain());
+        let gradient = linear.backward::<Cpu<f32>>(&dy, Write::Replace, &linear);
         vec![saved, y, gradient.x, gradient.weight, gradient.bias]
     });
     if has_amx() {
         assert_independent_of_threads(|| {
-            linear.forward_activated::<f32>(Tensor::split_panels, Activation::Gelu, &linear.plain()).into()
+            linear
+                .forward_activated::<Cpu<f32>>(Tensor::split_panels, Activation::Gelu, &linear.plain())
+                .into()
         });
     }
 }
@@ -356,5 +353,5 @@ fn results_do_not_depend_on_the_number_of_threads() {
 fn a_weight_of_another_width_is_refused() {
     let mut linear = Linear::random([2, 3, 4]);
     linear.weight = Matrix::filled(4, 5, 1.0);
-    linear.forward::<f32>(Tensor::rows, None);
+    linear.forward::<Cpu<f32>>(Tensor::rows, None);
 }

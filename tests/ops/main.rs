@@ -5,6 +5,9 @@ mod absorbed_attention;
 mod activation;
 mod attention;
 mod common;
+#[path = "../support/cuda.rs"]
+mod cuda;
+mod device;
 mod embedding;
 mod gemm;
 mod layer_norm;

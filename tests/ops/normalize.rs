@@ -1,18 +1,17 @@
-use crate::common::{
-    Matrix, Random, Tensor, assert_close, assert_gradient, assert_independent_of_threads, tolerance,
-};
-use qformer::device::{Cpu, Real};
+use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use qformer::device::Cpu;
 use qformer::ops::normalize::{NormalizeBackward, NormalizeForward, NormalizeOp};
 
-fn forward<E: Real>(x: &Matrix) -> Matrix {
-    let mut y = Tensor::<E>::output(x.rows, x.cols);
-    Cpu::new().normalize_forward(NormalizeForward { x: Tensor::pitched(x).view(), y: y.view_mut() }).unwrap();
+fn forward<D: TestDevice>(x: &Matrix) -> Matrix {
+    let mut y = Tensor::<D>::output(x.rows, x.cols);
+    D::get().normalize_forward(NormalizeForward { x: Tensor::pitched(x).view(), y: y.view_mut() }).unwrap();
     y.read()
 }
 
-fn backward<E: Real>(x: &Matrix, dy: &Matrix) -> Matrix {
-    let mut dx = Tensor::<E>::output(x.rows, x.cols);
-    Cpu::new()
+fn backward<D: TestDevice>(x: &Matrix, dy: &Matrix) -> Matrix {
+    let mut dx = Tensor::<D>::output(x.rows, x.cols);
+    D::get()
         .normalize_backward(NormalizeBackward {
             x: Tensor::pitched(x).view(),
             dy: Tensor::pitched(dy).view(),
@@ -22,27 +21,27 @@ fn backward<E: Real>(x: &Matrix, dy: &Matrix) -> Matrix {
     dx.read()
 }
 
-fn forward_matches<E: Real>() {
+fn forward_matches<D: TestDevice>() {
     for (rows, width) in [(64, 256), (1, 1), (17, 31), (3, 97)] {
         let x = Random::new(1).matrix(rows, width);
         let want = Matrix::from_fn(rows, width, |r, c| {
-            x.at(r, c) / x.row(r).iter().map(|x| x * x).sum::<f64>().sqrt()
+            x.at(r, c) / x.row(r).iter().map(|x| x * x).sum::<Cpu<f64>>().sqrt()
         });
-        assert_close("y", &forward::<E>(&x), &want, tolerance::<E>());
+        assert_rounded::<D>("y", &forward::<D>(&x), &want);
     }
 }
 
 #[test]
 fn forward_matches_a_plain_computation() {
-    forward_matches::<f64>();
-    forward_matches::<f32>();
+    forward_matches::<Cpu<f64>>();
+    forward_matches::<Cpu<f32>>();
 }
 
 #[test]
 fn a_row_of_zeros_stays_zero() {
     let mut x = Random::new(2).matrix(3, 8);
     (0..8).for_each(|c| x.set(1, c, 0.0));
-    let y = forward::<f32>(&x);
+    let y = forward::<Cpu<f32>>(&x);
     assert_eq!(y.row(1), [0.0; 8]);
     assert!(y.row(0).iter().chain(y.row(2)).all(|y| *y != 0.0));
 }
@@ -52,8 +51,8 @@ fn backward_matches_finite_differences() {
     for (rows, width) in [(3, 7), (2, 33), (17, 2)] {
         let mut random = Random::new(3);
         let (x, dy) = (random.matrix(rows, width), random.matrix(rows, width));
-        let dx = backward::<f64>(&x, &dy);
-        assert_gradient("dx", &x, &dx, |x| forward::<f64>(x).dot(&dy));
+        let dx = backward::<Cpu<f64>>(&x, &dy);
+        assert_gradient("dx", &x, &dx, |x| forward::<Cpu<f64>>(x).dot(&dy));
     }
 }
 
@@ -66,22 +65,22 @@ fn a_row_shorter_than_the_smallest_length_is_only_scaled() {
         x.set(1, c, 0.0);
     });
     let scaled = |m: &Matrix| Matrix::from_fn(2, 5, |r, c| m.at(r, c) * 1e12);
-    assert_close("y", &forward::<f64>(&x), &scaled(&x), tolerance::<f64>());
-    assert_close("dx", &backward::<f64>(&x, &dy), &scaled(&dy), tolerance::<f64>());
+    assert_close("y", &forward::<Cpu<f64>>(&x), &scaled(&x), tolerance::<f64>());
+    assert_close("dx", &backward::<Cpu<f64>>(&x, &dy), &scaled(&dy), tolerance::<f64>());
 }
 
 #[test]
 fn single_precision_gradients_are_those_of_double_precision() {
     let mut random = Random::new(5);
     let (x, dy) = (random.matrix(19, 256), random.matrix(19, 256));
-    assert_close("dx", &backward::<f32>(&x, &dy), &backward::<f64>(&x, &dy), tolerance::<f32>());
+    assert_close("dx", &backward::<Cpu<f32>>(&x, &dy), &backward::<Cpu<f64>>(&x, &dy), tolerance::<f32>());
 }
 
 #[test]
 fn nan_reaches_the_output() {
     let mut x = Random::new(6).matrix(3, 40);
     x.set(1, 7, f64::NAN);
-    let y = forward::<f32>(&x);
+    let y = forward::<Cpu<f32>>(&x);
     assert!((0..3).all(|r| y.row(r).iter().all(|y| y.is_nan() == (r == 1))));
 }
 
@@ -89,5 +88,5 @@ fn nan_reaches_the_output() {
 fn results_do_not_depend_on_the_number_of_threads() {
     let mut random = Random::new(7);
     let (x, dy) = (random.matrix(131, 97), random.matrix(131, 97));
-    assert_independent_of_threads(|| vec![forward::<f32>(&x), backward::<f32>(&x, &dy)]);
+    assert_independent_of_threads(|| vec![forward::<Cpu<f32>>(&x), backward::<Cpu<f32>>(&x, &dy)]);
 }

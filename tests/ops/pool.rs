@@ -1,35 +1,34 @@
-use crate::common::{
-    Matrix, Random, Tensor, assert_close, assert_gradient, assert_independent_of_threads, tolerance,
-};
-use qformer::device::{Cpu, Real};
+use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use qformer::device::Cpu;
 use qformer::ops::pool::{PoolBackward, PoolForward, PoolOp};
 
-fn forward<E: Real>(x: &Matrix, groups: usize) -> Matrix {
-    let mut y = Tensor::<E>::output(groups, x.cols);
-    Cpu::new().pool_forward(PoolForward { x: Tensor::pitched(x).view(), y: y.view_mut() }).unwrap();
+fn forward<D: TestDevice>(x: &Matrix, groups: usize) -> Matrix {
+    let mut y = Tensor::<D>::output(groups, x.cols);
+    D::get().pool_forward(PoolForward { x: Tensor::pitched(x).view(), y: y.view_mut() }).unwrap();
     y.read()
 }
 
-fn backward<E: Real>(dy: &Matrix, rows: usize) -> Matrix {
-    let mut dx = Tensor::<E>::output(rows, dy.cols);
-    Cpu::new().pool_backward(PoolBackward { dy: Tensor::pitched(dy).view(), dx: dx.view_mut() }).unwrap();
+fn backward<D: TestDevice>(dy: &Matrix, rows: usize) -> Matrix {
+    let mut dx = Tensor::<D>::output(rows, dy.cols);
+    D::get().pool_backward(PoolBackward { dy: Tensor::pitched(dy).view(), dx: dx.view_mut() }).unwrap();
     dx.read()
 }
 
-fn forward_matches<E: Real>() {
+fn forward_matches<D: TestDevice>() {
     for (groups, size, width) in [(8, 32, 768), (1, 1, 1), (5, 7, 13), (3, 1, 64)] {
         let x = Random::new(1).matrix(groups * size, width);
         let want = Matrix::from_fn(groups, width, |g, c| {
-            (0..size).map(|i| x.at(g * size + i, c)).sum::<f64>() / size as f64
+            (0..size).map(|i| x.at(g * size + i, c)).sum::<Cpu<f64>>() / size as f64
         });
-        assert_close("y", &forward::<E>(&x, groups), &want, tolerance::<E>());
+        assert_rounded::<D>("y", &forward::<D>(&x, groups), &want);
     }
 }
 
 #[test]
 fn forward_matches_a_plain_computation() {
-    forward_matches::<f64>();
-    forward_matches::<f32>();
+    forward_matches::<Cpu<f64>>();
+    forward_matches::<Cpu<f32>>();
 }
 
 #[test]
@@ -37,8 +36,8 @@ fn backward_matches_finite_differences() {
     for (groups, size, width) in [(2, 5, 3), (1, 1, 1), (3, 1, 7)] {
         let mut random = Random::new(2);
         let (x, dy) = (random.matrix(groups * size, width), random.matrix(groups, width));
-        let dx = backward::<f64>(&dy, groups * size);
-        assert_gradient("dx", &x, &dx, |x| forward::<f64>(x, groups).dot(&dy));
+        let dx = backward::<Cpu<f64>>(&dy, groups * size);
+        assert_gradient("dx", &x, &dx, |x| forward::<Cpu<f64>>(x, groups).dot(&dy));
     }
 }
 
@@ -46,7 +45,7 @@ fn backward_matches_finite_differences() {
 fn nan_reaches_the_output() {
     let mut x = Random::new(3).matrix(6, 4);
     x.set(4, 1, f64::NAN);
-    let y = forward::<f32>(&x, 2);
+    let y = forward::<Cpu<f32>>(&x, 2);
     let nan: Vec<usize> = (0..8).filter(|&i| y.values[i].is_nan()).collect();
     assert_eq!(nan, [5]);
 }
@@ -55,5 +54,5 @@ fn nan_reaches_the_output() {
 fn results_do_not_depend_on_the_number_of_threads() {
     let mut random = Random::new(4);
     let (x, dy) = (random.matrix(35, 9), random.matrix(5, 9));
-    assert_independent_of_threads(|| vec![forward::<f32>(&x, 5), backward::<f32>(&dy, 35)]);
+    assert_independent_of_threads(|| vec![forward::<Cpu<f32>>(&x, 5), backward::<Cpu<f32>>(&dy, 35)]);
 }

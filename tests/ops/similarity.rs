@@ -1,7 +1,6 @@
-use crate::common::{
-    Matrix, Random, Tensor, assert_close, assert_gradient, assert_independent_of_threads, tolerance,
-};
-use qformer::device::{Cpu, Real};
+use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use qformer::device::Cpu;
 use qformer::ops::similarity::{Pairing, SimilarityBackward, SimilarityForward, SimilarityOp};
 
 /// Queries of `images` images, and texts.
@@ -32,11 +31,11 @@ impl Pairs {
             .collect()
     }
 
-    fn forward<E: Real>(&self, queries: &Matrix, texts: &Matrix) -> (Matrix, Vec<u32>) {
-        let mut similarity = Tensor::<E>::output(self.images, self.columns());
+    fn forward<D: TestDevice>(&self, queries: &Matrix, texts: &Matrix) -> (Matrix, Vec<u32>) {
+        let mut similarity = Tensor::<D>::output(self.images, self.columns());
         let nobody = vec![u32::MAX; self.images * self.columns()];
-        let mut winner = Tensor::<E, u32>::indices(self.images, self.columns(), &nobody);
-        Cpu::new()
+        let mut winner = Tensor::<D, u32>::indices(self.images, self.columns(), &nobody);
+        D::get()
             .similarity_forward(SimilarityForward {
                 pairing: self.pairing,
                 queries: Tensor::pitched(queries).view(),
@@ -48,16 +47,16 @@ impl Pairs {
         (similarity.read(), winner.read_indices())
     }
 
-    fn backward<E: Real>(&self, dsimilarity: &Matrix) -> [Matrix; 2] {
-        let (_, winner) = self.forward::<E>(&self.queries, &self.texts);
-        let mut dqueries = Tensor::<E>::output(self.queries.rows, self.queries.cols);
-        let mut dtexts = Tensor::<E>::output(self.texts.rows, self.texts.cols);
-        Cpu::new()
+    fn backward<D: TestDevice>(&self, dsimilarity: &Matrix) -> [Matrix; 2] {
+        let (_, winner) = self.forward::<D>(&self.queries, &self.texts);
+        let mut dqueries = Tensor::<D>::output(self.queries.rows, self.queries.cols);
+        let mut dtexts = Tensor::<D>::output(self.texts.rows, self.texts.cols);
+        D::get()
             .similarity_backward(SimilarityBackward {
                 pairing: self.pairing,
                 queries: Tensor::pitched(&self.queries).view(),
                 texts: Tensor::pitched(&self.texts).view(),
-                winner: Tensor::<E, u32>::indices(self.images, self.columns(), &winner).view(),
+                winner: Tensor::<D, u32>::indices(self.images, self.columns(), &winner).view(),
                 dsimilarity: Tensor::pitched(dsimilarity).view(),
                 dqueries: dqueries.view_mut(),
                 dtexts: dtexts.view_mut(),
@@ -76,31 +75,31 @@ const SHAPES: [(Pairing, [usize; 4]); 6] = [
     (Pairing::Matched, [3, 5, 3, 7]),
 ];
 
-fn forward_matches<E: Real>() {
+fn forward_matches<D: TestDevice>() {
     for (pairing, shape) in SHAPES {
         let pairs = Pairs::random(pairing, shape);
-        let (similarity, winner) = pairs.forward::<E>(&pairs.queries, &pairs.texts);
+        let (similarity, winner) = pairs.forward::<D>(&pairs.queries, &pairs.texts);
         let largest = |scores: Vec<f64>| scores.into_iter().reduce(f64::max).unwrap();
         let want = Matrix::from_fn(pairs.images, pairs.columns(), |i, t| largest(pairs.scores(i, t)));
-        assert_close("similarity", &similarity, &want, tolerance::<E>());
+        assert_rounded::<D>("similarity", &similarity, &want);
         let won = Matrix::from_fn(want.rows, want.cols, |i, t| {
             pairs.scores(i, t)[winner[i * want.cols + t] as usize]
         });
-        assert_close("the winner's", &won, &want, tolerance::<E>());
+        assert_rounded::<D>("the winner's", &won, &want);
     }
 }
 
 #[test]
 fn forward_matches_a_plain_computation() {
-    forward_matches::<f64>();
-    forward_matches::<f32>();
+    forward_matches::<Cpu<f64>>();
+    forward_matches::<Cpu<f32>>();
 }
 
 #[test]
 fn the_first_of_equals_wins() {
     let mut pairs = Pairs::random(Pairing::All, [2, 4, 3, 5]);
     pairs.queries = Matrix::from_fn(8, 5, |_, c| c as f64 + 1.0);
-    assert_eq!(pairs.forward::<f32>(&pairs.queries, &pairs.texts).1, [0; 6]);
+    assert_eq!(pairs.forward::<Cpu<f32>>(&pairs.queries, &pairs.texts).1, [0; 6]);
 }
 
 #[test]
@@ -108,12 +107,12 @@ fn backward_matches_finite_differences() {
     for (pairing, shape) in &SHAPES[2..] {
         let pairs = Pairs::random(*pairing, *shape);
         let dsimilarity = Random::new(2).matrix(pairs.images, pairs.columns());
-        let [dqueries, dtexts] = pairs.backward::<f64>(&dsimilarity);
+        let [dqueries, dtexts] = pairs.backward::<Cpu<f64>>(&dsimilarity);
         assert_gradient("dqueries", &pairs.queries, &dqueries, |queries| {
-            pairs.forward::<f64>(queries, &pairs.texts).0.dot(&dsimilarity)
+            pairs.forward::<Cpu<f64>>(queries, &pairs.texts).0.dot(&dsimilarity)
         });
         assert_gradient("dtexts", &pairs.texts, &dtexts, |texts| {
-            pairs.forward::<f64>(&pairs.queries, texts).0.dot(&dsimilarity)
+            pairs.forward::<Cpu<f64>>(&pairs.queries, texts).0.dot(&dsimilarity)
         });
     }
 }
@@ -124,7 +123,7 @@ fn nan_in_any_query_reaches_the_output() {
         for query in 0..4 {
             let mut pairs = Pairs::random(pairing, [3, 4, 3, 6]);
             pairs.queries.set(4 + query, 2, f64::NAN);
-            let (similarity, winner) = pairs.forward::<f32>(&pairs.queries, &pairs.texts);
+            let (similarity, winner) = pairs.forward::<Cpu<f32>>(&pairs.queries, &pairs.texts);
             let columns = pairs.columns();
             assert!(
                 (0..3).all(|i| similarity.row(i).iter().all(|s| s.is_nan() == (i == 1))),
@@ -141,8 +140,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let pairs = Pairs::random(*pairing, *shape);
         let dsimilarity = Random::new(3).matrix(pairs.images, pairs.columns());
         assert_independent_of_threads(|| {
-            let mut all = vec![pairs.forward::<f32>(&pairs.queries, &pairs.texts).0];
-            all.extend(pairs.backward::<f32>(&dsimilarity));
+            let mut all = vec![pairs.forward::<Cpu<f32>>(&pairs.queries, &pairs.texts).0];
+            all.extend(pairs.backward::<Cpu<f32>>(&dsimilarity));
             all
         });
     }

@@ -96,7 +96,7 @@ impl Head<'_> {
     }
 }
 
-impl Attention<'_> {
+impl<E: Real> Attention<'_, Cpu<E>> {
     /// Runs `each(scratch, head, index of the head)` for every head of every sequence; heads of
     /// sequences that share keys run on one thread, in order.
     fn for_each_head<T: Default>(&self, width: usize, each: impl Fn(&mut T, &Head<'_>, usize) + Sync) {
@@ -112,7 +112,7 @@ impl Attention<'_> {
 }
 
 impl<E: Real> AttentionOp for Cpu<E> {
-    fn attention_forward(&self, what: Attention<'_>, args: AttentionForward<'_, Self>) -> Result<()> {
+    fn attention_forward(&self, what: Attention<'_, Self>, args: AttentionForward<'_, Self>) -> Result<()> {
         let AttentionForward { q, k, v, prefix, out, lse } = args;
         let width = what.check(q, k, v, prefix);
         assert_eq!(out.shape(), q.shape());
@@ -143,7 +143,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
         Ok(())
     }
 
-    fn attention_backward(&self, what: Attention<'_>, args: AttentionBackward<'_, Self>) -> Result<()> {
+    fn attention_backward(&self, what: Attention<'_, Self>, args: AttentionBackward<'_, Self>) -> Result<()> {
         let AttentionBackward { q, k, v, prefix, out, lse, dout, dq, write, dk, dv, dprefix } = args;
         let width = what.check(q, k, v, prefix);
         assert!(out.shape() == q.shape() && dout.shape() == q.shape() && dq.shape() == q.shape());

@@ -5,7 +5,7 @@
 
 mod cpu;
 
-use crate::device::{Device, M, V};
+use crate::device::{Device, M, SM, V};
 use crate::error::Result;
 use crate::tensor::View;
 
@@ -33,9 +33,9 @@ pub struct EmbeddingBackward<'a, D: Device> {
     /// [count, width]
     pub dy: V<'a, D>,
     /// [table rows, width], added to in the order of the rows of y
-    pub dtable: M<'a, D>,
+    pub dtable: SM<'a, D>,
     /// Indices and gradient of the second table, added to.
-    pub dpositions: Option<(Ids<'a, D>, M<'a, D>)>,
+    pub dpositions: Option<(Ids<'a, D>, SM<'a, D>)>,
 }
 
 /// Lookups and their scattered sums.

@@ -2,7 +2,7 @@
 
 mod cpu;
 
-use crate::device::{Device, M, V, Write};
+use crate::device::{Device, M, SM, V, Write};
 use crate::error::Result;
 use crate::ops::activation::Activation;
 
@@ -35,9 +35,9 @@ pub struct GemmBackward<'a, D: Device> {
     /// [rows, in]: dy·W
     pub dx: Option<(Write, M<'a, D>)>,
     /// [out, in], added to: dyᵀ·x
-    pub dweight: M<'a, D>,
+    pub dweight: SM<'a, D>,
     /// [1, out], added to: the sum of dy's rows
-    pub dbias: Option<M<'a, D>>,
+    pub dbias: Option<SM<'a, D>>,
 }
 
 /// Matrix products with what is fused into them.

@@ -38,9 +38,9 @@ pub struct LayerNormBackward<'a, D: Device> {
     /// [rows, width], written: the gradient of s, thus of x and of r
     pub dsum: M<'a, D>,
     /// [1, width], added to
-    pub dweight: M<'a, D>,
+    pub dweight: SM<'a, D>,
     /// [1, width], added to
-    pub dbias: M<'a, D>,
+    pub dbias: SM<'a, D>,
 }
 
 /// Layer normalisation; mean and variance over each row, the variance biased.

@@ -1,6 +1,7 @@
 //! The mean over each group of consecutive rows, such as the queries of one image.
 
 mod cpu;
+mod cuda;
 
 use crate::device::{Device, M, V};
 use crate::error::Result;

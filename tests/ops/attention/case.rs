@@ -1,7 +1,8 @@
 //! A batch of sequences, what attention makes of it, and what a plain computation does.
 
 use crate::common::{Matrix, Random, Tensor};
-use qformer::device::{Cpu, Real, Write};
+use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use qformer::device::{Cpu, Write};
 use qformer::ops::attention::{
     Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Sequences, Span,
 };
@@ -142,7 +143,7 @@ impl Case {
                     for head in 0..self.heads {
                         let columns = head * width..(head + 1) * width;
                         let product =
-                            |k: &[f64]| columns.clone().map(|c| self.q.at(row, c) * k[c]).sum::<f64>();
+                            |k: &[f64]| columns.clone().map(|c| self.q.at(row, c) * k[c]).sum::<Cpu<f64>>();
                         let weights: Vec<f64> =
                             seen.iter().map(|key| (product(key.k) * self.scale()).exp()).collect();
                         let total: f64 = weights.iter().sum();
@@ -159,12 +160,12 @@ impl Case {
     }
 
     /// What the operation writes over matrices filled with `before`.
-    pub(crate) fn forward<E: Real>(&self, before: f64) -> Output {
+    pub(crate) fn forward<D: TestDevice>(&self, before: f64) -> Output {
         let sequences = Sequences::new(self.sequences.clone());
-        let mut out = Tensor::<E>::pitched(&Matrix::filled(self.q.rows, self.q.cols, before));
-        let mut lse = Tensor::<E>::pitched(&Matrix::filled(self.heads, self.q.rows, before));
-        let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<E>::pitched));
-        Cpu::new()
+        let mut out = Tensor::<D>::pitched(&Matrix::filled(self.q.rows, self.q.cols, before));
+        let mut lse = Tensor::<D>::pitched(&Matrix::filled(self.heads, self.q.rows, before));
+        let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
+        D::get()
             .attention_forward(
                 Attention { sequences: &sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
                 AttentionForward {
@@ -181,22 +182,22 @@ impl Case {
     }
 
     /// The operation's output, with zeros in rows that no sequence names.
-    pub(crate) fn output<E: Real>(&self) -> Output {
-        let Output { out, log_sums } = self.forward::<E>(f64::NAN);
+    pub(crate) fn output<D: TestDevice>(&self) -> Output {
+        let Output { out, log_sums } = self.forward::<D>(f64::NAN);
         let rows = self.query_rows();
         Output { out: with_others(&out, &rows, 0.0), log_sums: with_others(&log_sums, &rows, 0.0) }
     }
 
     /// What the operation makes of the gradients in `before`.
-    pub(crate) fn backward<E: Real>(&self, dout: &Matrix, write: Write, before: &Gradient) -> Gradient {
+    pub(crate) fn backward<D: TestDevice>(&self, dout: &Matrix, write: Write, before: &Gradient) -> Gradient {
         let sequences = Sequences::new(self.sequences.clone());
-        let Output { out, log_sums } = self.forward::<E>(f64::NAN);
-        let mut dq = Tensor::<E>::pitched(&before.dq);
-        let mut dk = Tensor::<E>::pitched(&before.dk);
-        let mut dv = Tensor::<E>::pitched(&before.dv);
-        let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<E>::pitched));
-        let mut dprefix = before.dprefix.as_ref().map(|p| p.each_ref().map(Tensor::<E>::pitched));
-        Cpu::new()
+        let Output { out, log_sums } = self.forward::<D>(f64::NAN);
+        let mut dq = Tensor::<D>::pitched(&before.dq);
+        let mut dk = Tensor::<D>::pitched(&before.dk);
+        let mut dv = Tensor::<D>::pitched(&before.dv);
+        let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
+        let mut dprefix = before.dprefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
+        D::get()
             .attention_backward(
                 Attention { sequences: &sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
                 AttentionBackward {
@@ -220,10 +221,10 @@ impl Case {
     }
 
     /// The operation's gradient, with zeros in rows that no sequence names.
-    pub(crate) fn gradient<E: Real>(&self, dout: &Matrix) -> Gradient {
+    pub(crate) fn gradient<D: TestDevice>(&self, dout: &Matrix) -> Gradient {
         let mut before = self.gradient_of(|_| f64::NAN);
         before.dprefix = self.gradient_of(|_| 0.0).dprefix;
-        let Gradient { dq, dk, dv, dprefix } = self.backward::<E>(dout, Write::Replace, &before);
+        let Gradient { dq, dk, dv, dprefix } = self.backward::<D>(dout, Write::Replace, &before);
         let keys = self.key_rows();
         Gradient {
             dq: with_others(&dq, &self.query_rows(), 0.0),

@@ -1,6 +1,7 @@
 pub(crate) mod case;
 
-use crate::common::{Matrix, assert_close, assert_gradient, assert_independent_of_threads, tolerance};
+use crate::common::{Matrix, assert_close, assert_gradient, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
 use case::{Case, Gradient, Output, with_others};
 use qformer::device::{Real, Write};
 use qformer::ops::attention::{Mask, Sequence, Sequences, Span};
@@ -84,25 +85,25 @@ fn large_cases() -> Vec<Case> {
     ]
 }
 
-fn forward_matches<E: Real>() {
+fn forward_matches<D: TestDevice>() {
     for case in cases().into_iter().chain(large_cases()) {
-        let (got, want) = (case.output::<E>(), case.plain());
-        assert_close(case.name, &got.out, &want.out, tolerance::<E>());
-        assert_close(case.name, &got.log_sums, &want.log_sums, tolerance::<E>());
+        let (got, want) = (case.output::<D>(), case.plain());
+        assert_rounded::<D>(case.name, &got.out, &want.out);
+        assert_rounded::<D>(case.name, &got.log_sums, &want.log_sums);
     }
 }
 
 #[test]
 fn forward_matches_a_plain_computation() {
-    forward_matches::<f64>();
-    forward_matches::<f32>();
+    forward_matches::<Cpu<f64>>();
+    forward_matches::<Cpu<f32>>();
 }
 
 #[test]
 fn backward_matches_finite_differences() {
     type Field = fn(&mut Case) -> &mut Matrix;
     for case in cases() {
-        let gradient = case.gradient::<f64>(&case.random_dout());
+        let gradient = case.gradient::<Cpu<f64>>(&case.random_dout());
         let dout = with_others(&case.random_dout(), &case.query_rows(), 0.0);
         let check = |(what, gradient): (&str, &Matrix), rows: Vec<usize>, field: Field| {
             // Rows that no sequence names are moved too, and must have no effect.
@@ -110,7 +111,7 @@ fn backward_matches_finite_differences() {
             assert_gradient(&format!("{}, {what}", case.name), &point, gradient, |moved| {
                 let mut case = case.clone();
                 *field(&mut case) = moved.clone();
-                case.output::<f64>().out.dot(&dout)
+                case.output::<Cpu<f64>>().out.dot(&dout)
             });
         };
         let fields: [(Vec<usize>, Field); 5] = [
@@ -130,7 +131,7 @@ fn backward_matches_finite_differences() {
 fn single_precision_gradients_are_those_of_double_precision() {
     for case in large_cases() {
         let dout = case.random_dout();
-        let (got, want) = (case.gradient::<f32>(&dout), case.gradient::<f64>(&dout));
+        let (got, want) = (case.gradient::<Cpu<f32>>(&dout), case.gradient::<Cpu<f64>>(&dout));
         for ((what, got), (_, want)) in got.matrices().into_iter().zip(want.matrices()) {
             assert_close(&format!("{}, {what}", case.name), got, want, tolerance::<f32>());
         }
@@ -141,10 +142,10 @@ fn single_precision_gradients_are_those_of_double_precision() {
 fn gradients_of_keys_are_added_where_asked_and_those_of_a_prefix_always() {
     for case in cases() {
         let dout = case.random_dout();
-        let fresh = case.gradient::<f64>(&dout);
+        let fresh = case.gradient::<Cpu<f64>>(&dout);
         let before = case.gradient_of(|i| 1.0 / (i + 1) as f64);
-        let after = case.backward::<f64>(&dout, Write::Add, &before);
-        let replaced = case.backward::<f64>(&dout, Write::Replace, &before);
+        let after = case.backward::<Cpu<f64>>(&dout, Write::Add, &before);
+        let replaced = case.backward::<Cpu<f64>>(&dout, Write::Replace, &before);
         let matrices = |g: &Gradient| g.matrices().into_iter().map(|(_, m)| m.clone()).collect::<Vec<_>>();
         for (i, (what, fresh)) in fresh.matrices().into_iter().enumerate().skip(1) {
             let name = format!("{}, {what}", case.name);
@@ -162,8 +163,8 @@ fn rows_that_no_sequence_names_are_neither_read_nor_written() {
     for case in cases() {
         let (mark, is_mark) = (7.0, |x: &f64| *x == 7.0);
         let dout = case.random_dout();
-        let Output { out, log_sums } = case.forward::<f64>(mark);
-        let after = case.backward::<f64>(&dout, Write::Replace, &case.gradient_of(|_| mark));
+        let Output { out, log_sums } = case.forward::<Cpu<f64>>(mark);
+        let after = case.backward::<Cpu<f64>>(&dout, Write::Replace, &case.gradient_of(|_| mark));
         let mut written = vec![(out, case.query_rows()), (log_sums, case.query_rows())];
         written.extend([
             (after.dq, case.query_rows()),
@@ -183,11 +184,11 @@ fn rows_that_no_sequence_names_are_neither_read_nor_written() {
 #[test]
 fn ragged_sequences_together_are_what_each_is_alone() {
     for case in cases().into_iter().chain(large_cases()) {
-        let together = case.output::<f64>().out;
+        let together = case.output::<Cpu<f64>>().out;
         let mut apart = Matrix::filled(together.rows, together.cols, 0.0);
         for &sequence in &case.sequences {
             let alone = Case { sequences: vec![sequence], ..case.clone() };
-            let out = alone.output::<f64>().out;
+            let out = alone.output::<Cpu<f64>>().out;
             apart.values.iter_mut().zip(&out.values).for_each(|(sum, x)| *sum += x);
         }
         assert_eq!(together, apart, "{}", case.name);
@@ -200,7 +201,7 @@ fn large_scores_do_not_overflow() {
     case.q.values.iter_mut().for_each(|q| *q *= 4096.0);
     // Scores near 2¹² are rounded by 2⁻¹³ and more, which is the relative error of their
     // exponentials.
-    let [got, want] = [case.output::<f32>().out, case.output::<f64>().out];
+    let [got, want] = [case.output::<Cpu<f32>>().out, case.output::<Cpu<f64>>().out];
     assert_close("large", &got, &want, 1e-3);
 }
 
@@ -212,7 +213,7 @@ fn nan_in_any_key_reaches_the_rows_that_see_it() {
         for poison in [f64::NAN, f64::from_bits(u64::MAX)] {
             let mut case = case.clone();
             case.k.set(key, 2, poison);
-            let out = case.output::<f32>().out;
+            let out = case.output::<Cpu<f32>>().out;
             let Span { start, len } = sequences[0].queries[1];
             for row in case.query_rows() {
                 let sees = if key < 2 {
@@ -231,8 +232,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
     for case in large_cases() {
         let dout = case.random_dout();
         assert_independent_of_threads(|| {
-            let Output { out, log_sums } = case.output::<f32>();
-            let Gradient { dq, dk, dv, dprefix } = case.gradient::<f32>(&dout);
+            let Output { out, log_sums } = case.output::<Cpu<f32>>();
+            let Gradient { dq, dk, dv, dprefix } = case.gradient::<Cpu<f32>>(&dout);
             [out, log_sums, dq, dk, dv].into_iter().chain(dprefix.into_iter().flatten()).collect()
         });
     }

@@ -1,0 +1,103 @@
+// What all kernels share: number types, views, vectors of 16 bytes, and reductions over a warp.
+#pragma once
+#include "ptx.cuh"
+
+// ---- Views: a matrix in device memory. Twins of `In` and `Out` in src/device/cuda/kernel.rs.
+
+template <class T> struct In {
+    const T *data;  // row after row; null if absent
+    u32 pitch;      // elements from one row to the next
+    u32 unused;
+
+    __device__ bool present() const { return data != nullptr; }
+    __device__ const T *row(u32 index) const { return data + static_cast<u64>(index) * pitch; }
+};
+
+template <class T> struct Out {
+    T *data;
+    u32 pitch;
+    u32 unused;
+
+    __device__ bool present() const { return data != nullptr; }
+    __device__ T *row(u32 index) const { return data + static_cast<u64>(index) * pitch; }
+};
+
+static_assert(sizeof(In<bf16>) == 16 && sizeof(Out<float>) == 16);
+
+// Whether a result replaces what stands in its place or is added to it: twin of `device::Write`.
+enum class Write : u32 { Replace = 0, Add = 1 };
+
+// ---- Vectors. Kernels that stream memory move 16 bytes at a time where the host found all addresses,
+// pitches and widths fit for it (`vector_width` in kernel.rs), and single elements where not. N says which.
+
+// Elements in 16 bytes.
+constexpr int VECTOR = 8;
+
+template <int N> __device__ void load(float (&to)[N], const bf16 *from) {
+    if constexpr (N == 1) {
+        to[0] = to_float(*from);
+    } else {
+        static_assert(N == VECTOR);
+        const uint4 words = *reinterpret_cast<const uint4 *>(from);
+        unpack(to[0], to[1], words.x);
+        unpack(to[2], to[3], words.y);
+        unpack(to[4], to[5], words.z);
+        unpack(to[6], to[7], words.w);
+    }
+}
+
+template <int N> __device__ void store(bf16 *to, const float (&from)[N]) {
+    if constexpr (N == 1) {
+        *to = to_bf16(from[0]);
+    } else {
+        static_assert(N == VECTOR);
+        *reinterpret_cast<uint4 *>(to) = make_uint4(pack(from[0], from[1]), pack(from[2], from[3]),
+                                                    pack(from[4], from[5]), pack(from[6], from[7]));
+    }
+}
+
+template <int N> __device__ void load(float (&to)[N], const float *from) {
+    if constexpr (N == 1) {
+        to[0] = *from;
+    } else {
+        static_assert(N == VECTOR);
+        const float4 low = reinterpret_cast<const float4 *>(from)[0];
+        const float4 high = reinterpret_cast<const float4 *>(from)[1];
+        to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
+        to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+    }
+}
+
+template <int N> __device__ void store(float *to, const float (&from)[N]) {
+    if constexpr (N == 1) {
+        *to = from[0];
+    } else {
+        static_assert(N == VECTOR);
+        reinterpret_cast<float4 *>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
+        reinterpret_cast<float4 *>(to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+    }
+}
+
+// ---- Warps
+
+constexpr u32 WARP = 32;
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+__device__ inline u32 lane_index() { return threadIdx.x % WARP; }
+__device__ inline u32 warp_index() { return threadIdx.x / WARP; }
+
+// The sum over the warp's lanes, the same bits in each.
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
+    return x;
+}
+
+// The largest over the warp's lanes.
+__device__ inline float warp_max(float x) {
+#pragma unroll
+    for (u32 step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
+    return x;
+}
+
+__device__ constexpr u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }

@@ -1,0 +1,330 @@
+//! NVIDIA GPUs: memory, one stream, and the kernels that `build.rs` compiled, through cudarc.
+//!
+//! Everything runs on one stream in the order it was asked for; only reading a result waits for it.
+
+mod image;
+mod kernel;
+
+pub use image::{COMPILER, Image, UNITS, Unit};
+pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, count, vector_width};
+
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::tensor::{Layout, Number, Shape, View, ViewMut};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use half::bf16;
+use kernel::Kernels;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::Arc;
+
+/// The oldest CUDA a driver has to support.
+const OLDEST_CUDA: i32 = 12_000;
+/// The oldest GPUs that have bf16 and asynchronous copies: Ampere.
+const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
+
+/// A GPU: bf16 weights and activations, `f32` statistics and gradients of parameters.
+#[derive(Clone)]
+pub struct Cuda(Arc<Gpu>);
+
+struct Gpu {
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    kernels: Kernels,
+    name: String,
+    capability: (u32, u32),
+    multiprocessors: u32,
+    shared_bytes: u32,
+}
+
+impl Cuda {
+    /// Opens the GPU of this number, counted from 0.
+    ///
+    /// # Errors
+    /// Fails, saying what is missing, if the crate was built without kernels or there is no driver, no
+    /// such GPU, or one too old.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        COMPILER.map_err(|why| {
+            Error::device(format!("this build has no CUDA kernels: {why}; then build again"))
+        })?;
+        let driver = |error: DriverError| {
+            Error::device(format!("the NVIDIA driver does not start: {}", describe(error)))
+        };
+        // SAFETY: loads the driver's library, whose initialisation is its own.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::device("there is no NVIDIA driver (libcuda) on this machine"));
+        }
+        result::init().map_err(driver)?;
+        let mut version = 0;
+        // SAFETY: writes one number.
+        unsafe { sys::cuDriverGetVersion(&mut version) }.result().map_err(driver)?;
+        if version < OLDEST_CUDA {
+            let (major, minor) = (version / 1000, version % 1000 / 10);
+            return Err(Error::device(format!(
+                "the NVIDIA driver supports CUDA {major}.{minor}; install one for CUDA 12.0 or newer"
+            )));
+        }
+        let devices = CudaContext::device_count().map_err(driver)?;
+        if ordinal >= usize::try_from(devices).unwrap_or(0) {
+            return Err(Error::device(format!("there is no GPU {ordinal}; the NVIDIA driver has {devices}")));
+        }
+        let context = CudaContext::new(ordinal).map_err(driver)?;
+        let name = context.name().map_err(driver)?;
+        let attribute = |which| context.attribute(which).map(|value| value.unsigned_abs()).map_err(driver);
+        use sys::CUdevice_attribute as Attribute;
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        if capability < OLDEST_CAPABILITY {
+            let (major, minor) = capability;
+            return Err(Error::device(format!(
+                "the GPU, {name}, has compute capability {major}.{minor}; 8.0 (Ampere) or newer is needed"
+            )));
+        }
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+        let stream = context.new_stream().map_err(driver)?;
+        let kernels = Kernels::default();
+        Ok(Self(Arc::new(Gpu { stream, context, kernels, name, capability, multiprocessors, shared_bytes })))
+    }
+
+    /// The GPU's name, such as "NVIDIA H200".
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Compute capability, such as (9, 0).
+    pub fn capability(&self) -> (u32, u32) {
+        self.0.capability
+    }
+
+    /// Number of multiprocessors.
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.0.multiprocessors
+    }
+
+    /// Shared memory that one block can have.
+    pub(crate) fn shared_bytes(&self) -> u32 {
+        self.0.shared_bytes
+    }
+
+    /// Starts a kernel on the stream; a grid without blocks is no work.
+    pub(crate) fn launch<A: Arguments>(&self, grid: Grid, arguments: A) -> Result<()> {
+        if grid.blocks.contains(&0) {
+            return Ok(());
+        }
+        self.bind()?;
+        let function = self.0.kernels.get::<A>(self.0.capability, grid.shared_bytes)?;
+        let [x, y, z] = grid.blocks;
+        let mut pointers = [(&raw const arguments).cast_mut().cast::<c_void>()];
+        // SAFETY: the kernel's one parameter is the struct `A`, as its implementation promises; its
+        // addresses are of views that the caller borrows, and what runs later on the same stream
+        // runs after it.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (grid.threads, 1, 1),
+                grid.shared_bytes,
+                self.0.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+        .map_err(|error| failure(error, format_args!("start {}", A::KERNEL[1])))
+    }
+
+    /// Waits until everything asked for is done.
+    ///
+    /// # Errors
+    /// Fails if some of it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.stream.synchronize().map_err(|error| failure(error, "run the kernels"))
+    }
+
+    /// Free and total memory, in bytes.
+    pub(crate) fn memory(&self) -> Result<(usize, usize)> {
+        self.0.context.mem_get_info().map_err(|error| failure(error, "ask for its memory"))
+    }
+
+    /// Makes the GPU the calling thread's own.
+    fn bind(&self) -> Result<()> {
+        self.0.context.bind_to_thread().map_err(|error| failure(error, "use the GPU"))
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor) = self.capability();
+        write!(f, "{}, compute capability {major}.{minor}", self.name())
+    }
+}
+
+/// Memory on a GPU.
+pub struct CudaBuffer {
+    address: sys::CUdeviceptr,
+    bytes: usize,
+    gpu: Arc<Gpu>,
+}
+
+impl Drop for CudaBuffer {
+    fn drop(&mut self) {
+        // After a failure the context is lost, and its memory with it: nothing is left to do then.
+        if self.gpu.context.bind_to_thread().is_ok() {
+            // SAFETY: allocated on the same stream, and no view outlives the buffer; kernels that were
+            // started before use it before it is freed.
+            let _ = unsafe { result::free_async(self.address, self.gpu.stream.cu_stream()) };
+        }
+    }
+}
+
+impl Device for Cuda {
+    type Elem = bf16;
+    type Stat = f32;
+    type Buffer = CudaBuffer;
+
+    fn frozen_layout(&self) -> Layout {
+        // The matrix is read by rows whatever is done with it; the pitch is of no account here.
+        Layout::Rows { pitch: 0 }
+    }
+
+    fn allocate(&self, bytes: usize, purpose: &str) -> Result<CudaBuffer> {
+        self.bind()?;
+        let stream = self.0.stream.cu_stream();
+        // An empty allocation has no address.
+        let bytes = bytes.max(1);
+        // SAFETY: the stream is alive.
+        let address = unsafe { result::malloc_async(stream, bytes) }.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::out_of_memory(bytes, purpose),
+            _ => failure(error, format_args!("allocate memory for {purpose}")),
+        })?;
+        let buffer = CudaBuffer { address, bytes, gpu: self.0.clone() };
+        // SAFETY: within the allocation.
+        unsafe { result::memset_d8_async(address, 0, bytes, stream) }
+            .map_err(|error| failure(error, "clear memory"))?;
+        Ok(buffer)
+    }
+
+    fn buffer_address(buffer: &CudaBuffer) -> *mut u8 {
+        buffer.address as *mut u8
+    }
+
+    fn buffer_bytes(buffer: &CudaBuffer) -> usize {
+        buffer.bytes
+    }
+
+    fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
+        pass()
+    }
+
+    fn write<E: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) -> Result<()> {
+        let (shape, pitch) = (to.shape(), to.pitch());
+        assert!(first + values.len() <= shape.len(), "{} values from {first} of {shape:?}", values.len());
+        let values: Vec<E> = values.iter().map(|&x| E::of_f32(x)).collect();
+        for piece in Pieces::new(shape, pitch, first, values.len()) {
+            self.copy_in(&values[piece.values], to.pointer().wrapping_add(piece.offset))?;
+        }
+        Ok(())
+    }
+
+    fn write_indices(&self, values: &[u32], mut to: ViewMut<'_, Self, u32>) -> Result<()> {
+        assert_eq!(to.shape().len(), values.len());
+        assert!(to.rows() <= 1 || to.pitch() == to.cols(), "gaps between rows");
+        self.copy_in(values, to.pointer())
+    }
+
+    fn read<E: Number>(&self, from: View<'_, Self, E>) -> Result<Vec<f32>> {
+        let mut values = vec![E::default(); from.shape().len()];
+        for piece in Pieces::new(from.shape(), from.pitch(), 0, values.len()) {
+            self.copy_out(from.pointer().wrapping_add(piece.offset), &mut values[piece.values])?;
+        }
+        self.synchronize()?;
+        Ok(values.into_iter().map(Number::to_f32).collect())
+    }
+
+    fn read_indices(&self, from: View<'_, Self, u32>) -> Result<Vec<u32>> {
+        assert!(from.rows() <= 1 || from.pitch() == from.cols(), "gaps between rows");
+        let mut values = vec![0; from.shape().len()];
+        self.copy_out(from.pointer(), &mut values)?;
+        self.synchronize()?;
+        Ok(values)
+    }
+}
+
+impl Cuda {
+    /// Copies to the GPU; the values may change as soon as this returns.
+    fn copy_in<T>(&self, from: &[T], to: *mut T) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: `to` lies in a view of so many elements; memory that is not page-locked is read
+        // before the call returns.
+        unsafe { result::memcpy_htod_async(to as sys::CUdeviceptr, from, self.0.stream.cu_stream()) }
+            .map_err(|error| failure(error, "copy to the GPU"))
+    }
+
+    /// Copies from the GPU; the values are there after the stream was waited for.
+    fn copy_out<T>(&self, from: *const T, to: &mut [T]) -> Result<()> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.bind()?;
+        // SAFETY: `from` lies in a view of so many elements; both callers wait before `to` is read.
+        unsafe { result::memcpy_dtoh_async(to, from as sys::CUdeviceptr, self.0.stream.cu_stream()) }
+            .map_err(|error| failure(error, "copy from the GPU"))
+    }
+}
+
+/// Elements that stand together on both sides of a copy.
+struct Piece {
+    /// Where they are among the values.
+    values: std::ops::Range<usize>,
+    /// Elements from the matrix's first to theirs.
+    offset: usize,
+}
+
+/// The pieces of `count` elements from the `first` on: one, or one a row if there are gaps between rows.
+struct Pieces {
+    cols: usize,
+    pitch: usize,
+    first: usize,
+    next: usize,
+    end: usize,
+}
+
+impl Pieces {
+    fn new(shape: Shape, pitch: usize, first: usize, count: usize) -> Self {
+        let cols = if pitch == shape.cols { shape.len().max(1) } else { shape.cols };
+        Self { cols, pitch, first, next: first, end: first + count }
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Piece;
+
+    fn next(&mut self) -> Option<Piece> {
+        if self.next == self.end {
+            return None;
+        }
+        let (row, col) = (self.next / self.cols, self.next % self.cols);
+        let len = (self.cols - col).min(self.end - self.next);
+        let start = self.next - self.first;
+        self.next += len;
+        Some(Piece { values: start..start + len, offset: row * self.pitch + col })
+    }
+}
+
+/// The driver's refusal to do `what`.
+fn failure(error: DriverError, what: impl fmt::Display) -> Error {
+    Error::device(format!("the GPU failed to {what}: {}", describe(error)))
+}
+
+/// The driver's name of an error and its explanation.
+fn describe(error: DriverError) -> String {
+    let text = |text: std::result::Result<&std::ffi::CStr, DriverError>| match text {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => format!("error {}", error.0 as u32),
+    };
+    format!("{} ({})", text(error.error_name()), text(error.error_string()))
+}

@@ -1,0 +1,154 @@
+//! Which rows attend to one another.
+
+use crate::device::Device;
+use crate::error::Result;
+use crate::tensor::{View, ViewMut};
+use std::ops::Deref;
+
+/// Consecutive rows of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub len: usize,
+}
+
+impl Span {
+    /// `len` rows from `start` on.
+    pub const fn new(start: usize, len: usize) -> Self {
+        Self { start, len }
+    }
+
+    /// No row.
+    pub const EMPTY: Self = Self::new(0, 0);
+
+    pub(super) fn end(self) -> usize {
+        self.start + self.len
+    }
+}
+
+/// The rows that attend to one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Rows of q (and of out).
+    pub queries: [Span; 2],
+    /// Rows of k and v; with a prefix, the first span is of the prefix.
+    pub keys: [Span; 2],
+}
+
+impl Sequence {
+    pub(super) fn query_count(&self) -> usize {
+        self.queries[0].len + self.queries[1].len
+    }
+
+    pub(super) fn key_count(&self) -> usize {
+        self.keys[0].len + self.keys[1].len
+    }
+}
+
+/// The sequences of a batch. Those that read the same keys stand next to one another, so that one
+/// task can keep the keys at hand and own their gradients.
+#[derive(Clone, Debug)]
+pub struct Sequences {
+    pub(super) sequences: Vec<Sequence>,
+    /// Bounds of the groups of sequences with equal keys: group g is `groups[g]..groups[g + 1]`.
+    pub(super) groups: Vec<usize>,
+    /// Whether some first and second span of keys name the same row, which only a prefix explains.
+    spans_share_keys: bool,
+}
+
+impl Sequences {
+    /// A table of sequences; panics if two groups share a key or two sequences a query.
+    pub fn new(sequences: Vec<Sequence>) -> Self {
+        let mut groups: Vec<usize> =
+            (0..sequences.len()).filter(|&i| i == 0 || sequences[i].keys != sequences[i - 1].keys).collect();
+        assert!(disjoint(sequences.iter().flat_map(|s| s.queries)), "two sequences share a query row");
+        for span in 0..2 {
+            let keys = groups.iter().map(|&g| sequences[g].keys[span]);
+            assert!(disjoint(keys), "sequences that read the same keys stand apart");
+        }
+        let spans_share_keys = !disjoint(groups.iter().flat_map(|&g| sequences[g].keys));
+        assert!(
+            sequences.iter().all(|s| s.key_count() > 0 || s.query_count() == 0),
+            "a query has no key to attend to"
+        );
+        groups.push(sequences.len());
+        Self { sequences, groups, spans_share_keys }
+    }
+
+    /// Self-attention of `count` sets of `len` rows that follow one another.
+    pub fn uniform(count: usize, len: usize) -> Self {
+        let span = |i| [Span::new(i * len, len), Span::EMPTY];
+        Self::new((0..count).map(|i| Sequence { queries: span(i), keys: span(i) }).collect())
+    }
+
+    /// The sequences in order.
+    pub fn as_slice(&self) -> &[Sequence] {
+        &self.sequences
+    }
+
+    /// Words of the table that kernels read.
+    pub fn words(&self) -> usize {
+        self.table().len()
+    }
+
+    /// Writes the table [1, words] to where the kernels of `device` read it.
+    ///
+    /// # Errors
+    /// Fails if the device does.
+    pub fn place<'a, D: Device>(
+        &'a self,
+        device: &D,
+        mut table: ViewMut<'a, D, u32>,
+    ) -> Result<PlacedSequences<'a, D>> {
+        device.write_indices(&self.table(), table.reborrow())?;
+        Ok(PlacedSequences { host: self, table: table.into_view() })
+    }
+
+    /// Bounds of the groups, then start and length of each sequence's spans: two of queries, two of
+    /// keys. So a block of threads finds its rows in two reads.
+    fn table(&self) -> Vec<u32> {
+        let word = |n: usize| u32::try_from(n).expect("a stream has fewer than 2³² rows");
+        let spans = self.sequences.iter().flat_map(|s| [s.queries, s.keys].concat());
+        let spans = spans.flat_map(|span| [word(span.start), word(span.len)]);
+        self.groups.iter().map(|&group| word(group)).chain(spans).collect()
+    }
+
+    pub(super) fn check(&self, queries: usize, keys: usize, prefix: Option<usize>) {
+        assert!(prefix.is_some() || !self.spans_share_keys, "two spans share a key row");
+        for s in &self.sequences {
+            assert!(s.queries.iter().all(|q| q.end() <= queries), "{s:?} has {queries} query rows");
+            assert!(s.keys[0].end() <= prefix.unwrap_or(keys), "{s:?} has {prefix:?} or {keys} key rows");
+            assert!(s.keys[1].end() <= keys, "{s:?} has {keys} key rows");
+        }
+    }
+}
+
+fn disjoint(spans: impl Iterator<Item = Span>) -> bool {
+    let mut spans: Vec<Span> = spans.filter(|s| s.len > 0).collect();
+    spans.sort_unstable_by_key(|s| s.start);
+    spans.windows(2).all(|w| w[0].end() <= w[1].start)
+}
+
+/// Sequences with their table in a device's memory.
+pub struct PlacedSequences<'a, D> {
+    host: &'a Sequences,
+    /// [1, words]
+    pub(super) table: View<'a, D, u32>,
+}
+
+impl<D> Clone for PlacedSequences<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D> Copy for PlacedSequences<'_, D> {}
+
+impl<D> Deref for PlacedSequences<'_, D> {
+    type Target = Sequences;
+
+    fn deref(&self) -> &Sequences {
+        self.host
+    }
+}
