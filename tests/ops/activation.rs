@@ -18,7 +18,7 @@ fn plain(activation: Activation, x: f64) -> f64 {
     }
 }
 
-fn forward<D: TestDevice>(activation: Activation, x: &Matrix) -> Matrix {
+fn forward<D: TestDevice + ActivationOp>(activation: Activation, x: &Matrix) -> Matrix {
     let mut y = Tensor::<D>::output(x.rows, x.cols);
     D::get()
         .activation_forward(ActivationForward { activation, x: Tensor::pitched(x).view(), y: y.view_mut() })
@@ -26,7 +26,7 @@ fn forward<D: TestDevice>(activation: Activation, x: &Matrix) -> Matrix {
     y.read()
 }
 
-fn backward<D: TestDevice>(activation: Activation, x: &Matrix, dy: &Matrix) -> Matrix {
+fn backward<D: TestDevice + ActivationOp>(activation: Activation, x: &Matrix, dy: &Matrix) -> Matrix {
     let mut dx = Tensor::<D>::pitched(dy);
     D::get()
         .activation_backward(ActivationBackward {
@@ -45,7 +45,7 @@ fn inputs(rows: usize, cols: usize) -> Matrix {
     x
 }
 
-fn forward_matches<D: TestDevice>() {
+fn forward_matches<D: TestDevice + ActivationOp>() {
     for (rows, cols) in [(32, 3072), (1, 1), (13, 7), (3, 129)] {
         let x = inputs(rows, cols);
         for activation in ALL {

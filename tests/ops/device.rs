@@ -4,19 +4,20 @@ use crate::common::{Matrix, assert_close, distance, largest_error};
 use crate::cuda::cuda;
 use half::bf16;
 use qformer::arena::Arena;
-use qformer::device::{Cpu, Cuda, Real};
-use qformer::ops::Backend;
+use qformer::device::{Cpu, Cuda, Device, Real};
 use qformer::tensor::{Element, Layout, Number, Shape, View, ViewMut};
 use std::marker::PhantomData;
 
 /// A device under test. One body tests an operation on all of them.
-pub(crate) trait TestDevice: Backend + 'static {
+pub(crate) trait TestDevice: Device + 'static {
     /// Columns on either side of a pitched tensor that are not part of it.
     const MARGIN: usize;
     /// The device.
     fn get() -> &'static Self;
     /// The nearest number that the device's tensors hold.
     fn round(x: f64) -> f64;
+    /// The ways in which a weight can be stored for it.
+    fn weight_stores() -> Vec<fn(&Matrix) -> Tensor<Self>>;
     /// Writes row by row, as precisely as `E` is.
     fn put<E: Number>(values: &[f64], to: ViewMut<'_, Self, E>);
     /// Reads row by row, as precisely as `E` is.
@@ -55,6 +56,9 @@ macro_rules! cpu {
             fn round(x: f64) -> f64 {
                 f64::from(x as $real)
             }
+            fn weight_stores() -> Vec<fn(&Matrix) -> Tensor<Self>> {
+                vec![Tensor::rows, Tensor::pitched, Tensor::panels]
+            }
             fn put<E: Number>(values: &[f64], mut to: ViewMut<'_, Self, E>) {
                 let cols = to.cols();
                 for (r, values) in values.chunks(cols.max(1)).enumerate() {
@@ -84,6 +88,9 @@ impl TestDevice for Cuda {
     fn round(x: f64) -> f64 {
         bf16::from_f64(x).to_f64()
     }
+    fn weight_stores() -> Vec<fn(&Matrix) -> Tensor<Self>> {
+        vec![Tensor::rows, Tensor::pitched]
+    }
     fn put<E: Number>(values: &[f64], to: ViewMut<'_, Self, E>) {
         let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
         Self::get().write(&values, 0, to).unwrap();
@@ -103,7 +110,7 @@ impl TestDevice for Cuda {
 }
 
 /// A tensor of `E` on `D` with an arena of its own.
-pub(crate) struct Tensor<D: TestDevice, E: Element = <D as qformer::device::Device>::Elem> {
+pub(crate) struct Tensor<D: TestDevice, E: Element = <D as Device>::Elem> {
     arena: Arena<D>,
     shape: Shape,
     layout: Layout,

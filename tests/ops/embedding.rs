@@ -1,5 +1,5 @@
 use crate::common::{Matrix, Random, assert_gradient, assert_independent_of_threads};
-use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use crate::device::{Tensor, TestDevice};
 use qformer::device::Cpu;
 use qformer::ops::embedding::{EmbeddingBackward, EmbeddingForward, EmbeddingOp};
 
@@ -7,7 +7,11 @@ use qformer::ops::embedding::{EmbeddingBackward, EmbeddingForward, EmbeddingOp};
 const IDS: [u32; 6] = [2, 5, 2, 1, 3, 2];
 const PLACES: [u32; 6] = [0, 1, 2, 0, 1, 0];
 
-fn forward<D: TestDevice>(ids: &[u32], table: &Matrix, positions: Option<(&[u32], &Matrix)>) -> Matrix {
+fn forward<D: TestDevice + EmbeddingOp>(
+    ids: &[u32],
+    table: &Matrix,
+    positions: Option<(&[u32], &Matrix)>,
+) -> Matrix {
     let mut y = Tensor::<D>::output(ids.len(), table.cols);
     let mut positions =
         positions.map(|(p, t)| (Tensor::<D, u32>::indices(1, p.len(), p), Tensor::<D>::pitched(t)));
@@ -23,14 +27,14 @@ fn forward<D: TestDevice>(ids: &[u32], table: &Matrix, positions: Option<(&[u32]
 }
 
 /// Gradients of both tables on top of what the last two arguments hold.
-fn backward<D: TestDevice>(
+fn backward<D: TestDevice + EmbeddingOp>(
     frozen: Option<u32>,
     dy: &Matrix,
     table_before: &Matrix,
     positions_before: &Matrix,
 ) -> [Matrix; 2] {
-    let mut dtable = Tensor::<D>::pitched(table_before);
-    let mut dpositions = Tensor::<D>::pitched(positions_before);
+    let mut dtable = Tensor::<D, D::Stat>::pitched(table_before);
+    let mut dpositions = Tensor::<D, D::Stat>::pitched(positions_before);
     D::get()
         .embedding_backward(EmbeddingBackward {
             ids: Tensor::<D, u32>::indices(1, IDS.len(), &IDS).view(),
@@ -46,7 +50,7 @@ fn backward<D: TestDevice>(
     [dtable.read(), dpositions.read()]
 }
 
-fn forward_matches<D: TestDevice>() {
+fn forward_matches<D: TestDevice + EmbeddingOp>() {
     for width in [768, 1, 67] {
         let mut random = Random::new(1);
         let (table, positions) = (random.matrix(6, width), random.matrix(3, width));
@@ -98,7 +102,7 @@ fn gradients_are_added_to_what_was_there_except_for_the_frozen_row() {
     let sum = |before: &Matrix, ids: &[u32], frozen: Option<u32>| {
         Matrix::from_fn(before.rows, before.cols, |row, c| {
             let trained = |i: &usize| ids[*i] as usize == row && Some(ids[*i]) != frozen;
-            before.at(row, c) + (0..ids.len()).filter(trained).map(|i| dy.at(i, c)).sum::<Cpu<f64>>()
+            before.at(row, c) + (0..ids.len()).filter(trained).map(|i| dy.at(i, c)).sum::<f64>()
         })
     };
     // A sum of four multiples of 2⁻²⁰ below 1 is exact.

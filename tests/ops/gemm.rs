@@ -57,7 +57,11 @@ impl Linear {
         })
     }
 
-    fn forward<D: TestDevice>(&self, store: fn(&Matrix) -> Tensor<D>, bias: Option<&Matrix>) -> Matrix {
+    fn forward<D: TestDevice + GemmOp>(
+        &self,
+        store: fn(&Matrix) -> Tensor<D>,
+        bias: Option<&Matrix>,
+    ) -> Matrix {
         let mut bias = bias.map(Tensor::pitched);
         let mut y = Tensor::<D>::output(self.x.rows, self.weight.rows);
         D::get()
@@ -75,7 +79,7 @@ impl Linear {
     }
 
     /// x·Wᵀ + b, and its activation plus `residual`.
-    fn forward_activated<D: TestDevice>(
+    fn forward_activated<D: TestDevice + GemmOp>(
         &self,
         store: fn(&Matrix) -> Tensor<D>,
         activation: Activation,
@@ -98,10 +102,10 @@ impl Linear {
     }
 
     /// dx, dW and db, each on top of what the last three arguments hold.
-    fn backward<D: TestDevice>(&self, dy: &Matrix, write: Write, before: &Linear) -> Linear {
+    fn backward<D: TestDevice + GemmOp>(&self, dy: &Matrix, write: Write, before: &Linear) -> Linear {
         let mut dx = Tensor::<D>::pitched(&before.x);
-        let mut dweight = Tensor::<D>::pitched(&before.weight);
-        let mut dbias = Tensor::<D>::pitched(&before.bias);
+        let mut dweight = Tensor::<D, D::Stat>::pitched(&before.weight);
+        let mut dbias = Tensor::<D, D::Stat>::pitched(&before.bias);
         D::get()
             .gemm_backward(GemmBackward {
                 x: Tensor::pitched(&self.x).view(),
@@ -116,11 +120,11 @@ impl Linear {
     }
 }
 
-fn forward_matches<D: TestDevice>() {
+fn forward_matches<D: TestDevice + GemmOp>() {
     for shape in SHAPES {
         let linear = Linear::random(shape);
         let want = linear.plain();
-        let stores: [fn(&Matrix) -> Tensor<D>; 3] = [Tensor::rows, Tensor::pitched, Tensor::panels];
+        let stores: Vec<fn(&Matrix) -> Tensor<D>> = D::weight_stores();
         for store in stores {
             assert_rounded::<D>(&format!("{shape:?}"), &linear.forward(store, Some(&linear.bias)), &want);
         }
@@ -133,13 +137,13 @@ fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f32>>();
 }
 
-fn activation_saves_its_input<D: TestDevice>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
+fn activation_saves_its_input<D: TestDevice + GemmOp>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
     let linear = Linear::random([33, 48, 70]);
     let mut random = Random::new(6);
     let residual = random.matrix(33, 70);
     let [saved, y] = linear.forward_activated::<D>(store, Activation::Relu, &residual);
     assert_close("saved", &saved, &linear.plain(), tolerance);
-    let want = |r, c| (E::of(saved.at(r, c).max(0.0)) + E::of(residual.at(r, c))).to_f64();
+    let want = |r, c| D::round(D::round(saved.at(r, c).max(0.0)) + D::round(residual.at(r, c)));
     assert_eq!(y, Matrix::from_fn(y.rows, y.cols, want));
 }
 
@@ -151,7 +155,7 @@ fn a_fused_activation_saves_what_it_is_applied_to() {
     }
 }
 
-fn a_part_is_a_layer<D: TestDevice>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
+fn a_part_is_a_layer<D: TestDevice + GemmOp>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
     let linear = Linear::random([9, 20, 200]);
     let mut y = Tensor::<D>::output(9, 100);
     D::get()
@@ -190,7 +194,7 @@ fn split_panels_match_a_plain_computation() {
     }
 }
 
-fn whole_numbers_are_exact<D: TestDevice>() {
+fn whole_numbers_are_exact<D: TestDevice + GemmOp>() {
     let mut random = Random::new(2);
     // Sums stay below 257·8·8 < 2²⁴, so no precision rounds them.
     let mut whole = |rows, cols| Matrix::from_fn(rows, cols, |_, _| random.below(17) as f64 - 8.0);
@@ -199,7 +203,7 @@ fn whole_numbers_are_exact<D: TestDevice>() {
         let pairs = linear.x.row(r).iter().zip(linear.weight.row(o));
         pairs.map(|(&x, &w)| x as i64 * w as i64).sum::<i64>() as f64
     });
-    for store in [Tensor::<D>::pitched as fn(&Matrix) -> Tensor<D>, Tensor::panels] {
+    for store in D::weight_stores() {
         assert_eq!(linear.forward(store, None), want);
     }
 }
@@ -235,7 +239,7 @@ fn backward_matches_finite_differences() {
 }
 
 /// The plain gradients at the model's widths, where blocks and chunks meet.
-fn backward_matches<D: TestDevice>() {
+fn backward_matches<D: TestDevice + GemmOp>() {
     let [rows, inputs, outputs] = [401, 140, 770];
     let linear = Linear::random([rows, inputs, outputs]);
     let mut random = Random::new(4);
@@ -246,7 +250,7 @@ fn backward_matches<D: TestDevice>() {
         bias: random.matrix(1, outputs),
     };
     let after = linear.backward::<D>(&dy, Write::Add, &before);
-    let sum = |n: usize, each: &dyn Fn(usize) -> f64| (0..n).map(each).sum::<Cpu<f64>>();
+    let sum = |n: usize, each: &dyn Fn(usize) -> f64| (0..n).map(each).sum::<f64>();
     let dx = Matrix::from_fn(rows, inputs, |r, i| {
         before.x.at(r, i) + sum(outputs, &|o| dy.at(r, o) * linear.weight.at(o, i))
     });
@@ -295,7 +299,7 @@ fn a_weight_may_be_written_in_any_parts() {
     let linear = Linear::random([3, 75, 70]);
     let at_once = linear.forward::<Cpu<f32>>(|w| Tensor::frozen(w, Layout::SplitPanels, usize::MAX), None);
     assert_close("at once", &at_once, &linear.forward::<Cpu<f32>>(Tensor::panels, None), SPLIT_TOLERANCE);
-    let in_parts: [fn(&Matrix) -> Tensor<f32>; 4] = [
+    let in_parts: [fn(&Matrix) -> Tensor<Cpu<f32>>; 4] = [
         |w| Tensor::frozen(w, Layout::SplitPanels, 1),
         |w| Tensor::frozen(w, Layout::SplitPanels, 7),
         |w| Tensor::frozen(w, Layout::SplitPanels, 75),
@@ -312,7 +316,7 @@ fn a_split_weight_is_refused_without_amx() {
     Linear::random([2, 3, 4]).forward::<Cpu<f64>>(Tensor::split_panels, None);
 }
 
-fn nan_marks_its_row(store: fn(&Matrix) -> Tensor<f32>, not_finite: f64) {
+fn nan_marks_its_row(store: fn(&Matrix) -> Tensor<Cpu<f32>>, not_finite: f64) {
     let mut linear = Linear::random([40, 33, 70]);
     linear.x.set(2, 5, not_finite);
     let y = linear.forward(store, None);

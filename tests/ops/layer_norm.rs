@@ -40,9 +40,9 @@ impl Norm {
     fn plain(&self) -> Output {
         let (rows, width) = (self.x.rows, self.x.cols);
         let sum = Matrix::from_fn(rows, width, |r, c| self.x.at(r, c) + self.residual.at(r, c));
-        let mean = |r: usize| sum.row(r).iter().sum::<Cpu<f64>>() / width as f64;
+        let mean = |r: usize| sum.row(r).iter().sum::<f64>() / width as f64;
         let statistics = Matrix::from_fn(rows, 2, |r, c| {
-            let variance = sum.row(r).iter().map(|s| (s - mean(r)).powi(2)).sum::<Cpu<f64>>() / width as f64;
+            let variance = sum.row(r).iter().map(|s| (s - mean(r)).powi(2)).sum::<f64>() / width as f64;
             [mean(r), (variance + EPSILON).sqrt().recip()][c]
         });
         let y = Matrix::from_fn(rows, width, |r, c| {
@@ -52,10 +52,10 @@ impl Norm {
         Output { sum, statistics, y }
     }
 
-    fn forward<D: TestDevice>(&self) -> Output {
+    fn forward<D: TestDevice + LayerNormOp>(&self) -> Output {
         let (rows, width) = (self.x.rows, self.x.cols);
         let (mut sum, mut y) = (Tensor::<D>::output(rows, width), Tensor::<D>::output(rows, width));
-        let mut statistics = Tensor::<D>::output(rows, 2);
+        let mut statistics = Tensor::<D, D::Stat>::output(rows, 2);
         D::get()
             .layer_norm_forward(LayerNormForward {
                 x: Tensor::pitched(&self.x).view(),
@@ -71,7 +71,7 @@ impl Norm {
         Output { sum: sum.read(), statistics: statistics.read(), y: y.read() }
     }
 
-    fn forward_alone<D: TestDevice>(&self) -> Matrix {
+    fn forward_alone<D: TestDevice + LayerNormOp>(&self) -> Matrix {
         let mut y = Tensor::<D>::output(self.x.rows, self.x.cols);
         D::get()
             .layer_norm_forward(LayerNormForward {
@@ -89,14 +89,15 @@ impl Norm {
     }
 
     /// Gradients; those of the parameters on top of `before`, a row of numbers.
-    fn backward<D: TestDevice>(&self, dy: &Matrix, before: &Matrix) -> Gradient {
+    fn backward<D: TestDevice + LayerNormOp>(&self, dy: &Matrix, before: &Matrix) -> Gradient {
         let Output { sum, statistics, .. } = self.forward::<D>();
         let mut dsum = Tensor::<D>::output(sum.rows, sum.cols);
-        let (mut dweight, mut dbias) = (Tensor::<D>::pitched(before), Tensor::<D>::pitched(before));
+        let mut dweight = Tensor::<D, D::Stat>::pitched(before);
+        let mut dbias = Tensor::<D, D::Stat>::pitched(before);
         D::get()
             .layer_norm_backward(LayerNormBackward {
                 sum: Tensor::pitched(&sum).view(),
-                statistics: Tensor::pitched(&statistics).view(),
+                statistics: Tensor::<D, D::Stat>::pitched(&statistics).view(),
                 weight: Tensor::pitched(&self.weight).view(),
                 dy: Tensor::pitched(dy).view(),
                 dsum: dsum.view_mut(),
@@ -108,7 +109,7 @@ impl Norm {
     }
 }
 
-fn forward_matches<D: TestDevice>() {
+fn forward_matches<D: TestDevice + LayerNormOp>() {
     for (rows, width) in [(33, 1408), (41, 768), (1, 2), (7, 31), (5, 97)] {
         let norm = Norm::random(rows, width);
         let (got, want) = (norm.forward::<D>(), norm.plain());

@@ -3,13 +3,13 @@ use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
 use qformer::device::Cpu;
 use qformer::ops::normalize::{NormalizeBackward, NormalizeForward, NormalizeOp};
 
-fn forward<D: TestDevice>(x: &Matrix) -> Matrix {
+fn forward<D: TestDevice + NormalizeOp>(x: &Matrix) -> Matrix {
     let mut y = Tensor::<D>::output(x.rows, x.cols);
     D::get().normalize_forward(NormalizeForward { x: Tensor::pitched(x).view(), y: y.view_mut() }).unwrap();
     y.read()
 }
 
-fn backward<D: TestDevice>(x: &Matrix, dy: &Matrix) -> Matrix {
+fn backward<D: TestDevice + NormalizeOp>(x: &Matrix, dy: &Matrix) -> Matrix {
     let mut dx = Tensor::<D>::output(x.rows, x.cols);
     D::get()
         .normalize_backward(NormalizeBackward {
@@ -21,11 +21,11 @@ fn backward<D: TestDevice>(x: &Matrix, dy: &Matrix) -> Matrix {
     dx.read()
 }
 
-fn forward_matches<D: TestDevice>() {
+fn forward_matches<D: TestDevice + NormalizeOp>() {
     for (rows, width) in [(64, 256), (1, 1), (17, 31), (3, 97)] {
         let x = Random::new(1).matrix(rows, width);
         let want = Matrix::from_fn(rows, width, |r, c| {
-            x.at(r, c) / x.row(r).iter().map(|x| x * x).sum::<Cpu<f64>>().sqrt()
+            x.at(r, c) / x.row(r).iter().map(|x| x * x).sum::<f64>().sqrt()
         });
         assert_rounded::<D>("y", &forward::<D>(&x), &want);
     }

@@ -1,25 +1,28 @@
-use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
-use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
-use qformer::device::Cpu;
+use crate::common::{Matrix, Random, assert_gradient, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded, rounded};
+use qformer::device::{Cpu, Cuda};
 use qformer::ops::pool::{PoolBackward, PoolForward, PoolOp};
 
-fn forward<D: TestDevice>(x: &Matrix, groups: usize) -> Matrix {
+/// Groups, size of a group, width: the model's, one of each, primes, and a vector's width.
+const SHAPES: [[usize; 3]; 4] = [[8, 32, 768], [1, 1, 1], [5, 7, 13], [3, 1, 64]];
+
+fn forward<D: TestDevice + PoolOp>(x: &Matrix, groups: usize) -> Matrix {
     let mut y = Tensor::<D>::output(groups, x.cols);
     D::get().pool_forward(PoolForward { x: Tensor::pitched(x).view(), y: y.view_mut() }).unwrap();
     y.read()
 }
 
-fn backward<D: TestDevice>(dy: &Matrix, rows: usize) -> Matrix {
+fn backward<D: TestDevice + PoolOp>(dy: &Matrix, rows: usize) -> Matrix {
     let mut dx = Tensor::<D>::output(rows, dy.cols);
     D::get().pool_backward(PoolBackward { dy: Tensor::pitched(dy).view(), dx: dx.view_mut() }).unwrap();
     dx.read()
 }
 
-fn forward_matches<D: TestDevice>() {
-    for (groups, size, width) in [(8, 32, 768), (1, 1, 1), (5, 7, 13), (3, 1, 64)] {
-        let x = Random::new(1).matrix(groups * size, width);
+fn forward_matches<D: TestDevice + PoolOp>() {
+    for [groups, size, width] in SHAPES {
+        let x = rounded::<D>(&Random::new(1).matrix(groups * size, width));
         let want = Matrix::from_fn(groups, width, |g, c| {
-            (0..size).map(|i| x.at(g * size + i, c)).sum::<Cpu<f64>>() / size as f64
+            (0..size).map(|i| x.at(g * size + i, c)).sum::<f64>() / size as f64
         });
         assert_rounded::<D>("y", &forward::<D>(&x, groups), &want);
     }
@@ -29,6 +32,7 @@ fn forward_matches<D: TestDevice>() {
 fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f64>>();
     forward_matches::<Cpu<f32>>();
+    forward_matches::<Cuda>();
 }
 
 #[test]
@@ -42,12 +46,22 @@ fn backward_matches_finite_differences() {
 }
 
 #[test]
+fn the_gpu_has_the_same_gradient() {
+    for [groups, size, width] in SHAPES {
+        let dy = rounded::<Cuda>(&Random::new(5).matrix(groups, width));
+        let want = backward::<Cpu<f64>>(&dy, groups * size);
+        assert_rounded::<Cuda>("dx", &backward::<Cuda>(&dy, groups * size), &want);
+    }
+}
+
+#[test]
 fn nan_reaches_the_output() {
     let mut x = Random::new(3).matrix(6, 4);
     x.set(4, 1, f64::NAN);
-    let y = forward::<Cpu<f32>>(&x, 2);
-    let nan: Vec<usize> = (0..8).filter(|&i| y.values[i].is_nan()).collect();
-    assert_eq!(nan, [5]);
+    for y in [forward::<Cpu<f32>>(&x, 2), forward::<Cuda>(&x, 2)] {
+        let nan: Vec<usize> = (0..8).filter(|&i| y.values[i].is_nan()).collect();
+        assert_eq!(nan, [5]);
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
-use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use crate::common::{Matrix, Random, assert_gradient, assert_independent_of_threads};
+use crate::device::{Tensor, TestDevice, assert_rounded};
 use qformer::device::Cpu;
 use qformer::ops::similarity::{Pairing, SimilarityBackward, SimilarityForward, SimilarityOp};
 
@@ -31,7 +31,7 @@ impl Pairs {
             .collect()
     }
 
-    fn forward<D: TestDevice>(&self, queries: &Matrix, texts: &Matrix) -> (Matrix, Vec<u32>) {
+    fn forward<D: TestDevice + SimilarityOp>(&self, queries: &Matrix, texts: &Matrix) -> (Matrix, Vec<u32>) {
         let mut similarity = Tensor::<D>::output(self.images, self.columns());
         let nobody = vec![u32::MAX; self.images * self.columns()];
         let mut winner = Tensor::<D, u32>::indices(self.images, self.columns(), &nobody);
@@ -47,7 +47,7 @@ impl Pairs {
         (similarity.read(), winner.read_indices())
     }
 
-    fn backward<D: TestDevice>(&self, dsimilarity: &Matrix) -> [Matrix; 2] {
+    fn backward<D: TestDevice + SimilarityOp>(&self, dsimilarity: &Matrix) -> [Matrix; 2] {
         let (_, winner) = self.forward::<D>(&self.queries, &self.texts);
         let mut dqueries = Tensor::<D>::output(self.queries.rows, self.queries.cols);
         let mut dtexts = Tensor::<D>::output(self.texts.rows, self.texts.cols);
@@ -75,7 +75,7 @@ const SHAPES: [(Pairing, [usize; 4]); 6] = [
     (Pairing::Matched, [3, 5, 3, 7]),
 ];
 
-fn forward_matches<D: TestDevice>() {
+fn forward_matches<D: TestDevice + SimilarityOp>() {
     for (pairing, shape) in SHAPES {
         let pairs = Pairs::random(pairing, shape);
         let (similarity, winner) = pairs.forward::<D>(&pairs.queries, &pairs.texts);

@@ -1,8 +1,8 @@
 //! A batch of sequences, what attention makes of it, and what a plain computation does.
 
-use crate::common::{Matrix, Random, Tensor};
-use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
-use qformer::device::{Cpu, Write};
+use crate::common::{Matrix, Random};
+use crate::device::{Tensor, TestDevice};
+use qformer::device::Write;
 use qformer::ops::attention::{
     Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Sequences, Span,
 };
@@ -143,7 +143,7 @@ impl Case {
                     for head in 0..self.heads {
                         let columns = head * width..(head + 1) * width;
                         let product =
-                            |k: &[f64]| columns.clone().map(|c| self.q.at(row, c) * k[c]).sum::<Cpu<f64>>();
+                            |k: &[f64]| columns.clone().map(|c| self.q.at(row, c) * k[c]).sum::<f64>();
                         let weights: Vec<f64> =
                             seen.iter().map(|key| (product(key.k) * self.scale()).exp()).collect();
                         let total: f64 = weights.iter().sum();
@@ -160,14 +160,16 @@ impl Case {
     }
 
     /// What the operation writes over matrices filled with `before`.
-    pub(crate) fn forward<D: TestDevice>(&self, before: f64) -> Output {
+    pub(crate) fn forward<D: TestDevice + AttentionOp>(&self, before: f64) -> Output {
         let sequences = Sequences::new(self.sequences.clone());
+        let mut table = Tensor::<D, u32>::indices(1, sequences.words(), &vec![0; sequences.words()]);
+        let sequences = sequences.place(D::get(), table.view_mut()).unwrap();
         let mut out = Tensor::<D>::pitched(&Matrix::filled(self.q.rows, self.q.cols, before));
-        let mut lse = Tensor::<D>::pitched(&Matrix::filled(self.heads, self.q.rows, before));
+        let mut lse = Tensor::<D, D::Stat>::pitched(&Matrix::filled(self.heads, self.q.rows, before));
         let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_forward(
-                Attention { sequences: &sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
+                Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
                 AttentionForward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),
@@ -182,15 +184,22 @@ impl Case {
     }
 
     /// The operation's output, with zeros in rows that no sequence names.
-    pub(crate) fn output<D: TestDevice>(&self) -> Output {
+    pub(crate) fn output<D: TestDevice + AttentionOp>(&self) -> Output {
         let Output { out, log_sums } = self.forward::<D>(f64::NAN);
         let rows = self.query_rows();
         Output { out: with_others(&out, &rows, 0.0), log_sums: with_others(&log_sums, &rows, 0.0) }
     }
 
     /// What the operation makes of the gradients in `before`.
-    pub(crate) fn backward<D: TestDevice>(&self, dout: &Matrix, write: Write, before: &Gradient) -> Gradient {
+    pub(crate) fn backward<D: TestDevice + AttentionOp>(
+        &self,
+        dout: &Matrix,
+        write: Write,
+        before: &Gradient,
+    ) -> Gradient {
         let sequences = Sequences::new(self.sequences.clone());
+        let mut table = Tensor::<D, u32>::indices(1, sequences.words(), &vec![0; sequences.words()]);
+        let sequences = sequences.place(D::get(), table.view_mut()).unwrap();
         let Output { out, log_sums } = self.forward::<D>(f64::NAN);
         let mut dq = Tensor::<D>::pitched(&before.dq);
         let mut dk = Tensor::<D>::pitched(&before.dk);
@@ -199,14 +208,14 @@ impl Case {
         let mut dprefix = before.dprefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_backward(
-                Attention { sequences: &sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
+                Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
                 AttentionBackward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),
                     v: Tensor::pitched(&self.v).view(),
                     prefix: prefix.as_mut().map(|p| p.each_mut().map(Tensor::view)),
                     out: Tensor::pitched(&out).view(),
-                    lse: Tensor::pitched(&transposed(&log_sums)).view(),
+                    lse: Tensor::<D, D::Stat>::pitched(&transposed(&log_sums)).view(),
                     dout: Tensor::pitched(dout).view(),
                     dq: dq.view_mut(),
                     write,
@@ -221,7 +230,7 @@ impl Case {
     }
 
     /// The operation's gradient, with zeros in rows that no sequence names.
-    pub(crate) fn gradient<D: TestDevice>(&self, dout: &Matrix) -> Gradient {
+    pub(crate) fn gradient<D: TestDevice + AttentionOp>(&self, dout: &Matrix) -> Gradient {
         let mut before = self.gradient_of(|_| f64::NAN);
         before.dprefix = self.gradient_of(|_| 0.0).dprefix;
         let Gradient { dq, dk, dv, dprefix } = self.backward::<D>(dout, Write::Replace, &before);
