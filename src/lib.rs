@@ -39,6 +39,7 @@ pub mod ops;
 pub mod output;
 pub mod params;
 pub mod qformer;
+pub mod random;
 pub mod tensor;
 pub mod tokenizer;
 pub mod vision;

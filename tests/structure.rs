@@ -5,16 +5,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the library, each with those it may name.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("error", &[]),
     ("tensor", &[]),
+    ("random", &[]),
     ("input", &["error"]),
     ("output", &["error", "input"]),
     ("tokenizer", &["error", "input", "output"]),
     ("config", &["error", "input", "tokenizer"]),
     ("device", &["error", "tensor", "arena"]),
     ("arena", &["error", "tensor", "device"]),
-    ("ops", &["error", "tensor", "device", "config"]),
+    ("ops", &["error", "tensor", "device", "config", "random"]),
     ("params", &["error", "input", "output", "tensor", "arena", "device", "config"]),
     ("workspace", &["error", "arena", "device"]),
     ("layers", &["error", "arena", "device", "config", "ops", "params"]),

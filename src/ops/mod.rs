@@ -7,6 +7,7 @@
 pub mod absorbed_attention;
 pub mod activation;
 pub mod attention;
+pub mod dropout;
 pub mod embedding;
 pub mod gemm;
 pub mod layer_norm;
@@ -17,6 +18,7 @@ pub mod similarity;
 use absorbed_attention::AbsorbedAttention;
 use activation::ActivationOp;
 use attention::AttentionOp;
+use dropout::DropoutOp;
 use embedding::EmbeddingOp;
 use gemm::GemmOp;
 use layer_norm::LayerNormOp;
@@ -34,6 +36,7 @@ pub trait Backend:
     + EmbeddingOp
     + NormalizeOp
     + PoolOp
+    + DropoutOp
     + SimilarityOp
 {
 }
@@ -47,6 +50,8 @@ impl<B> Backend for B where
         + EmbeddingOp
         + NormalizeOp
         + PoolOp
+        + DropoutOp
+        + DropoutOp
         + SimilarityOp
 {
 }

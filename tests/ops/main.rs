@@ -8,6 +8,7 @@ mod common;
 #[path = "../support/cuda.rs"]
 mod cuda;
 mod device;
+mod dropout;
 mod embedding;
 mod gemm;
 mod layer_norm;
