@@ -6,22 +6,28 @@
 
 pub mod absorbed_attention;
 pub mod activation;
+pub mod adamw;
 pub mod attention;
+pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
 pub mod layer_norm;
+pub mod norm;
 pub mod normalize;
 pub mod pool;
 pub mod similarity;
 
 use absorbed_attention::AbsorbedAttention;
 use activation::ActivationOp;
+use adamw::AdamWOp;
 use attention::AttentionOp;
+use cross_entropy::CrossEntropyOp;
 use dropout::DropoutOp;
 use embedding::EmbeddingOp;
 use gemm::GemmOp;
 use layer_norm::LayerNormOp;
+use norm::NormOp;
 use normalize::NormalizeOp;
 use pool::PoolOp;
 use similarity::SimilarityOp;
@@ -38,6 +44,9 @@ pub trait Backend:
     + PoolOp
     + DropoutOp
     + SimilarityOp
+    + CrossEntropyOp
+    + NormOp
+    + AdamWOp
 {
 }
 
@@ -51,7 +60,9 @@ impl<B> Backend for B where
         + NormalizeOp
         + PoolOp
         + DropoutOp
-        + DropoutOp
         + SimilarityOp
+        + CrossEntropyOp
+        + NormOp
+        + AdamWOp
 {
 }
