@@ -108,11 +108,9 @@ __device__ inline float warp_max(float x) {
 
 // ---- Blocks
 
-// The sum over a block of THREADS, in an order that depends on nothing else; whole in its first thread.
-template <u32 THREADS> __device__ float block_sum(float x) {
-    constexpr u32 WARPS = THREADS / WARP;
-    static_assert(THREADS % WARP == 0 && WARPS <= WARP);
-    __shared__ float sums[WARPS];
+// The sum over a block of so many warps, in an order that depends on nothing else; whole in its first warp.
+template <u32 WARPS> __device__ float block_sum(float x, float (&sums)[WARPS]) {
+    static_assert(WARPS <= WARP);
     x = warp_sum(x);
     if (lane_index() == 0) sums[warp_index()] = x;
     __syncthreads();

@@ -151,9 +151,10 @@ extern "C" __global__ void __launch_bounds__(MEAN_THREADS)
         loss += a.row_losses.data[row];
         correct += a.predictions.data[row] == a.labels.data[row];
     }
-    loss = block_sum<MEAN_THREADS>(loss);
+    __shared__ float losses[MEAN_THREADS / WARP], counts[MEAN_THREADS / WARP];
+    loss = block_sum(loss, losses);
     // Whole numbers below 2²⁴ are exact in float.
-    const float count = block_sum<MEAN_THREADS>(static_cast<float>(correct));
+    const float count = block_sum(static_cast<float>(correct), counts);
     if (threadIdx.x != 0) return;
     *a.loss.data = loss / static_cast<float>(a.rows);
     *a.correct.data = static_cast<u32>(count);

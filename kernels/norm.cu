@@ -39,7 +39,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_partial_sums(const __
         const float x = a.x.data[quads * QUAD + threadIdx.x];
         sum += x * x;
     }
-    sum = block_sum<THREADS>(sum);
+    __shared__ float sums_of_warps[THREADS / WARP];
+    sum = block_sum(sum, sums_of_warps);
     if (threadIdx.x == 0) a.partial_sums.data[blockIdx.x] = sum;
 }
 
@@ -47,6 +48,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) norm_total(const __grid_co
     static_assert(PARTIAL_SUMS == THREADS * QUAD);
     float x[QUAD];
     load(x, a.partial_sums.data + threadIdx.x * QUAD);
-    const float sum = block_sum<THREADS>((x[0] + x[1]) + (x[2] + x[3]));
+    __shared__ float sums_of_warps[THREADS / WARP];
+    const float sum = block_sum((x[0] + x[1]) + (x[2] + x[3]), sums_of_warps);
     if (threadIdx.x == 0) *a.norm.data = sqrtf(sum);
 }

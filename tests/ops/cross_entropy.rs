@@ -14,7 +14,7 @@ struct Rows {
     labels: Vec<u32>,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(PartialEq)]
 struct Output {
     lse: Matrix,
     loss: Matrix,
@@ -133,7 +133,7 @@ fn forward_matches<D: TestDevice + CrossEntropyOp>(tolerance: f64) {
             if shape[1] > 1 {
                 assert_close("loss", &got.loss, &want.loss, tolerance);
             } else {
-                assert_eq!(got.loss.values, [0.0], "one word is certain");
+                assert!(got.loss.values[0].abs() <= tolerance, "one word is certain");
             }
         }
     }
@@ -264,6 +264,6 @@ fn results_do_not_depend_on_the_number_of_threads() {
 fn two_runs_on_the_gpu_are_equal() {
     // More rows than the threads of the block that takes their mean.
     let rows = Rows::random::<Cuda>(0.1, [1031, 67]);
-    assert_eq!(rows.forward::<Cuda>(), rows.forward::<Cuda>());
-    assert_eq!(rows.backward::<Cuda>(1.0).bits(), rows.backward::<Cuda>(1.0).bits());
+    assert!(rows.forward::<Cuda>() == rows.forward::<Cuda>());
+    assert!(rows.backward::<Cuda>(1.0).bits() == rows.backward::<Cuda>(1.0).bits());
 }
