@@ -35,6 +35,8 @@ fn forward(criterion: &mut Criterion, what: &str, [heads, width]: [usize; 2], se
     let products: Vec<_> =
         lengths.iter().flat_map(|&(q, k)| [[q, k, heads * width], [q, heads * width, k]]).collect();
     let [mut q, mut k, mut v] = [queries, keys, keys].map(|rows| Tensor::rows(rows, heads * width));
+    let mut table = Tensor::indices(&vec![0; sequences.words()]);
+    let sequences = sequences.place(&Cpu::new(), table.view_mut()).unwrap();
     let attention = Attention { sequences, heads, mask: Mask::None, scale: (width as f64).sqrt().recip() };
     let mut out = Tensor::output(queries, heads * width);
     measure(criterion, "attention", what, operations(&products), &mut out, |out| {

@@ -4,11 +4,14 @@
 //! reads as GFLOP/s.
 
 mod absorbed_attention;
+mod adamw;
 mod attention;
 mod common;
+mod cross_entropy;
 mod embedding;
 mod gemm;
 mod layer_norm;
+mod norm;
 mod normalize;
 mod similarity;
 
@@ -33,5 +36,8 @@ criterion_group! {
         embedding::benchmark,
         normalize::benchmark,
         similarity::benchmark,
+        cross_entropy::benchmark,
+        norm::benchmark,
+        adamw::benchmark,
 }
 criterion_main!(operations);
