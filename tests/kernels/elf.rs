@@ -75,8 +75,8 @@ pub(crate) fn kernels(cubin: &[u8], capability: u32) -> Vec<Kernel<'_>> {
             registers: of_section(REGISTER_COUNT, section).max().expect("a kernel has registers"),
             stack_bytes: stack.max().expect("a kernel has a frame"),
             shared_bytes: find(&format!(".nv.shared.{name}")).map_or(0, |s| s.size - reserved),
-            threads: word(own[&MAX_THREADS], 0),
-            parameter_bytes: half(own[&PARAMETER_SIZE], 0),
+            threads: word(own.get(&MAX_THREADS).expect("a kernel declares its launch bounds"), 0),
+            parameter_bytes: half(own.get(&PARAMETER_SIZE).expect("a kernel has parameters"), 0),
             code: sections[section].bytes,
         };
         assert_eq!(sections[section].name, format!(".text.{name}"));
