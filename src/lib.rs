@@ -46,7 +46,7 @@ pub mod vision;
 mod workspace;
 
 pub use config::Config;
-pub use device::Cpu;
+pub use device::{Cpu, Cuda};
 pub use error::{Error, Result};
 pub use qformer::{ImageFeatures, Match, Matching, QFormer};
 pub use tensor::HostTensor;

@@ -58,6 +58,8 @@ impl<E: Real> Device for Cpu<E> {
     type Elem = E;
     type Stat = E;
     type Buffer = CpuBuffer;
+    type Replay = ();
+    const IMAGES_PER_PASS: usize = 8;
 
     fn frozen_layout(&self) -> Layout {
         if self.has_amx() { Layout::SplitPanels } else { Layout::Panels }
@@ -85,6 +87,10 @@ impl<E: Real> Device for Cpu<E> {
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         // On a thread of the pool: from outside, every operation would hand its work over and sleep.
         rayon::scope(|_| pass())
+    }
+
+    fn replay(&self, (): &mut (), work: impl FnOnce() -> Result<()>) -> Result<()> {
+        work()
     }
 
     fn write<N: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, N>) -> Result<()> {

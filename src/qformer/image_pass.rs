@@ -1,6 +1,6 @@
 //! The image pass: the queries alone read the image.
 
-use super::{ImageFeatures, QFormer, embed_queries, repeat_rows};
+use super::{ImageFeatures, QFormer, embed_queries, gather, write_query_ids};
 use crate::arena::Cursor;
 use crate::config::Config;
 use crate::device::{M, V};
@@ -12,9 +12,6 @@ use crate::ops::Backend;
 use crate::ops::absorbed_attention::CrossSizes;
 use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::tensor::{HostTensor, ViewMut};
-
-/// Images whose features are held at a time.
-pub(super) const IMAGES_PER_PASS: usize = 8;
 
 /// What the image pass works in.
 struct ImagePassActs<'a, B: Backend> {
@@ -106,7 +103,7 @@ impl<B: Backend> QFormer<B> {
         let embedding = self.config.image_text_hidden_size;
         let (mut query_output, mut features) = (Vec::new(), Vec::new());
         let per_image = vision_output.values.len() / images.max(1);
-        for values in vision_output.values.chunks(IMAGES_PER_PASS * per_image) {
+        for values in vision_output.values.chunks(B::IMAGES_PER_PASS * per_image) {
             let images = values.len() / per_image;
             self.device.enter(|| self.image_pass(values, images, &mut query_output, &mut features))?;
         }
@@ -132,40 +129,48 @@ impl<B: Backend> QFormer<B> {
         let mut lease = self.workspace.lease(b, |c| {
             ImagePassActs::carve(c, self, images, [&own, &cross]);
         })?;
-        let mut acts = ImagePassActs::carve(&mut lease.cursor(), self, images, [&own, &cross]);
+        let (mut cursor, replay) = lease.replayed(images);
+        let mut acts = ImagePassActs::carve(&mut cursor, self, images, [&own, &cross]);
         b.write(values, 0, acts.vision_output.reborrow())?;
-        parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+        write_query_ids(b, queries, acts.ids.reborrow())?;
+        let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
 
-        let image = if self.cross_sizes().absorbs(b.frozen_layout()) {
-            ImageTokens::Features { features: acts.features.view(), images }
-        } else {
-            parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-            ImageTokens::KeysValues {
-                keys_values: acts.keys_values.view(),
-                sequences: cross.place(b, acts.cross)?,
-            }
-        };
-        let stream = Stream {
-            query_rows: images * queries,
-            sequences: own.place(b, acts.own)?,
-            mask: Mask::None,
-            heads: self.config.qformer.num_attention_heads,
-            image: Some(image),
-        };
-        let [mut x, mut y] = acts.x;
-        for (index, block) in parameters.blocks.iter().enumerate() {
-            let image = (&parameters.image_kv, self.cross_index(index));
-            if index == 0 {
-                repeat_rows(b, self.first_attended(), acts.ids.reborrow(), acts.block.attended.reborrow())?;
-                block.forward_from_attended(b, &stream, image, &mut acts.block, y.reborrow())?;
+        b.replay(replay, || {
+            let [x, y] = &mut acts.x;
+            let (mut x, mut y) = (x.reborrow(), y.reborrow());
+            parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+            let image = if self.cross_sizes().absorbs(b.frozen_layout()) {
+                ImageTokens::Features { features: acts.features.view(), images }
             } else {
-                block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+                parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
+                ImageTokens::KeysValues { keys_values: acts.keys_values.view(), sequences: cross }
+            };
+            let stream = Stream {
+                query_rows: images * queries,
+                sequences: own,
+                mask: Mask::None,
+                heads: self.config.qformer.num_attention_heads,
+                image: Some(image),
+            };
+            gather(b, self.first_attended(), acts.ids.view(), acts.block.attended.reborrow())?;
+            for (index, block) in parameters.blocks.iter().enumerate() {
+                let image = (&parameters.image_kv, self.cross_index(index));
+                if index == 0 {
+                    block.forward_from_attended(b, &stream, image, &mut acts.block, y.reborrow())?;
+                } else {
+                    block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+                }
+                std::mem::swap(&mut x, &mut y);
             }
-            std::mem::swap(&mut x, &mut y);
-        }
+            if let Some(heads) = &parameters.heads {
+                self.project(&heads.vision_projection, x.view(), acts.projected, acts.unit.reborrow())?;
+            }
+            Ok(())
+        })?;
+        // A replay runs none of the above: where the last block wrote follows from their number.
+        let x = &acts.x[parameters.blocks.len() % 2];
         query_output.extend(b.read(x.view())?);
-        if let Some(heads) = &parameters.heads {
-            self.project(&heads.vision_projection, x.view(), acts.projected, acts.unit.reborrow())?;
+        if parameters.heads.is_some() {
             unit.extend(b.read(acts.unit.view())?);
         }
         Ok(())
@@ -180,9 +185,10 @@ impl<B: Backend> QFormer<B> {
         let mut lease = workspace.lease(b, |c| {
             FirstAttendedActs::carve(c, config, &own);
         })?;
-        let FirstAttendedActs { ids, own: table, embedded, mut x, mut attention } =
+        let FirstAttendedActs { mut ids, own: table, embedded, mut x, mut attention } =
             FirstAttendedActs::carve(&mut lease.cursor(), config, &own);
-        embed_queries(b, &parameters, ids, embedded, x.reborrow())?;
+        write_query_ids(b, queries, ids.reborrow())?;
+        embed_queries(b, &parameters, ids.view(), embedded, x.reborrow())?;
         let what = (own.place(b, table)?, config.qformer.num_attention_heads, Mask::None);
         let y = first_attended.cursor().take(queries, hidden);
         parameters.blocks[0].attention.forward(b, x.view(), what, &mut attention, y)

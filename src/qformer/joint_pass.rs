@@ -1,9 +1,8 @@
 //! The joint pass: queries and text see one another, the queries the image, and a pair of image and
 //! text gets a matching score.
 
-use super::image_pass::IMAGES_PER_PASS;
 use super::text_pass::{ClsActs, TextEmbeddingActs, text_spans};
-use super::{Parameters, QFormer, embed_queries};
+use super::{Parameters, QFormer, embed_queries, write_query_ids};
 use crate::arena::Cursor;
 use crate::device::{M, V};
 use crate::error::{Error, Result};
@@ -14,9 +13,6 @@ use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::ops::pool::PoolForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
 use crate::tensor::{HostTensor, ViewMut};
-
-/// Pairs in one joint pass.
-const PAIRS_PER_PASS: usize = 32;
 
 /// What the matching score of an image and a text is. Both run the joint pass, in which queries and
 /// text see one another.
@@ -146,9 +142,9 @@ impl<B: Backend> QFormer<B> {
         order.sort_by_key(|&pair| pairs[pair]);
         let mut matches = vec![Match { score: 0.0, logits: None }; pairs.len()];
         let per_image = vision_output.values.len() / images.max(1);
-        let groups = order.chunk_by(|&a, &b| pairs[a].0 / IMAGES_PER_PASS == pairs[b].0 / IMAGES_PER_PASS);
+        let groups = order.chunk_by(|&a, &b| pairs[a].0 / B::IMAGES_PER_PASS == pairs[b].0 / B::IMAGES_PER_PASS);
         for group in groups {
-            let first = pairs[group[0]].0 / IMAGES_PER_PASS * IMAGES_PER_PASS;
+            let first = pairs[group[0]].0 / B::IMAGES_PER_PASS * B::IMAGES_PER_PASS;
             let last = pairs[group[group.len() - 1]].0;
             let values = &vision_output.values[first * per_image..(last + 1) * per_image];
             let of_group: Vec<(usize, &[u32])> =
@@ -177,7 +173,7 @@ impl<B: Backend> QFormer<B> {
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
         parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
         let mut matches = Vec::with_capacity(pairs.len());
-        for now in pairs.chunks(PAIRS_PER_PASS) {
+        for now in pairs.chunks(4 * B::IMAGES_PER_PASS) {
             matches.extend(self.joint_pass(&parameters, acts.keys_values.view(), now, matching)?);
         }
         Ok(matches)
@@ -207,7 +203,8 @@ impl<B: Backend> QFormer<B> {
         let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows, [&own, &cross]);
         let [mut x, mut y] = acts.x;
         let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
-        embed_queries(b, parameters, acts.query_ids, acts.embedded_queries, x_queries)?;
+        write_query_ids(b, queries, acts.query_ids.reborrow())?;
+        embed_queries(b, parameters, acts.query_ids.view(), acts.embedded_queries, x_queries)?;
         self.embed_text(parameters, &texts, acts.embedded_text, x_text)?;
 
         let stream = Stream {

@@ -18,7 +18,7 @@ use crate::ops::normalize::NormalizeForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, TensorSource, Weights, part_names, reject_surplus};
-use crate::tensor::{HostTensor, ViewMut};
+use crate::tensor::{HostTensor, View, ViewMut};
 use crate::workspace::Workspace;
 use std::path::Path;
 
@@ -254,22 +254,25 @@ impl Abilities {
     }
 }
 
-/// The learned queries, normed, again and again, to fill `y` [sets·Q, D].
+/// 0..Q again and again [1, sets·Q]: rows of a table of queries that lay them out for a batch.
+fn write_query_ids<B: Backend>(b: &B, queries: usize, ids: ViewMut<'_, B, u32>) -> Result<()> {
+    let rows: Vec<u32> = (0..ids.cols()).map(|row| (row % queries) as u32).collect();
+    b.write_indices(&rows, ids)
+}
+
+/// The learned queries, normed, for each set of `ids` [1, sets·Q], into `y` [sets·Q, D].
 fn embed_queries<B: Backend>(
     b: &B,
     parameters: &Parameters<V<'_, B>>,
-    ids: ViewMut<'_, B, u32>,
+    ids: View<'_, B, u32>,
     mut embedded: M<'_, B>,
     y: M<'_, B>,
 ) -> Result<()> {
-    repeat_rows(b, parameters.query_tokens, ids, embedded.reborrow())?;
+    gather(b, parameters.query_tokens, ids, embedded.reborrow())?;
     parameters.embedding_norm.forward(b, embedded.view(), None, y)
 }
 
-/// `table` [Q, D] again and again, to fill `y` [sets·Q, D].
-fn repeat_rows<B: Backend>(b: &B, table: V<'_, B>, mut ids: ViewMut<'_, B, u32>, y: M<'_, B>) -> Result<()> {
-    let count = table.rows();
-    let rows: Vec<u32> = (0..y.rows()).map(|row| (row % count) as u32).collect();
-    b.write_indices(&rows, ids.reborrow())?;
-    b.embedding_forward(EmbeddingForward { ids: ids.view(), table, positions: None, y })
+/// The rows `ids` [1, rows] of `table`, into `y` [rows, D].
+fn gather<B: Backend>(b: &B, table: V<'_, B>, ids: View<'_, B, u32>, y: M<'_, B>) -> Result<()> {
+    b.embedding_forward(EmbeddingForward { ids, table, positions: None, y })
 }

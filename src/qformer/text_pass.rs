@@ -10,9 +10,6 @@ use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::ops::embedding::EmbeddingForward;
 use crate::tensor::{HostTensor, ViewMut};
 
-/// Rows of text held at a time.
-const ROWS_PER_PASS: usize = 2048;
-
 /// Embeddings of text on their way into the first block.
 pub(super) struct TextEmbeddingActs<'a, B: Backend> {
     /// [1, rows]
@@ -98,7 +95,7 @@ impl<B: Backend> QFormer<B> {
             let mut rows = 0;
             let fit = rest.iter().take_while(|t| {
                 rows += t.len();
-                rows <= ROWS_PER_PASS
+                rows <= 256 * B::IMAGES_PER_PASS
             });
             let (now, later) = rest.split_at(fit.count().max(1));
             self.device.enter(|| self.text_pass(now, &mut features))?;

@@ -2,6 +2,7 @@
 //!
 //! Everything runs on one stream in the order it was asked for; only reading a result waits for it.
 
+mod graph;
 mod image;
 mod kernel;
 
@@ -182,6 +183,8 @@ impl Device for Cuda {
     type Elem = bf16;
     type Stat = f32;
     type Buffer = CudaBuffer;
+    type Replay = graph::Replay;
+    const IMAGES_PER_PASS: usize = 256;
 
     fn frozen_layout(&self) -> Layout {
         // The matrix is read by rows whatever is done with it; the pitch is of no account here.
@@ -215,6 +218,10 @@ impl Device for Cuda {
 
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         pass()
+    }
+
+    fn replay(&self, replay: &mut Self::Replay, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.replayed(replay, work)
     }
 
     fn write<E: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) -> Result<()> {
