@@ -52,7 +52,7 @@ struct Kernel {
 void register_kernel(Kernel *kernel);
 
 // An error the kernel itself finds: it ends the launch.
-[[noreturn]] void trap(const char *message, Site site);
+[[noreturn]] void trap(const char *message, Site site = {__builtin_FILE(), __builtin_LINE()});
 
 // ---- memory: each returns where the bytes lie, after the checks; an access must be aligned to its size ----
 enum class Access : bool { read, write };

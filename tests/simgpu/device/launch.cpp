@@ -28,7 +28,9 @@ class Grid {
 
     void work()
     {
-        static thread_local Block block;
+        // Behind a pointer: a library that is loaded late has little room for thread-local variables.
+        static thread_local std::unique_ptr<Block> kept = std::make_unique<Block>();
+        Block &block = *kept;
         catch_guard_pages();
         for (uint32_t i; (i = next.fetch_add(1)) < blocks && !failed;)
             if (!run_block(block, launch, order(i))) failed = true;

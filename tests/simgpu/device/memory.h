@@ -23,6 +23,8 @@ bool in_device(const void *address);
 Allocation *allocation_of(const void *address);
 // Whether [address, address + bytes) lies inside one live allocation.
 bool device_range_valid(const void *address, size_t bytes);
+// Whether the address is a variable of a translated module: those lie in this library.
+bool in_library(const void *address);
 // How `address` lies to the allocations around it.
 std::string describe_address(const void *address, size_t bytes, Access access);
 

@@ -86,7 +86,9 @@ void report(Fault fault, const char *kind, Site site, const std::string &text)
     if (fault_seen == Fault::none) fault_seen = fault;
     const Block *block = tls.block;
     const char *kernel = block ? block->launch->kernel->name : "?";
-    std::string place = site.file ? std::string(site.file) + ":" + std::to_string(site.line) : "";
+    const char *slash = site.file ? strrchr(site.file, '/') : nullptr;
+    const char *file = slash ? slash + 1 : site.file;
+    std::string place = file ? std::string(file) + ":" + std::to_string(site.line) : "";
     if (reported[std::string(kind) + kernel + place]++ || reported.size() > MAX_REPORTS) return;
     auto index = [](Index i) {
         return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";

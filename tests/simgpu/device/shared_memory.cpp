@@ -2,10 +2,6 @@
 #include "fiber.h"
 #include <cstring>
 
-// The library itself: constants of translated kernels lie in it.
-extern "C" const char __ehdr_start __attribute__((visibility("hidden")));
-extern "C" const char _end __attribute__((visibility("hidden")));
-
 namespace sim {
 
 namespace {
@@ -94,8 +90,7 @@ unsigned char *generic_access(uint64_t address, uint32_t bytes, Access access, S
         auto *param = static_cast<unsigned char *>(block.launch->params[i]);
         if (at >= param && at + bytes <= param + kernel.param_sizes[i]) return at;
     }
-    if (at >= reinterpret_cast<const unsigned char *>(&__ehdr_start) && at < reinterpret_cast<const unsigned char *>(&_end))
-        return at;
+    if (in_library(at)) return at;
     stop(Fault::illegal_address, "illegal address", site, describe_address(at, bytes, access) + ": a host pointer?");
 }
 

@@ -64,9 +64,16 @@ void read_operand(const Descriptor &d, int size, bool transpose, Half type, std:
         }
 }
 
+// As floats; too large for a thread's stack.
+struct Operands {
+    float a[M][K], b[K][MAX_N], c[MAX_N];
+};
+
 void product(Warpgroup &group, const WgmmaShape &shape, bool scale_d, std::vector<uint32_t> &rows, Site site)
 {
-    static thread_local float a[M][K], b[K][MAX_N], c[MAX_N];
+    static thread_local std::unique_ptr<Operands> kept = std::make_unique<Operands>();
+    Operands &operands = *kept;
+    float (&a)[M][K] = operands.a, (&b)[K][MAX_N] = operands.b, (&c)[MAX_N] = operands.c;
     Half type = shape.f16 ? Half::f16 : Half::bf16;
     float sign_a = shape.negate_a ? -1.f : 1.f, sign_b = shape.negate_b ? -1.f : 1.f;
     if (group.a[0]) {
