@@ -7,10 +7,12 @@
 pub mod absorbed_attention;
 pub mod activation;
 pub mod attention;
+pub mod contrastive;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
 pub mod layer_norm;
+pub mod matching;
 pub mod normalize;
 pub mod pool;
 pub mod similarity;
@@ -18,10 +20,12 @@ pub mod similarity;
 use absorbed_attention::AbsorbedAttention;
 use activation::ActivationOp;
 use attention::AttentionOp;
+use contrastive::ContrastiveOp;
 use dropout::DropoutOp;
 use embedding::EmbeddingOp;
 use gemm::GemmOp;
 use layer_norm::LayerNormOp;
+use matching::MatchingOp;
 use normalize::NormalizeOp;
 use pool::PoolOp;
 use similarity::SimilarityOp;
@@ -38,6 +42,8 @@ pub trait Backend:
     + PoolOp
     + DropoutOp
     + SimilarityOp
+    + ContrastiveOp
+    + MatchingOp
 {
 }
 
@@ -53,5 +59,7 @@ impl<B> Backend for B where
         + DropoutOp
         + DropoutOp
         + SimilarityOp
+    + ContrastiveOp
+    + MatchingOp
 {
 }
