@@ -6,8 +6,10 @@ use super::{Parameters, QFormer, embed_queries, write_query_ids};
 use crate::arena::Cursor;
 use crate::device::{M, V};
 use crate::error::{Error, Result};
-use crate::layers::block::{BlockActs, Stream};
+use crate::layers::Keep;
+use crate::layers::block::BlockActs;
 use crate::layers::cross_attention::ImageTokens;
+use crate::layers::self_attention::{Attending, FirstKeys};
 use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::ops::pool::PoolForward;
@@ -103,7 +105,7 @@ impl<'a, B: Backend> JointPassActs<'a, B> {
             embedded_text: TextEmbeddingActs::carve(cursor, text_rows, hidden),
             own: cursor.take(1, own.words()),
             cross: cursor.take(1, cross.words()),
-            block: BlockActs::carve(cursor, query_rows, text_rows, &config.qformer),
+            block: BlockActs::carve(cursor, [query_rows, text_rows], &config.qformer, Keep::Nothing),
             x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             pooled: cursor.take(pairs, hidden),
             logits: cursor.take(pairs, 2),
@@ -207,16 +209,13 @@ impl<B: Backend> QFormer<B> {
         embed_queries(b, parameters, acts.query_ids.view(), acts.embedded_queries, x_queries)?;
         self.embed_text(parameters, &texts, acts.embedded_text, x_text)?;
 
-        let stream = Stream {
-            query_rows,
-            sequences: own.place(b, acts.own)?,
-            mask: Mask::None,
-            heads: self.config.qformer.num_attention_heads,
-            image: Some(ImageTokens::KeysValues { keys_values, sequences: cross.place(b, acts.cross)? }),
-        };
+        let sequences = own.place(b, acts.own)?;
+        let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
+        let image = ImageTokens::KeysValues { keys_values, sequences: cross.place(b, acts.cross)? };
+        let stream = self.stream(query_rows, &attending, Some(image));
         for (index, block) in parameters.blocks.iter().enumerate() {
-            let image = (&parameters.image_kv, self.cross_index(index));
-            block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+            let inputs = self.inputs(parameters, index);
+            block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
             std::mem::swap(&mut x, &mut y);
         }
 

@@ -9,9 +9,12 @@ pub use joint_pass::{Match, Matching};
 pub use params::{Abilities, Parameters, RetrievalHeads, TextEmbeddings};
 
 use crate::arena::{Arena, Cursor};
-use crate::config::Config;
+use crate::config::{Config, QFormerConfig};
 use crate::device::{Cpu, M, V};
 use crate::error::{Error, Result};
+use crate::layers::block::{Inputs, Stream};
+use crate::layers::cross_attention::ImageTokens;
+use crate::layers::self_attention::Attending;
 use crate::ops::Backend;
 use crate::ops::embedding::EmbeddingForward;
 use crate::ops::normalize::NormalizeForward;
@@ -106,10 +109,7 @@ impl<B: Backend> QFormer<B> {
     ) -> Result<Self> {
         let specs = Parameters::spec(&config, abilities);
         let weights = Weights::load(&device, &specs, source, progress)?;
-        let hidden = config.qformer.hidden_size;
-        let first_attended = Arena::planned(&device, "the queries", |cursor| {
-            cursor.take::<B::Elem>(config.num_query_tokens, hidden);
-        })?;
+        let first_attended = Arena::sized(&device, "the queries", 0)?;
         let (workspace, keys_values) = (Workspace::default(), Workspace::default());
         let mut model = Self { device, config, abilities, weights, first_attended, workspace, keys_values };
         model.prepare_first_attended()?;
@@ -163,6 +163,24 @@ impl<B: Backend> QFormer<B> {
             winner: None,
         })?;
         Ok(HostTensor::new(&[count, text_count], self.device.read(acts.similarity.view())?))
+    }
+
+    /// A stream in inference.
+    fn stream<'a>(
+        &self,
+        query_rows: usize,
+        attending: &'a [Attending<'a, B>],
+        image: Option<ImageTokens<'a, B>>,
+    ) -> Stream<'a, B> {
+        let QFormerConfig { hidden_size, num_attention_heads: heads, .. } = self.config.qformer;
+        let scale = 1.0 / ((hidden_size / heads) as f64).sqrt();
+        Stream { query_rows, attending, heads, scale, image, dropout: None }
+    }
+
+    /// What block `block` takes in inference.
+    fn inputs<'a>(&self, parameters: &'a Parameters<V<'a, B>>, block: usize) -> Inputs<'a, B> {
+        let cross = block / self.config.qformer.cross_attention_frequency;
+        Inputs { block, cross, image_kv: &parameters.image_kv, earlier: None }
     }
 
     /// y = x·Wᵀ + b, of unit length, with `projected` [rows, E] to work in.
