@@ -41,6 +41,7 @@ impl<B: Backend> LayerNorm<V<'_, B>> {
     pub fn forward(&self, b: &B, x: V<'_, B>, residual: Option<V<'_, B>>, y: M<'_, B>) -> Result<()> {
         b.layer_norm_forward(LayerNormForward {
             x,
+            dropout: None,
             residual,
             weight: self.weight,
             bias: self.bias,
