@@ -75,7 +75,6 @@ impl<B: Backend> LayerNorm<V<'_, B>> {
             acts.map(|acts| (acts.sum.reborrow(), acts.statistics.reborrow())).unzip();
         b.layer_norm_forward(LayerNormForward {
             x,
-            dropout: None,
             residual,
             dropout,
             weight: self.weight,

@@ -346,11 +346,12 @@ impl<B: Backend> VisionBlock<V<'_, B>> {
                 lse: None,
             },
         )?;
-        let residual = |residual| Fused { activation: None, residual: Some(residual), pre_activation: None };
-        self.projection.fused_forward(b, acts.context.view(), residual(x.view()), half.reborrow())?;
+        let on_x = Fused { activation: None, residual: Some(x.view()), pre_activation: None };
+        self.projection.fused_forward(b, acts.context.view(), on_x, half.reborrow())?;
         self.norm2.forward(b, half.view(), None, acts.normed.reborrow())?;
         let activated = Fused { activation: Some(config.hidden_act), residual: None, pre_activation: None };
         self.fc1.fused_forward(b, acts.normed.view(), activated, acts.inner.reborrow())?;
-        self.fc2.fused_forward(b, acts.inner.view(), residual(half.view()), x.reborrow())
+        let on_half = Fused { activation: None, residual: Some(half.view()), pre_activation: None };
+        self.fc2.fused_forward(b, acts.inner.view(), on_half, x.reborrow())
     }
 }
