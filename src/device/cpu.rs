@@ -5,6 +5,7 @@ use super::{Device, Real, Write, split};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, Number, PANEL, SPLIT_PANEL, View, ViewMut};
 use memmap2::{MmapMut, MmapOptions};
+use rayon::prelude::*;
 use std::marker::PhantomData;
 
 /// The CPU backend, computing in `E`: the default without a GPU and the specification with one.
@@ -139,6 +140,15 @@ impl<E: Real> Device for Cpu<E> {
             // SAFETY: the only slice of this row.
             unsafe { rows.row(r) }.copy_from_slice(values);
         }
+        Ok(())
+    }
+
+    fn clear<T: Element>(&self, to: ViewMut<'_, Self, T>) -> Result<()> {
+        let (count, rows) = (to.rows(), to.into_rows());
+        (0..count).into_par_iter().for_each(|r| {
+            // SAFETY: one task a row.
+            unsafe { rows.row(r) }.fill(T::default());
+        });
         Ok(())
     }
 

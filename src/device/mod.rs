@@ -13,7 +13,7 @@ pub use real::Real;
 pub(crate) use real::{maximum, sum, vectorised};
 
 use crate::error::Result;
-use crate::tensor::{Layout, Number, View, ViewMut};
+use crate::tensor::{Element, Layout, Number, View, ViewMut};
 
 /// A place that holds tensors: its memory and its number types.
 ///
@@ -53,6 +53,8 @@ pub trait Device: Sized + Send + Sync {
     fn write<E: Number>(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, E>) -> Result<()>;
     /// Writes indices, row by row, to a matrix without gaps between its rows.
     fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) -> Result<()>;
+    /// Fills a matrix without gaps between its rows with zeros.
+    fn clear<E: Element>(&self, to: ViewMut<'_, Self, E>) -> Result<()>;
     /// The elements of `from`, row by row.
     fn read<E: Number>(&self, from: View<'_, Self, E>) -> Result<Vec<f32>>;
     /// The indices in `from`, row by row, which has no gaps between its rows.

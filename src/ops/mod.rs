@@ -10,6 +10,7 @@ pub mod attention;
 pub mod contrastive;
 pub mod dropout;
 pub mod embedding;
+pub mod fold;
 pub mod gemm;
 pub mod layer_norm;
 pub mod matching;
@@ -23,6 +24,7 @@ use attention::AttentionOp;
 use contrastive::ContrastiveOp;
 use dropout::DropoutOp;
 use embedding::EmbeddingOp;
+use fold::FoldOp;
 use gemm::GemmOp;
 use layer_norm::LayerNormOp;
 use matching::MatchingOp;
@@ -41,6 +43,7 @@ pub trait Backend:
     + NormalizeOp
     + PoolOp
     + DropoutOp
+    + FoldOp
     + SimilarityOp
     + ContrastiveOp
     + MatchingOp
@@ -57,7 +60,9 @@ impl<B> Backend for B where
         + NormalizeOp
         + PoolOp
         + DropoutOp
+        + FoldOp
         + DropoutOp
+        + FoldOp
         + SimilarityOp
     + ContrastiveOp
     + MatchingOp

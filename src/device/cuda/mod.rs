@@ -11,7 +11,7 @@ pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, count, vector_width
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::{Layout, Number, Shape, View, ViewMut};
+use crate::tensor::{Element, Layout, Number, Shape, View, ViewMut};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use half::bf16;
 use kernel::Kernels;
@@ -238,6 +238,19 @@ impl Device for Cuda {
         assert_eq!(to.shape().len(), values.len());
         assert!(to.rows() <= 1 || to.pitch() == to.cols(), "gaps between rows");
         self.copy_in(values, to.pointer())
+    }
+
+    fn clear<E: Element>(&self, mut to: ViewMut<'_, Self, E>) -> Result<()> {
+        assert!(to.rows() <= 1 || to.pitch() == to.cols(), "gaps between rows");
+        let bytes = to.shape().len() * size_of::<E>();
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        let address = to.pointer() as sys::CUdeviceptr;
+        // SAFETY: within the view.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.0.stream.cu_stream()) }
+            .map_err(|error| failure(error, "clear memory"))
     }
 
     fn read<E: Number>(&self, from: View<'_, Self, E>) -> Result<Vec<f32>> {
