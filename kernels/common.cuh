@@ -32,6 +32,8 @@ enum class Write : u32 { Replace = 0, Add = 1 };
 
 // Elements in 16 bytes.
 constexpr int VECTOR = 8;
+// Elements in 16 bytes of float.
+constexpr int QUAD = 4;
 
 __device__ inline void unpack(float (&to)[VECTOR], uint4 words) {
     unpack(to[0], to[1], words.x);
@@ -52,6 +54,8 @@ template <int N> __device__ void load(float (&to)[N], const bf16 *from) {
 template <int N> __device__ void store(bf16 *to, const float (&from)[N]) {
     if constexpr (N == 1) {
         *to = to_bf16(from[0]);
+    } else if constexpr (N == QUAD) {
+        *reinterpret_cast<uint2 *>(to) = make_uint2(pack(from[0], from[1]), pack(from[2], from[3]));
     } else {
         static_assert(N == VECTOR);
         *reinterpret_cast<uint4 *>(to) = make_uint4(pack(from[0], from[1]), pack(from[2], from[3]),
@@ -63,11 +67,12 @@ template <int N> __device__ void load(float (&to)[N], const float *from) {
     if constexpr (N == 1) {
         to[0] = *from;
     } else {
-        static_assert(N == VECTOR);
-        const float4 low = reinterpret_cast<const float4 *>(from)[0];
-        const float4 high = reinterpret_cast<const float4 *>(from)[1];
-        to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
-        to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
+        static_assert(N % QUAD == 0);
+#pragma unroll
+        for (int i = 0; i < N; i += QUAD) {
+            const float4 quad = *reinterpret_cast<const float4 *>(from + i);
+            to[i] = quad.x, to[i + 1] = quad.y, to[i + 2] = quad.z, to[i + 3] = quad.w;
+        }
     }
 }
 
@@ -75,9 +80,10 @@ template <int N> __device__ void store(float *to, const float (&from)[N]) {
     if constexpr (N == 1) {
         *to = from[0];
     } else {
-        static_assert(N == VECTOR);
-        reinterpret_cast<float4 *>(to)[0] = make_float4(from[0], from[1], from[2], from[3]);
-        reinterpret_cast<float4 *>(to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+        static_assert(N % QUAD == 0);
+#pragma unroll
+        for (int i = 0; i < N; i += QUAD)
+            *reinterpret_cast<float4 *>(to + i) = make_float4(from[i], from[i + 1], from[i + 2], from[i + 3]);
     }
 }
 
@@ -101,6 +107,17 @@ __device__ inline float warp_max(float x) {
 #pragma unroll
     for (u32 step = WARP / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, step));
     return x;
+}
+
+// ---- Blocks
+
+// The sum over a block of so many warps, in an order that depends on nothing else; whole in its first warp.
+template <u32 WARPS> __device__ float block_sum(float x, float (&sums)[WARPS]) {
+    static_assert(WARPS <= WARP);
+    x = warp_sum(x);
+    if (lane_index() == 0) sums[warp_index()] = x;
+    __syncthreads();
+    return warp_sum(lane_index() < WARPS ? sums[lane_index()] : 0.0f);
 }
 
 __device__ constexpr u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }

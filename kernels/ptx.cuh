@@ -27,3 +27,10 @@ __device__ inline u32 pack(float low, float high) {
 }
 
 __device__ inline bf16 to_bf16(float x) { return {static_cast<u16>(pack(x, 0.0f))}; }
+
+// ex2.approx.ftz.f32: 2ˣ with a relative error below 2⁻²²; 0 where that is subnormal.
+__device__ inline float ex2(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}

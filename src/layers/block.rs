@@ -219,7 +219,17 @@ impl<B: Backend> Block<V<'_, B>> {
                 let (dy, cross_acts) = (crossed.view(), &acts.cross_attention);
                 let dkeys_values = to.keys_values;
                 cross.backward(
-                    b, queries, image, stream, inputs, cross_acts, dy, gradients, dkeys_values, layers, dqueries,
+                    b,
+                    queries,
+                    image,
+                    stream,
+                    inputs,
+                    cross_acts,
+                    dy,
+                    gradients,
+                    dkeys_values,
+                    layers,
+                    dqueries,
                 )?;
             } else {
                 let to = dqueries.reborrow();
@@ -235,9 +245,8 @@ impl<B: Backend> Block<V<'_, B>> {
         }
         let (layer_acts, dy) = (&acts.attention, attended.view());
         let gradients = &mut gradients.attention;
-        self.attention.backward(
-            b, x, stream, inputs, layer_acts, dy, gradients, to.qkv, to.earlier, layers, dx,
-        )
+        self.attention
+            .backward(b, x, stream, inputs, layer_acts, dy, gradients, to.qkv, to.earlier, layers, dx)
     }
 }
 

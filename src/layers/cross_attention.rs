@@ -85,12 +85,7 @@ pub struct CrossAttentionActs<'a, B: Backend> {
 
 impl<'a, B: Backend> CrossAttentionActs<'a, B> {
     /// For `rows` query rows.
-    pub fn carve(
-        cursor: &mut Cursor<'a, B>,
-        rows: usize,
-        [hidden, heads]: [usize; 2],
-        keep: Keep,
-    ) -> Self {
+    pub fn carve(cursor: &mut Cursor<'a, B>, rows: usize, [hidden, heads]: [usize; 2], keep: Keep) -> Self {
         Self {
             q: cursor.take(rows, hidden),
             context: cursor.take(rows, hidden),

@@ -50,7 +50,8 @@ impl<D: Device> Copy for PassDropout<'_, D> {}
 impl<'a, D: Device> PassDropout<'a, D> {
     /// Dropout at a place of a block; absent where nothing is dropped.
     pub fn at(&self, block: usize, place: Place) -> Option<Dropout<'a, D>> {
-        let block = u32::try_from(block).ok().filter(|&block| block < BLOCKS).expect("a model has few blocks");
+        let block =
+            u32::try_from(block).ok().filter(|&block| block < BLOCKS).expect("a model has few blocks");
         let probability = match place {
             Place::Attention | Place::CrossAttention => self.probabilities,
             _ => self.hidden,

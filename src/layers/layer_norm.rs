@@ -71,8 +71,7 @@ impl<B: Backend> LayerNorm<V<'_, B>> {
         acts: Option<&mut LayerNormActs<'_, B>>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let (sum, statistics) =
-            acts.map(|acts| (acts.sum.reborrow(), acts.statistics.reborrow())).unzip();
+        let (sum, statistics) = acts.map(|acts| (acts.sum.reborrow(), acts.statistics.reborrow())).unzip();
         b.layer_norm_forward(LayerNormForward {
             x,
             residual,

@@ -77,12 +77,7 @@ pub struct SelfAttentionActs<'a, B: Backend> {
 
 impl<'a, B: Backend> SelfAttentionActs<'a, B> {
     /// For streams of `rows` tokens.
-    pub fn carve(
-        cursor: &mut Cursor<'a, B>,
-        rows: usize,
-        [hidden, heads]: [usize; 2],
-        keep: Keep,
-    ) -> Self {
+    pub fn carve(cursor: &mut Cursor<'a, B>, rows: usize, [hidden, heads]: [usize; 2], keep: Keep) -> Self {
         Self {
             qkv: cursor.take(rows, 3 * hidden),
             context: cursor.take(rows, hidden),
@@ -192,7 +187,8 @@ impl<B: Backend> Attending<'_, B> {
         match self.first_keys {
             FirstKeys::Own => None,
             FirstKeys::Earlier => {
-                let [_, k, v] = parts(inputs.earlier.expect("a stream that reads an earlier one is given it"));
+                let [_, k, v] =
+                    parts(inputs.earlier.expect("a stream that reads an earlier one is given it"));
                 Some([k, v])
             }
         }
@@ -200,7 +196,11 @@ impl<B: Backend> Attending<'_, B> {
 }
 
 impl<B: Backend> Stream<'_, B> {
-    fn self_attention<'a>(&'a self, attending: &Attending<'a, B>, inputs: &Inputs<'_, B>) -> Attention<'a, B> {
+    fn self_attention<'a>(
+        &'a self,
+        attending: &Attending<'a, B>,
+        inputs: &Inputs<'_, B>,
+    ) -> Attention<'a, B> {
         Attention {
             sequences: attending.sequences,
             heads: self.heads,

@@ -6,28 +6,34 @@
 
 pub mod absorbed_attention;
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod contrastive;
+pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod fold;
 pub mod gemm;
 pub mod layer_norm;
 pub mod matching;
+pub mod norm;
 pub mod normalize;
 pub mod pool;
 pub mod similarity;
 
 use absorbed_attention::AbsorbedAttention;
 use activation::ActivationOp;
+use adamw::AdamWOp;
 use attention::AttentionOp;
 use contrastive::ContrastiveOp;
+use cross_entropy::CrossEntropyOp;
 use dropout::DropoutOp;
 use embedding::EmbeddingOp;
 use fold::FoldOp;
 use gemm::GemmOp;
 use layer_norm::LayerNormOp;
 use matching::MatchingOp;
+use norm::NormOp;
 use normalize::NormalizeOp;
 use pool::PoolOp;
 use similarity::SimilarityOp;
@@ -47,6 +53,9 @@ pub trait Backend:
     + SimilarityOp
     + ContrastiveOp
     + MatchingOp
+    + CrossEntropyOp
+    + NormOp
+    + AdamWOp
 {
 }
 
@@ -64,7 +73,11 @@ impl<B> Backend for B where
         + DropoutOp
         + FoldOp
         + SimilarityOp
-    + ContrastiveOp
-    + MatchingOp
+        + ContrastiveOp
+        + MatchingOp
+        + SimilarityOp
+        + CrossEntropyOp
+        + NormOp
+        + AdamWOp
 {
 }

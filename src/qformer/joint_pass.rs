@@ -144,7 +144,8 @@ impl<B: Backend> QFormer<B> {
         order.sort_by_key(|&pair| pairs[pair]);
         let mut matches = vec![Match { score: 0.0, logits: None }; pairs.len()];
         let per_image = vision_output.values.len() / images.max(1);
-        let groups = order.chunk_by(|&a, &b| pairs[a].0 / B::IMAGES_PER_PASS == pairs[b].0 / B::IMAGES_PER_PASS);
+        let groups =
+            order.chunk_by(|&a, &b| pairs[a].0 / B::IMAGES_PER_PASS == pairs[b].0 / B::IMAGES_PER_PASS);
         for group in groups {
             let first = pairs[group[0]].0 / B::IMAGES_PER_PASS * B::IMAGES_PER_PASS;
             let last = pairs[group[group.len() - 1]].0;

@@ -86,7 +86,8 @@ impl TestDevice for Cuda {
         cuda()
     }
     fn round(x: f64) -> f64 {
-        bf16::from_f64(x).to_f64()
+        // Not from `f64` at once, of which `half` drops the low bits instead of rounding.
+        bf16::from_f32(x as f32).to_f64()
     }
     fn weight_stores() -> Vec<fn(&Matrix) -> Tensor<Self>> {
         vec![Tensor::rows, Tensor::pitched]

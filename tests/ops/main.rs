@@ -3,8 +3,10 @@
 
 mod absorbed_attention;
 mod activation;
+mod adamw;
 mod attention;
 mod common;
+mod cross_entropy;
 #[path = "../support/cuda.rs"]
 mod cuda;
 mod device;
@@ -12,6 +14,7 @@ mod dropout;
 mod embedding;
 mod gemm;
 mod layer_norm;
+mod norm;
 mod normalize;
 mod pool;
 mod similarity;

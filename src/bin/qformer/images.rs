@@ -3,11 +3,11 @@
 use crate::Remarks;
 use crate::inputs::{ImageArguments, warn_of_not_finite};
 use crate::progress::Progress;
+use qformer::ops::Backend;
 use qformer::params::safetensors::Checkpoint;
 use qformer::tensor::HostTensor;
 use qformer::vision::encoder::VisionEncoder;
 use qformer::vision::image::ImageProcessor;
-use qformer::ops::Backend;
 use qformer::{Config, Error, Result};
 use rayon::prelude::*;
 use std::num::NonZeroUsize;

@@ -6,8 +6,8 @@ use crate::images::Images;
 use crate::progress::Progress;
 use crate::texts::Texts;
 use clap::Args;
-use qformer::params::safetensors::Checkpoint;
 use qformer::ops::Backend;
+use qformer::params::safetensors::Checkpoint;
 use qformer::{Config, QFormer, Result};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -72,9 +72,10 @@ impl Inputs {
         let texts = Texts::encode(self.texts.read()?, &self.model, &config, remarks)?;
         let checkpoint = Checkpoint::open(&self.model)?;
         let progress = Progress::of_bytes("loading the Q-Former", remarks);
-        let model = QFormer::from_checkpoint(device.clone(), config.clone(), &checkpoint, &mut |done, total| {
-            progress.set(done, total);
-        })?;
+        let model =
+            QFormer::from_checkpoint(device.clone(), config.clone(), &checkpoint, &mut |done, total| {
+                progress.set(done, total);
+            })?;
         drop(progress);
         warn_of_not_finite(model.not_finite(), remarks);
         images.load_encoder(device, &config, &checkpoint, remarks)?;

@@ -31,7 +31,11 @@ enum State {
 impl Cuda {
     /// Does `work` directly the first time, captures it the second, and launches what was captured from
     /// then on.
-    pub(super) fn replayed(&self, Replay(state): &mut Replay, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(super) fn replayed(
+        &self,
+        Replay(state): &mut Replay,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         match state {
             State::New => {
                 work()?;

@@ -115,6 +115,11 @@ pub(crate) fn vector_width(width: u32, matrices: &[Extent]) -> u32 {
     if aligned && width.is_multiple_of(VECTOR) { VECTOR } else { 1 }
 }
 
+/// Asserts that matrices start at multiples of 16 bytes, as all tensors of an arena do.
+pub(crate) fn assert_aligned(matrices: &[Extent]) {
+    assert!(matrices.iter().all(|(address, _)| address.is_multiple_of(16)), "not at a multiple of 16 bytes");
+}
+
 /// A count as kernels take it.
 pub(crate) fn count(n: usize) -> u32 {
     u32::try_from(n).expect("fewer than 2³² rows and columns")

@@ -7,7 +7,7 @@ mod image;
 mod kernel;
 
 pub use image::{COMPILER, Image, UNITS, Unit};
-pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, count, vector_width};
+pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
 
 use crate::device::Device;
 use crate::error::{Error, Result};

@@ -169,7 +169,13 @@ impl Case {
         let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_forward(
-                Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale(), dropout: None },
+                Attention {
+                    sequences,
+                    heads: self.heads,
+                    mask: self.mask,
+                    scale: self.scale(),
+                    dropout: None,
+                },
                 AttentionForward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),
@@ -208,7 +214,13 @@ impl Case {
         let mut dprefix = before.dprefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_backward(
-                Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale(), dropout: None },
+                Attention {
+                    sequences,
+                    heads: self.heads,
+                    mask: self.mask,
+                    scale: self.scale(),
+                    dropout: None,
+                },
                 AttentionBackward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),
