@@ -42,6 +42,7 @@ pub mod qformer;
 pub mod random;
 pub mod tensor;
 pub mod tokenizer;
+pub mod train;
 pub mod vision;
 mod workspace;
 

@@ -267,7 +267,7 @@ pub struct BlockScratch<'a, B: Backend> {
     /// [query rows, D]: the gradient after cross-attention
     crossed: M<'a, B>,
     /// In the layers.
-    pub layers: Scratch<'a, B>,
+    pub(crate) layers: Scratch<'a, B>,
 }
 
 impl<'a, B: Backend> BlockScratch<'a, B> {

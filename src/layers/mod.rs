@@ -40,7 +40,7 @@ pub struct Scratch<'a, B: Backend> {
     /// [rows, F]
     intermediate: M<'a, B>,
     /// [blocks, 2·D]: partial sums of the norms' gradients
-    partials: SM<'a, B>,
+    pub(crate) partials: SM<'a, B>,
 }
 
 impl<'a, B: Backend> Scratch<'a, B> {

@@ -70,12 +70,9 @@ impl<B> Backend for B where
         + PoolOp
         + DropoutOp
         + FoldOp
-        + DropoutOp
-        + FoldOp
         + SimilarityOp
         + ContrastiveOp
         + MatchingOp
-        + SimilarityOp
         + CrossEntropyOp
         + NormOp
         + AdamWOp
