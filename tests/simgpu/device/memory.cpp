@@ -4,6 +4,7 @@
 #include <cstring>
 #include <deque>
 #include <mutex>
+#include <sched.h>
 #include <sys/mman.h>
 
 extern "C" const char __ehdr_start __attribute__((visibility("hidden")));
@@ -163,7 +164,10 @@ LineLock::LineLock(const void *address, bool several_cores)
     static std::atomic_flag flags[1024];
     if (!several_cores) return;
     flag = &flags[uintptr_t(address) / 256 % 1024];
-    while (flag->test_and_set(std::memory_order_acquire)) __builtin_ia32_pause();
+    // Its holder may have lost its core.
+    for (int tries = 0; flag->test_and_set(std::memory_order_acquire);)
+        if (++tries % 64) __builtin_ia32_pause();
+        else sched_yield();
 }
 
 LineLock::~LineLock()
