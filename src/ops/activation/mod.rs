@@ -1,6 +1,7 @@
 //! Activations, element by element: y = f(x).
 
 mod cpu;
+mod cuda;
 
 use crate::device::{Device, M, V};
 use crate::error::Result;
