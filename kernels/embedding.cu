@@ -60,22 +60,29 @@ constexpr u32 THREADS = 128;
 // Indices that a block looks at together: a bit for each in as many words as a warp has lanes.
 constexpr u32 SEARCHED = WARP * WARP;
 
+// What a block's threads tell one another.
+struct Search {
+    u32 found[WARP];         // which of the indices looked at are the block's own: a bit each
+    u32 indices[SEARCHED];   // their places, in order …
+    u32 length;              // … and how many they are
+};
+
 // Which of ids[first .. first + SEARCHED], as far as they are before `end`, are `id`: a bit each.
-__device__ void search(u32 (&found)[WARP], const u32 *ids, u32 id, u32 first, u32 end) {
+__device__ void search(Search &shared, const u32 *ids, u32 id, u32 first, u32 end) {
     for (u32 word = warp_index(); word < WARP; word += THREADS / WARP) {
         const u32 i = first + word * WARP + lane_index();
         const u32 equal = __ballot_sync(ALL_LANES, i < end && ids[i] == id);
-        if (lane_index() == 0) found[word] = equal;
+        if (lane_index() == 0) shared.found[word] = equal;
     }
 }
 
 // Whether `id` stands before ids[end]; the same in all threads. Near ones are looked at first.
-__device__ bool occurs_before(u32 (&found)[WARP], const u32 *ids, u32 id, u32 end) {
+__device__ bool occurs_before(Search &shared, const u32 *ids, u32 id, u32 end) {
     for (u32 before = end; before > 0;) {
         const u32 first = before > SEARCHED ? before - SEARCHED : 0;
-        search(found, ids, id, first, before);
+        search(shared, ids, id, first, before);
         __syncthreads();
-        const bool occurs = __ballot_sync(ALL_LANES, found[lane_index()] != 0) != 0;
+        const bool occurs = __ballot_sync(ALL_LANES, shared.found[lane_index()] != 0) != 0;
         __syncthreads();
         if (occurs) return true;
         before = first;
@@ -84,8 +91,8 @@ __device__ bool occurs_before(u32 (&found)[WARP], const u32 *ids, u32 id, u32 en
 }
 
 // Turns the bits into a list of indices, in order; by the first warp.
-__device__ void list(u32 (&indices)[SEARCHED], u32 &length, const u32 (&found)[WARP], u32 first) {
-    u32 bits = found[lane_index()];
+__device__ void list(Search &shared, u32 first) {
+    u32 bits = shared.found[lane_index()];
     const u32 mine = __popc(bits);
     u32 end = mine;
 #pragma unroll
@@ -94,30 +101,29 @@ __device__ void list(u32 (&indices)[SEARCHED], u32 &length, const u32 (&found)[W
         if (lane_index() >= step) end += before;
     }
     for (u32 at = end - mine; bits != 0; bits &= bits - 1, ++at)
-        indices[at] = first + lane_index() * WARP + __ffs(bits) - 1;
-    if (lane_index() == WARP - 1) length = end;
+        shared.indices[at] = first + lane_index() * WARP + __ffs(bits) - 1;
+    if (lane_index() == WARP - 1) shared.length = end;
 }
 
-template <int N> __device__ void backward(const EmbeddingBackwardArgs &a) {
-    __shared__ u32 found[WARP], indices[SEARCHED], length;
+template <int N> __device__ void backward(const EmbeddingBackwardArgs &a, Search &shared) {
     const u32 id = a.ids.data[blockIdx.x];
-    if (id == a.frozen || occurs_before(found, a.ids.data, id, blockIdx.x)) return;
+    if (id == a.frozen || occurs_before(shared, a.ids.data, id, blockIdx.x)) return;
     const u32 column = (blockIdx.y * THREADS + threadIdx.x) * N;
     const bool has_columns = column < a.width;
     float sum[N];
     if (has_columns) load(sum, a.dtable.row(id) + column);
     for (u32 first = blockIdx.x; first < a.count; first += min(SEARCHED, a.count - first)) {
-        search(found, a.ids.data, id, first, a.count);
+        search(shared, a.ids.data, id, first, a.count);
         __syncthreads();
-        if (warp_index() == 0) list(indices, length, found, first);
+        if (warp_index() == 0) list(shared, first);
         __syncthreads();
         if (has_columns) {
-            const u32 end = length;
+            const u32 end = shared.length;
             // Several rows are on their way while one is added.
 #pragma unroll 4
             for (u32 at = 0; at < end; ++at) {
                 float dy[N];
-                load(dy, a.dy.row(indices[at]) + column);
+                load(dy, a.dy.row(shared.indices[at]) + column);
 #pragma unroll
                 for (int j = 0; j < N; ++j) sum[j] += dy[j];
             }
@@ -129,5 +135,6 @@ template <int N> __device__ void backward(const EmbeddingBackwardArgs &a) {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     embedding_backward(const __grid_constant__ EmbeddingBackwardArgs a) {
-    a.vector == VECTOR ? backward<VECTOR>(a) : backward<1>(a);
+    __shared__ Search shared;
+    a.vector == VECTOR ? backward<VECTOR>(a, shared) : backward<1>(a, shared);
 }
