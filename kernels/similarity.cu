@@ -88,7 +88,6 @@ template <int N> __device__ void copy_chunk(bf16 *to, const bf16 *from, u32 left
     if constexpr (N == VECTOR) {
         cp_async(shared_address(to), from, left > 0 ? 16 : 0);
     } else {
-#pragma unroll
         for (u32 j = 0; j < VECTOR; ++j) to[j] = j < left ? from[j] : bf16{0};
     }
 }
@@ -96,7 +95,6 @@ template <int N> __device__ void copy_chunk(bf16 *to, const bf16 *from, u32 left
 // Columns from `first` on, of the queries from `first_query` on and of the texts.
 template <int N> __device__ void load_stage(const SimilarityForwardArgs &a, Stage &stage, u32 first_query, u32 first) {
     static_assert(IMAGES * QUERIES == TEXTS);
-#pragma unroll
     for (u32 index = threadIdx.x; index < TEXTS * CHUNKS; index += ALL_THREADS) {
         const u32 row = index / CHUNKS, chunk = index % CHUNKS, column = first + chunk * VECTOR;
         const u32 left = column < a.width ? a.width - column : 0;
@@ -118,20 +116,22 @@ __device__ void multiply(float (&products)[2][FRAGMENTS][4], const Stage &stage,
     const u32 matrix = lane_index() / 8, row = lane_index() % 8;
 #pragma unroll
     for (u32 chunk = 0; chunk < CHUNKS; chunk += 2) {
-        u32 queries[2][4], texts[FRAGMENTS / 2][4];
+        u32 queries[2][4];
 #pragma unroll
         for (u32 m = 0; m < 2; ++m)
             ldmatrix(queries[m], shared_address(stage.queries + place(image * QUERIES + m * 16 + matrix % 2 * 8 + row,
                                                                       chunk + matrix / 2)));
 #pragma unroll
-        for (u32 n = 0; n < FRAGMENTS; n += 2)
-            ldmatrix(texts[n / 2], shared_address(stage.texts + place(first_text + n * 8 + matrix / 2 * 8 + row,
-                                                                      chunk + matrix % 2)));
+        for (u32 n = 0; n < FRAGMENTS; n += 2) {
+            u32 texts[4];
+            ldmatrix(texts, shared_address(stage.texts + place(first_text + n * 8 + matrix / 2 * 8 + row,
+                                                               chunk + matrix % 2)));
 #pragma unroll
-        for (u32 m = 0; m < 2; ++m)
-#pragma unroll
-            for (u32 n = 0; n < FRAGMENTS; ++n)
-                mma(products[m][n], queries[m], texts[n / 2][n % 2 * 2], texts[n / 2][n % 2 * 2 + 1]);
+            for (u32 m = 0; m < 2; ++m) {
+                mma(products[m][n], queries[m], texts[0], texts[1]);
+                mma(products[m][n + 1], queries[m], texts[2], texts[3]);
+            }
+        }
     }
 }
 
