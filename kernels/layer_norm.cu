@@ -119,7 +119,7 @@ template <int N, int VECTORS> __device__ void forward(const LayerNormForwardArgs
     }
 }
 
-extern "C" __global__ void __launch_bounds__(FORWARD_THREADS)
+extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, 2)
     layer_norm_forward(const __grid_constant__ LayerNormForwardArgs a) {
     const u32 row = blockIdx.x * (FORWARD_THREADS / WARP) + warp_index();
     if (row >= a.rows) return;
