@@ -27,3 +27,17 @@ __device__ inline u32 pack(float low, float high) {
 }
 
 __device__ inline bf16 to_bf16(float x) { return {static_cast<u16>(pack(x, 0.0f))}; }
+
+// ex2.approx.ftz.f32: 2ˣ with a relative error below 2⁻²²; 0 where that is subnormal.
+__device__ inline float ex2(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
+// rcp.approx.ftz.f32: 1/x with an error of one unit in the last place at most.
+__device__ inline float rcp(float x) {
+    float reciprocal;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
+    return reciprocal;
+}
