@@ -74,17 +74,18 @@ __device__ inline float activate_derivative(Activation f, float x) {
     return 1.0f;
 }
 
-// The same for several elements; the choice is made once.
-template <int N> __device__ void activate(Activation f, float (&x)[N]) {
-    const auto each = [&](auto apply) {
+template <Activation F, int N> __device__ void activate_each(float (&x)[N]) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) x[i] = apply(x[i]);
-    };
+    for (int i = 0; i < N; ++i) x[i] = activate(F, x[i]);
+}
+
+// f of several elements; which f is asked once.
+template <int N> __device__ void activate(Activation f, float (&x)[N]) {
     switch (f) {
     case Activation::Identity: return;
-    case Activation::Gelu: return each([](float x) { return activate(Activation::Gelu, x); });
-    case Activation::GeluTanh: return each([](float x) { return activate(Activation::GeluTanh, x); });
-    case Activation::QuickGelu: return each([](float x) { return activate(Activation::QuickGelu, x); });
-    case Activation::Relu: return each([](float x) { return activate(Activation::Relu, x); });
+    case Activation::Gelu: return activate_each<Activation::Gelu>(x);
+    case Activation::GeluTanh: return activate_each<Activation::GeluTanh>(x);
+    case Activation::QuickGelu: return activate_each<Activation::QuickGelu>(x);
+    case Activation::Relu: return activate_each<Activation::Relu>(x);
     }
 }
