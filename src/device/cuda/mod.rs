@@ -4,9 +4,11 @@
 
 mod image;
 mod kernel;
+mod tensor_map;
 
 pub use image::{COMPILER, Image, UNITS, Unit};
 pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, count, vector_width};
+pub(crate) use tensor_map::TensorMap;
 
 use crate::device::Device;
 use crate::error::{Error, Result};

@@ -1,79 +1,37 @@
-//! Launches of `kernels/gemm.cu`.
+//! Launches of `kernels/gemm.cu`, for every GPU, and of `kernels/gemm_sm90a.cu`, for Hopper.
+
+mod mma;
+mod sm90a;
 
 use super::{GemmBackward, GemmForward, GemmOp};
-use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
+use crate::device::cuda::{In, Out, count, vector_width};
 use crate::device::{Cuda, M, Write};
 use crate::error::Result;
 use crate::ops::activation::Activation;
 use half::bf16;
 
-/// A block's work: twin of `Tile` in kernels/gemm.cu, with the names of its kernels.
+/// The kernels that compute a product.
 #[derive(Debug, PartialEq)]
-struct Tile {
-    /// m and n of the results.
-    size: [u32; 2],
-    threads: u32,
-    shared_bytes: u32,
-    /// The kernels: forward, dx, dW.
-    forward: &'static str,
-    input: &'static str,
-    weight: &'static str,
+enum Kernels {
+    Mma(&'static mma::Tile),
+    Sm90a(&'static sm90a::Tile),
 }
 
-const LARGE: Tile = Tile {
-    size: [128, 128],
-    threads: 256,
-    shared_bytes: (128 + 128) * 32 * 2 * 3,
-    forward: "gemm_forward_large",
-    input: "gemm_input_large",
-    weight: "gemm_weight_large",
-};
-const MEDIUM: Tile = Tile {
-    size: [64, 64],
-    threads: 128,
-    shared_bytes: (64 + 64) * 64 * 2 * 3,
-    forward: "gemm_forward_medium",
-    input: "gemm_input_medium",
-    weight: "gemm_weight_medium",
-};
-const NARROW: Tile = Tile {
-    size: [32, 32],
-    threads: 128,
-    shared_bytes: (32 + 32) * 128 * 2 * 4,
-    forward: "gemm_forward_narrow",
-    input: "gemm_input_narrow",
-    weight: "gemm_weight_narrow",
-};
-/// For operands whose rows do not start at multiples of 16 bytes.
-const UNALIGNED: Tile = Tile {
-    forward: "gemm_forward_unaligned",
-    input: "gemm_input_unaligned",
-    weight: "gemm_weight_unaligned",
-    ..MEDIUM
-};
-
-impl Tile {
-    /// The tile for m by n results. The largest has the most products for each byte that it reads; smaller
-    /// ones are for grids that would leave multiprocessors idle.
-    fn choose(m: u32, n: u32, aligned: bool, multiprocessors: u32) -> &'static Self {
-        if !aligned {
-            &UNALIGNED
-        } else if LARGE.tiles(m, n) >= multiprocessors {
-            &LARGE
-        } else if m > NARROW.size[0] && MEDIUM.tiles(m, n) >= multiprocessors / 2 {
-            &MEDIUM
-        } else {
-            &NARROW
+impl Kernels {
+    /// Those for m by n results on a GPU; `aligned`: whether rows of the operands start at multiples of 16
+    /// bytes.
+    fn choose(m: u32, n: u32, aligned: bool, capability: (u32, u32), multiprocessors: u32) -> Self {
+        let hopper = capability == (9, 0) && aligned;
+        match sm90a::Tile::choose(m, n, multiprocessors).filter(|_| hopper) {
+            Some(tile) => Self::Sm90a(tile),
+            None => Self::Mma(mma::Tile::choose(m, n, aligned, multiprocessors)),
         }
     }
 
-    fn tiles(&self, m: u32, n: u32) -> u32 {
-        m.div_ceil(self.size[0]) * n.div_ceil(self.size[1])
-    }
-
-    /// A block for each tile of m by n results.
-    fn grid(&self, m: u32, n: u32) -> Grid {
-        Grid { blocks: [self.tiles(m, n), 1, 1], threads: self.threads, shared_bytes: self.shared_bytes }
+    fn for_operands(m: u32, n: u32, operands: [In<'_, bf16>; 2], gpu: &Cuda) -> Self {
+        // How long the rows are is of no account: what is beyond them is not read.
+        let aligned = vector_width(0, &operands.map(|operand| operand.extent())) > 1;
+        Self::choose(m, n, aligned, gpu.capability(), gpu.multiprocessors())
     }
 }
 
@@ -101,51 +59,6 @@ struct Accumulate<'a> {
     unused: u32,
 }
 
-arguments! {
-    struct GemmForwardArgs("gemm", "gemm_forward", 120) {
-        /// [rows, in]
-        x: In<'a, bf16>,
-        /// [out, in]
-        weight: In<'a, bf16>,
-        finish: Finish<'a>,
-        rows: u32,
-        outputs: u32,
-        inputs: u32,
-        unused: u32,
-    }
-
-    struct GemmInputArgs("gemm", "gemm_input", 120) {
-        /// [rows, out]
-        dy: In<'a, bf16>,
-        /// [out, in]
-        weight: In<'a, bf16>,
-        finish: Finish<'a>,
-        rows: u32,
-        outputs: u32,
-        inputs: u32,
-        unused: u32,
-    }
-
-    struct GemmWeightArgs("gemm", "gemm_weight", 88) {
-        /// [rows, out]
-        dy: In<'a, bf16>,
-        /// [rows, in]
-        x: In<'a, bf16>,
-        finish: Accumulate<'a>,
-        /// [1, out]
-        dbias: Out<'a, f32>,
-        rows: u32,
-        outputs: u32,
-        inputs: u32,
-        unused: u32,
-    }
-}
-
-/// Whether rows of these operands start at multiples of 16 bytes; how long they are is of no account.
-fn aligned(operands: [In<'_, bf16>; 2]) -> bool {
-    vector_width(0, &operands.map(|operand| operand.extent())) > 1
-}
-
 impl<'a> Finish<'a> {
     fn new(
         bias: In<'a, bf16>,
@@ -170,13 +83,23 @@ impl<'a> Finish<'a> {
     }
 }
 
+/// A product of a layer of these sizes, and what is done to it.
+struct Product<F> {
+    rows: u32,
+    inputs: u32,
+    outputs: u32,
+    finish: F,
+}
+
 impl GemmOp for Cuda {
     fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()> {
         args.check();
         let GemmForward { x, weight, bias, activation, residual, pre_activation, y } = args;
         let (rows, inputs, outputs) = (count(x.rows()), count(x.cols()), count(weight.rows()));
+        if rows == 0 {
+            return Ok(());
+        }
         let (x, weight) = (In::of(x), In::of(weight));
-        let tile = Tile::choose(rows, outputs, aligned([x, weight]), self.multiprocessors());
         let finish = Finish::new(
             In::optional(bias),
             activation,
@@ -184,27 +107,61 @@ impl GemmOp for Cuda {
             Out::optional(pre_activation),
             Out::of(y),
         );
-        let args = GemmForwardArgs { x, weight, finish, rows, outputs, inputs, unused: 0 };
-        self.launch_variant(tile.forward, tile.grid(rows, outputs), args)
+        let product = Product { rows, inputs, outputs, finish };
+        match Kernels::for_operands(rows, outputs, [x, weight], self) {
+            Kernels::Mma(tile) => tile.forward(self, x, weight, product),
+            Kernels::Sm90a(tile) => tile.forward(self, x, weight, product),
+        }
     }
 
     fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()> {
         args.check();
         let GemmBackward { x, weight, dy, dx, dweight, dbias } = args;
         let (rows, inputs, outputs) = (count(x.rows()), count(x.cols()), count(weight.rows()));
+        if rows == 0 {
+            return Ok(());
+        }
         let (x, weight, dy) = (In::of(x), In::of(weight), In::of(dy));
         if let Some((write, dx)) = dx {
-            let tile = Tile::choose(rows, inputs, aligned([dy, weight]), self.multiprocessors());
-            let finish = Finish::plain(write, dx);
-            let args = GemmInputArgs { dy, weight, finish, rows, outputs, inputs, unused: 0 };
-            self.launch_variant(tile.input, tile.grid(rows, inputs), args)?;
+            let product = Product { rows, inputs, outputs, finish: Finish::plain(write, dx) };
+            match Kernels::for_operands(rows, inputs, [dy, weight], self) {
+                Kernels::Mma(tile) => tile.input(self, dy, weight, product)?,
+                Kernels::Sm90a(tile) => tile.input(self, dy, weight, product)?,
+            }
         }
-        let tile = Tile::choose(outputs, inputs, aligned([dy, x]), self.multiprocessors());
         let sum = Out::of(dweight);
         let vector = vector_width(0, &[sum.extent()]);
-        let finish = Accumulate { sum, vector, unused: 0 };
+        let product = Product { rows, inputs, outputs, finish: Accumulate { sum, vector, unused: 0 } };
         let dbias = Out::optional(dbias);
-        let args = GemmWeightArgs { dy, x, finish, dbias, rows, outputs, inputs, unused: 0 };
-        self.launch_variant(tile.weight, tile.grid(outputs, inputs), args)
+        match Kernels::for_operands(outputs, inputs, [dy, x], self) {
+            Kernels::Mma(tile) => tile.weight(self, dy, x, dbias, product),
+            Kernels::Sm90a(tile) => tile.weight(self, dy, x, dbias, product),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_product_gets_the_kernels_that_suit_it() {
+        const H200: ((u32, u32), u32) = ((9, 0), 132);
+        const A100: ((u32, u32), u32) = ((8, 0), 108);
+        let choose = |m, n, aligned, (capability, multiprocessors)| {
+            Kernels::choose(m, n, aligned, capability, multiprocessors)
+        };
+        // The keys and values of 256 images, and their weight's gradient: three full rounds of the widest.
+        assert_eq!(choose(257 * 256, 9216, true, H200), Kernels::Sm90a(&sm90a::WIDE));
+        assert_eq!(choose(9216, 1408, true, H200), Kernels::Sm90a(&sm90a::WIDE));
+        assert_eq!(choose(257 * 256, 9216, true, A100), Kernels::Mma(&mma::LARGE));
+        // 64·3 tiles of 128×256 would be one round and a half: 64·6 of 128×128 are three.
+        assert_eq!(choose(32 * 256, 768, true, H200), Kernels::Sm90a(&sm90a::SQUARE));
+        // Few results: smaller tiles, so that more multiprocessors have one.
+        assert_eq!(choose(768, 768, true, H200), Kernels::Mma(&mma::MEDIUM));
+        assert_eq!(choose(32, 3072, true, H200), Kernels::Mma(&mma::NARROW));
+        assert_eq!(choose(257 * 256, 9216, false, H200), Kernels::Mma(&mma::UNALIGNED));
+        // Blackwell runs what is for every GPU.
+        assert_eq!(choose(257 * 256, 9216, true, ((10, 0), 148)), Kernels::Mma(&mma::LARGE));
     }
 }
