@@ -22,7 +22,10 @@ pub(super) fn parse(ptx: &str) -> Result<Module> {
                 parser.at += 1;
             }
             Kind::Location(..) => parser.at += 1,
-            Kind::Directive("version" | "address_size") => parser.at += 2,
+            Kind::Directive("version" | "address_size") => {
+                parser.at += 1;
+                parser.number()?;
+            }
             Kind::Directive("target") => {
                 parser.at += 1;
                 module.target = parser.list(Parser::word)?[0].to_owned();
@@ -366,6 +369,10 @@ impl<'a> Parser<'a> {
             Some("0f" | "0F") => hexadecimal(&text[2..], 8).map(|bits| Operand::Float32(bits as u32)),
             Some("0d" | "0D") => hexadecimal(&text[2..], 16).map(Operand::Float64),
             Some("0x" | "0X") => u64::from_str_radix(text[2..].trim_end_matches('U'), 16).ok().map(integer),
+            _ if text.contains('.') => text.parse().ok().map(|value: f64| {
+                let value = if negative { -value } else { value };
+                Operand::Float64(value.to_bits())
+            }),
             _ => text.trim_end_matches('U').parse::<u64>().ok().map(integer),
         };
         let literal = literal.ok_or_else(|| self.error(&format!("number {text}")))?;

@@ -150,11 +150,11 @@ fn float(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>, kind: Type) ->
         ("fma" | "mad", [a, b, addend]) => format!("std::fma({a}, {b}, {addend})"),
         ("div", [a, b]) if approximate == Some("approx") => format!("div_approx({a}, {b})"),
         ("div", [a, b]) => format!("{a} / {b}"),
-        ("rcp", [a]) if approximate.is_some() && !single => format!("upper_half(1.0 / {a})"),
+        ("rcp", [a]) if approximate.is_some() && !single => format!("rcp_approx({a})"),
         ("rcp", [a]) => format!("{one} / {a}"),
         ("sqrt", [a]) => format!("std::sqrt({a})"),
         ("rsqrt", [a]) if single => format!("rsqrt({a})"),
-        ("rsqrt", [a]) if flush => format!("upper_half(1.0 / std::sqrt({a}))"),
+        ("rsqrt", [a]) if flush => format!("rsqrt_approx({a})"),
         ("rsqrt", [a]) => format!("1.0 / std::sqrt({a})"),
         ("ex2" | "lg2" | "sin" | "cos" | "tanh", [a]) if single && approximate == Some("approx") => {
             format!("{}({a})", i.opcode)

@@ -7,6 +7,7 @@ use super::{
 use crate::translate::{
     Untranslated,
     ast::{Function, Instruction, Linkage, Module, Operand, Statement},
+    types::Type,
 };
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,6 +27,7 @@ pub(super) fn signature(function: &Function) -> String {
 /// # Errors
 /// Every statement without a translation.
 pub(super) fn translate(
+    unit: &str,
     module: &Module,
     symbols: &HashMap<String, Symbol>,
     function: &Function,
@@ -36,7 +38,7 @@ pub(super) fn translate(
     let mut used = BTreeSet::new();
     names(body, &mut used);
     let context = Context::new(&module.functions, function, symbols, accumulators);
-    let mut writer = Writer { module, context, text: String::new(), location: None, errors: vec![] };
+    let mut writer = Writer { unit, module, context, text: String::new(), location: None, errors: vec![] };
     writer.context.declare_module_shared(&module.variables, &used);
     writer.block(body);
     let Writer { context, text, errors, .. } = writer;
@@ -89,6 +91,7 @@ fn registration(module: &Module, function: &Function, shared: usize) -> String {
 }
 
 struct Writer<'a> {
+    unit: &'a str,
     module: &'a Module,
     context: Context<'a>,
     text: String,
@@ -124,26 +127,28 @@ impl Writer<'_> {
 
     /// Statements from one line of the source share a line of C++, since `#line` counts on.
     fn locate(&mut self, file: u32, line: u32) {
-        let Some(path) = self.module.files.get(&file) else { return };
-        if self.location != Some((file, line)) {
+        if let Some(path) = self.module.files.get(&file).filter(|_| self.location != Some((file, line))) {
             self.location = Some((file, line));
             write!(self.text, "\n#line {line} \"{path}\"\n").expect("a string takes all");
         }
     }
 
     fn line(&mut self, text: &str) {
-        self.text.push_str(if self.location.is_some() { " " } else { "\n  " });
+        self.text.push(' ');
         self.text.push_str(text);
     }
 
     fn instruction(&mut self, wanted: &Instruction) {
         let translated = instruction(&self.context, wanted).and_then(|text| {
             let Some(predicate) = &wanted.predicate else { return Ok(text) };
-            let unknown = || format!("unknown predicate {}", predicate.register);
-            let (register, _) = self.context.register(&predicate.register).ok_or_else(unknown)?;
+            let register = self.context.read(&Operand::Name(predicate.register.clone()), Type::Predicate)?;
             let not = if predicate.negated { "!" } else { "" };
             Ok(format!("if ({not}{register}) {{ {text} }}"))
         });
+        if self.module.files.is_empty() {
+            // Without lines of the source, those of the PTX.
+            write!(self.text, "\n#line {} \"{}.ptx\"\n", wanted.line, self.unit).expect("a string takes all");
+        }
         match translated {
             Ok(text) => self.line(&text),
             Err(reason) => self.errors.push(Untranslated::new(wanted.line, &wanted.mnemonic(), &reason)),

@@ -58,7 +58,7 @@ pub(super) fn module(unit: &str, module: &Module) -> std::result::Result<String,
     }
     for function in &module.functions {
         let Some(body) = &function.body else { continue };
-        match function::translate(module, &symbols, function, body) {
+        match function::translate(unit, module, &symbols, function, body) {
             Ok(function) => text.push_str(&function),
             Err(more) => errors.extend(more),
         }

@@ -7,7 +7,9 @@ static inline __attribute__((always_inline)) uint64_t bits(double v) { return __
 constexpr uint32_t NAN_F32 = 0x7fffffff;
 constexpr uint16_t NAN_HALF = 0x7fff;
 
-static inline float ftz(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.f, x) : x; }
+template <class T> static inline T ftz(T x) {
+  return std::fabs(x) < std::numeric_limits<T>::min() ? std::copysign(T(0), x) : x;
+}
 // Into [0, 1]; a NaN becomes +0.
 template <class T> static inline T sat(T x) { return x > 0 ? (x < 1 ? x : T(1)) : T(0); }
 
@@ -87,6 +89,8 @@ static inline float div_approx(float a, float b) {
 static inline float rsqrt(float x) { return float(1 / std::sqrt(double(x))); }
 // The f64 approximations give the upper half of the bits.
 static inline double upper_half(double x) { return f64(bits(x) >> 32 << 32); }
+static inline double rcp_approx(double x) { return upper_half(ftz(1 / ftz(x))); }
+static inline double rsqrt_approx(double x) { return upper_half(1 / std::sqrt(ftz(x))); }
 static inline float ex2(float x) { return std::exp2(x); }
 static inline float lg2(float x) { return std::log2(x); }
 static inline float sin(float x) { return std::sin(x); }
