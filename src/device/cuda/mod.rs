@@ -5,9 +5,11 @@
 mod graph;
 mod image;
 mod kernel;
+mod tensor_map;
 
 pub use image::{COMPILER, Image, UNITS, Unit};
 pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
+pub(crate) use tensor_map::TensorMap;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -112,11 +114,21 @@ impl Cuda {
 
     /// Starts a kernel on the stream; a grid without blocks is no work.
     pub(crate) fn launch<A: Arguments>(&self, grid: Grid, arguments: A) -> Result<()> {
+        self.launch_variant(A::KERNEL[1], grid, arguments)
+    }
+
+    /// The same for the kernel of this name, one of several in a unit that take the same arguments.
+    pub(crate) fn launch_variant<A: Arguments>(
+        &self,
+        kernel: &'static str,
+        grid: Grid,
+        arguments: A,
+    ) -> Result<()> {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
         self.bind()?;
-        let function = self.0.kernels.get::<A>(self.0.capability, grid.shared_bytes)?;
+        let function = self.0.kernels.get([A::KERNEL[0], kernel], self.0.capability, grid.shared_bytes)?;
         let [x, y, z] = grid.blocks;
         let mut pointers = [(&raw const arguments).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel's one parameter is the struct `A`, as its implementation promises; its
@@ -132,7 +144,7 @@ impl Cuda {
                 &mut pointers,
             )
         }
-        .map_err(|error| failure(error, format_args!("start {}", A::KERNEL[1])))
+        .map_err(|error| failure(error, format_args!("start {kernel}")))
     }
 
     /// Waits until everything asked for is done.
