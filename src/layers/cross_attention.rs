@@ -117,7 +117,7 @@ impl<B: Backend> CrossAttention<V<'_, B>> {
                 out,
             })?,
             ImageTokens::KeysValues { keys_values, sequences } => b.attention_forward(
-                Attention { sequences, heads, mask: Mask::None, scale: scale(hidden, heads) },
+                Attention { sequences, heads, mask: Mask::None, scale: scale(hidden, heads), dropout: None },
                 AttentionForward {
                     q: acts.q.view(),
                     k: keys_values.columns(keys..keys + hidden),

@@ -74,7 +74,7 @@ impl<B: Backend> SelfAttention<V<'_, B>> {
         self.qkv.forward(b, x, acts.qkv.reborrow())?;
         let part = |i: usize| acts.qkv.view().columns(i * hidden..(i + 1) * hidden);
         b.attention_forward(
-            Attention { sequences, heads, mask, scale: scale(hidden, heads) },
+            Attention { sequences, heads, mask, scale: scale(hidden, heads), dropout: None },
             AttentionForward {
                 q: part(0),
                 k: part(1),

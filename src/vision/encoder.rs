@@ -335,7 +335,7 @@ impl<B: Backend> VisionBlock<V<'_, B>> {
         self.qkv.forward(b, acts.normed.view(), acts.qkv.reborrow())?;
         let part = |i: usize| acts.qkv.view().columns(i * width..(i + 1) * width);
         b.attention_forward(
-            Attention { sequences, heads, mask: Mask::None, scale },
+            Attention { sequences, heads, mask: Mask::None, scale, dropout: None },
             AttentionForward {
                 q: part(0),
                 k: part(1),

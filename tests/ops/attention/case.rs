@@ -1,7 +1,7 @@
 //! A batch of sequences, what attention makes of it, and what a plain computation does.
 
 use crate::common::{Matrix, Random};
-use crate::device::{Tensor, TestDevice};
+use crate::device::{Tensor, TestDevice, rounded};
 use qformer::device::Write;
 use qformer::ops::attention::{
     Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Sequences, Span,
@@ -129,8 +129,21 @@ impl Case {
         }
     }
 
+    /// The same case with numbers that `D` holds exactly.
+    pub(crate) fn rounded<D: TestDevice>(&self) -> Self {
+        let prefix = self.prefix.as_ref().map(|p| p.each_ref().map(rounded::<D>));
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(rounded::<D>);
+        Self { q, k, v, prefix, ..self.clone() }
+    }
+
     /// The definition, query by query and key by key, with zeros in rows that no sequence names.
     pub(crate) fn plain(&self) -> Output {
+        self.plain_storing(|p| p)
+    }
+
+    /// The definition, with `store` applied to the probabilities where an implementation that is not
+    /// fused would store them.
+    pub(crate) fn plain_storing(&self, store: fn(f64) -> f64) -> Output {
         let width = self.q.cols / self.heads;
         let mut out = Matrix::filled(self.q.rows, self.q.cols, 0.0);
         let mut log_sums = Matrix::filled(self.q.rows, self.heads, 0.0);
@@ -149,8 +162,8 @@ impl Case {
                         let total: f64 = weights.iter().sum();
                         log_sums.set(row, head, total.ln());
                         for c in columns.clone() {
-                            let sum: f64 = seen.iter().zip(&weights).map(|(key, w)| w * key.v[c]).sum();
-                            out.set(row, c, sum / total);
+                            let terms = seen.iter().zip(&weights).map(|(key, w)| store(w / total) * key.v[c]);
+                            out.set(row, c, terms.sum());
                         }
                     }
                 }
@@ -169,7 +182,13 @@ impl Case {
         let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_forward(
-                Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
+                Attention {
+                    sequences,
+                    heads: self.heads,
+                    mask: self.mask,
+                    scale: self.scale(),
+                    dropout: None,
+                },
                 AttentionForward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),
@@ -208,7 +227,13 @@ impl Case {
         let mut dprefix = before.dprefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_backward(
-                Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
+                Attention {
+                    sequences,
+                    heads: self.heads,
+                    mask: self.mask,
+                    scale: self.scale(),
+                    dropout: None,
+                },
                 AttentionBackward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),
