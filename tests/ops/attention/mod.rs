@@ -1,4 +1,5 @@
 pub(crate) mod case;
+mod plain;
 
 use crate::common::{Matrix, assert_close, assert_gradient, assert_independent_of_threads};
 use crate::device::{TestDevice, rounded, tolerance};
@@ -57,6 +58,8 @@ fn cases() -> Vec<Case> {
             vec![apart([Span::new(0, 2), Span::EMPTY]), apart([Span::EMPTY, Span::new(3, 3)])],
         ),
         over_prefix("causal over a prefix", text_over_prefix(2, &[3, 1, 4])),
+        over_prefix("causal over a prefix", text_over_prefix(2, &[3, 1, 4])).dropped("dropped, prefix", 0.25),
+        one("cross", Mask::None, cross([2, 3, 2, 5])).dropped("dropped", 0.25),
         over_prefix(
             "the end of a text whose keys are cached",
             vec![
@@ -82,6 +85,10 @@ fn large_cases() -> Vec<Case> {
         Case::random("joint", Mask::None, [3, 64], false, queries_then_text(32, &texts)),
         Case::random("joint causal", Mask::Causal, [3, 64], false, queries_then_text(32, &texts)),
         Case::random("caption", Mask::Causal, [3, 64], true, text_over_prefix(32, &texts)),
+        Case::random("joint causal", Mask::Causal, [3, 64], false, queries_then_text(32, &texts))
+            .dropped("joint causal, dropped", 0.1),
+        Case::random("cross", Mask::None, [3, 64], false, cross([1, 3, 32, 257]))
+            .dropped("cross, dropped", 0.1),
         Case::random("primes", Mask::Causal, [5, 7], false, queries_then_text(11, &[13, 37, 31])),
     ]
 }
