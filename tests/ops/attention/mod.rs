@@ -1,4 +1,5 @@
 pub(crate) mod case;
+mod gpu;
 mod plain;
 
 use crate::common::{Matrix, assert_close, assert_gradient, assert_independent_of_threads};
@@ -152,33 +153,46 @@ fn single_precision_gradients_are_those_of_double_precision() {
     }
 }
 
-#[test]
-fn gradients_of_keys_are_added_where_asked_and_those_of_a_prefix_always() {
+fn gradients_are_added<D: TestDevice + AttentionOp>() {
     for case in cases() {
-        let dout = case.random_dout();
+        let dout = rounded::<D>(&case.random_dout());
+        let case = case.rounded::<D>();
         let fresh = case.gradient::<Cpu<f64>>(&dout);
-        let before = case.gradient_of(|i| 1.0 / (i + 1) as f64);
-        let after = case.backward::<Cpu<f64>>(&dout, Write::Add, &before);
-        let replaced = case.backward::<Cpu<f64>>(&dout, Write::Replace, &before);
-        let matrices = |g: &Gradient| g.matrices().into_iter().map(|(_, m)| m.clone()).collect::<Vec<_>>();
+        let reference = case.plain_gradient_storing(&dout, D::round);
+        // Whole numbers, which every device holds.
+        let before = case.gradient_of(|i| (i % 5) as f64 - 2.0);
+        let after = case.backward::<D>(&dout, Write::Add, &before);
+        let replaced = case.backward::<D>(&dout, Write::Replace, &before);
+        let keys =
+            [case.query_rows(), case.key_rows(), case.key_rows(), case.prefix_rows(), case.prefix_rows()];
         for (i, (what, fresh)) in fresh.matrices().into_iter().enumerate().skip(1) {
             let name = format!("{}, {what}", case.name);
-            let added = |after: &Gradient| matrices(after)[i].minus(&matrices(&before)[i]);
-            assert_close(&name, &added(&after), fresh, tolerance::<f64>());
+            let before = with_others(before.matrices()[i].1, &keys[i], 0.0);
+            let sum = |m: &Matrix| Matrix::from_fn(m.rows, m.cols, |r, c| m.at(r, c) + before.at(r, c));
+            let (want, reference) = (sum(fresh), rounded::<D>(&sum(reference.matrices()[i].1)));
+            let check = |after: &Gradient| {
+                D::assert_near(&name, &with_others(after.matrices()[i].1, &keys[i], 0.0), &want, &reference);
+            };
+            check(&after);
             if i >= 3 {
-                assert_close(&name, &added(&replaced), fresh, tolerance::<f64>());
+                check(&replaced);
             }
         }
     }
 }
 
 #[test]
-fn rows_that_no_sequence_names_are_neither_read_nor_written() {
+fn gradients_of_keys_are_added_where_asked_and_those_of_a_prefix_always() {
+    gradients_are_added::<Cpu<f64>>();
+    gradients_are_added::<Cuda>();
+}
+
+fn other_rows_are_left_alone<D: TestDevice + AttentionOp>() {
     for case in cases() {
         let (mark, is_mark) = (7.0, |x: &f64| *x == 7.0);
         let dout = case.random_dout();
-        let Output { out, log_sums } = case.forward::<Cpu<f64>>(mark);
-        let after = case.backward::<Cpu<f64>>(&dout, Write::Replace, &case.gradient_of(|_| mark));
+        let Output { out, log_sums } = case.forward::<D>(mark);
+        let after = case.backward::<D>(&dout, Write::Replace, &case.gradient_of(|_| mark));
         let mut written = vec![(out, case.query_rows()), (log_sums, case.query_rows())];
         written.extend([
             (after.dq, case.query_rows()),
@@ -193,6 +207,12 @@ fn rows_that_no_sequence_names_are_neither_read_nor_written() {
             assert!(rows.iter().all(|&r| matrix.row(r).iter().all(|x| x.is_finite())), "{}: read", case.name);
         }
     }
+}
+
+#[test]
+fn rows_that_no_sequence_names_are_neither_read_nor_written() {
+    other_rows_are_left_alone::<Cpu<f64>>();
+    other_rows_are_left_alone::<Cuda>();
 }
 
 #[test]
@@ -219,15 +239,14 @@ fn large_scores_do_not_overflow() {
     assert_close("large", &got, &want, 1e-3);
 }
 
-#[test]
-fn nan_in_any_key_reaches_the_rows_that_see_it() {
+fn nan_reaches_the_rows_that_see_it<D: TestDevice + AttentionOp>() {
     let sequences = queries_then_text(2, &[40, 3]);
     let case = Case::random("NaN", Mask::Causal, [1, 4], false, sequences.clone());
     for key in [0, 1, 6, 7, 38, 45] {
         for poison in [f64::NAN, f64::from_bits(u64::MAX)] {
             let mut case = case.clone();
             case.k.set(key, 2, poison);
-            let out = case.output::<Cpu<f32>>().out;
+            let out = case.output::<D>().out;
             let Span { start, len } = sequences[0].queries[1];
             for row in case.query_rows() {
                 let sees = if key < 2 {
@@ -239,6 +258,12 @@ fn nan_in_any_key_reaches_the_rows_that_see_it() {
             }
         }
     }
+}
+
+#[test]
+fn nan_in_any_key_reaches_the_rows_that_see_it() {
+    nan_reaches_the_rows_that_see_it::<Cpu<f32>>();
+    nan_reaches_the_rows_that_see_it::<Cuda>();
 }
 
 #[test]
