@@ -47,6 +47,19 @@ __device__ inline u32 shared_address(const void *pointer) {
     return static_cast<u32>(__cvta_generic_to_shared(pointer));
 }
 
+// st.shared.v4.b32
+__device__ inline void st_shared(u32 address, uint4 x) {
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "r"(address), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+                 : "memory");
+}
+
+// st.shared.b32
+__device__ inline void st_shared(u32 address, u32 x) {
+    asm volatile("st.shared.b32 [%0], %1;" : : "r"(address), "r"(x) : "memory");
+}
+
 // cp.async.cg: 16 bytes from global to shared memory, not through registers; those beyond `bytes` become zeros.
 __device__ inline void cp_async(u32 shared, const void *global, u32 bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");

@@ -8,6 +8,7 @@
 //! With dropout, out = (softmax(…)∘m/(1 − p))·v; the log-sum-exps are those of the scores as they are.
 
 mod cpu;
+mod cuda;
 mod sequences;
 
 pub use sequences::{PlacedSequences, Sequence, Sequences, Span};
