@@ -35,16 +35,19 @@ constexpr int VECTOR = 8;
 // Elements in 16 bytes of float.
 constexpr int QUAD = 4;
 
+__device__ inline void unpack(float (&to)[VECTOR], uint4 words) {
+    unpack(to[0], to[1], words.x);
+    unpack(to[2], to[3], words.y);
+    unpack(to[4], to[5], words.z);
+    unpack(to[6], to[7], words.w);
+}
+
 template <int N> __device__ void load(float (&to)[N], const bf16 *from) {
     if constexpr (N == 1) {
         to[0] = to_float(*from);
     } else {
         static_assert(N == VECTOR);
-        const uint4 words = *reinterpret_cast<const uint4 *>(from);
-        unpack(to[0], to[1], words.x);
-        unpack(to[2], to[3], words.y);
-        unpack(to[4], to[5], words.z);
-        unpack(to[6], to[7], words.w);
+        unpack(to, *reinterpret_cast<const uint4 *>(from));
     }
 }
 

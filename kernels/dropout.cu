@@ -15,31 +15,13 @@ constexpr u32 THREADS = 256;
 
 template <int N> __device__ void apply(const DropoutApplyArgs &a, u32 row) {
     const uint2 key = a.dropout.load_key();
-    // Four elements share a draw: a thread has a vector of 8, or at single elements one of 4.
-    constexpr u32 STEP = N == VECTOR ? VECTOR : 4;
-    for (u32 column = lane_index() * STEP; column < a.width; column += WARP * STEP) {
+    for (u32 column = lane_index() * N; column < a.width; column += WARP * N) {
+        float x[N], factor[N];
+        load(x, a.x.row(row) + column);
+        a.dropout.factors(factor, key, 0, row, column);
 #pragma unroll
-        for (u32 part = 0; part < STEP; part += 4) {
-            const uint4 draw = a.dropout.words(key, 0, row, column + part);
-            const u32 words[4] = {draw.x, draw.y, draw.z, draw.w};
-            // Columns of a vector are all there.
-            if constexpr (N == VECTOR) {
-                const uint2 x = *reinterpret_cast<const uint2 *>(a.x.row(row) + column + part);
-                float e[4];
-                unpack(e[0], e[1], x.x);
-                unpack(e[2], e[3], x.y);
-#pragma unroll
-                for (int i = 0; i < 4; ++i) e[i] *= a.dropout.factor(words[i]);
-                *reinterpret_cast<uint2 *>(a.y.row(row) + column + part) =
-                    make_uint2(pack(e[0], e[1]), pack(e[2], e[3]));
-            } else {
-#pragma unroll
-                for (u32 i = 0; i < 4; ++i)
-                    if (column + i < a.width)
-                        a.y.row(row)[column + i] =
-                            to_bf16(to_float(a.x.row(row)[column + i]) * a.dropout.factor(words[i]));
-            }
-        }
+        for (int j = 0; j < N; ++j) x[j] *= factor[j];
+        store(a.y.row(row) + column, x);
     }
 }
 

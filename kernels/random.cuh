@@ -25,11 +25,27 @@ struct Dropout {
 
     __device__ bool present() const { return key != nullptr; }
     __device__ uint2 load_key() const { return make_uint2(key[0], key[1]); }
-    // Words of the elements (row, col .. col + 4) of a matrix of this head; col is a multiple of 4.
+    // Words of the elements of this row that have this col / 4, in a matrix of this head.
     __device__ uint4 words(uint2 key, u32 head, u32 row, u32 col) const {
         return philox(make_uint4(col / 4, row, site, head), key);
     }
     // What an element is multiplied by.
     __device__ float factor(u32 word) const { return word >= threshold ? scale : 0.0f; }
+    // What the N elements from (row, col) on are multiplied by; vectors start at a multiple of theirs.
+    template <int N> __device__ void factors(float (&to)[N], uint2 key, u32 head, u32 row, u32 col) const {
+        if constexpr (N == 1) {
+            const uint4 draw = words(key, head, row, col);
+            const u32 low = col % 2 == 0 ? draw.x : draw.y, high = col % 2 == 0 ? draw.z : draw.w;
+            to[0] = factor(col % 4 < 2 ? low : high);
+        } else {
+            static_assert(N % 4 == 0);
+#pragma unroll
+            for (int i = 0; i < N; i += 4) {
+                const uint4 draw = words(key, head, row, col + i);
+                to[i] = factor(draw.x), to[i + 1] = factor(draw.y);
+                to[i + 2] = factor(draw.z), to[i + 3] = factor(draw.w);
+            }
+        }
+    }
 };
 static_assert(sizeof(Dropout) == 24);

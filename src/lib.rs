@@ -42,11 +42,12 @@ pub mod qformer;
 pub mod random;
 pub mod tensor;
 pub mod tokenizer;
+pub mod train;
 pub mod vision;
 mod workspace;
 
 pub use config::Config;
-pub use device::Cpu;
+pub use device::{Cpu, Cuda};
 pub use error::{Error, Result};
 pub use qformer::{ImageFeatures, Match, Matching, QFormer};
 pub use tensor::HostTensor;

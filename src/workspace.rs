@@ -3,11 +3,18 @@
 use crate::arena::{Arena, Cursor};
 use crate::device::Device;
 use crate::error::Result;
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// One arena, kept from call to call and exchanged for a larger one when needed, because fresh
 /// memory is slow at first touch.
-pub(crate) struct Workspace<D: Device>(Mutex<Option<Arena<D>>>);
+pub(crate) struct Workspace<D: Device>(Mutex<Option<Kept<D>>>);
+
+/// An arena, with what was recorded of passes that work in it, which are dropped first.
+struct Kept<D: Device> {
+    replays: HashMap<usize, D::Replay>,
+    arena: Arena<D>,
+}
 
 impl<D: Device> Default for Workspace<D> {
     fn default() -> Self {
@@ -24,33 +31,40 @@ impl<D: Device> Workspace<D> {
     ) -> Result<Lease<'w, D>> {
         let bytes = Arena::<D>::bytes(carve);
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let arena = match kept {
-            Some(arena) if arena.capacity() >= bytes => arena,
+        let kept = match kept {
+            Some(kept) if kept.arena.capacity() >= bytes => kept,
             // The smaller arena is freed first, so that both are never held.
             smaller => {
                 drop(smaller);
-                Arena::sized(device, "activations", bytes)?
+                Kept { replays: HashMap::new(), arena: Arena::sized(device, "activations", bytes)? }
             }
         };
-        Ok(Lease { arena: Some(arena), home: self })
+        Ok(Lease { kept: Some(kept), home: self })
     }
 }
 
 /// An arena on loan from a [`Workspace`].
 pub(crate) struct Lease<'w, D: Device> {
-    arena: Option<Arena<D>>,
+    kept: Option<Kept<D>>,
     home: &'w Workspace<D>,
 }
 
 impl<D: Device> Lease<'_, D> {
     /// Starts carving from the front.
     pub(crate) fn cursor(&mut self) -> Cursor<'_, D> {
-        self.arena.as_mut().expect("held until dropped").cursor()
+        self.kept.as_mut().expect("held until dropped").arena.cursor()
+    }
+
+    /// The same, with what was recorded of a pass over `batch` items, which must be the only kind of
+    /// pass that asks for it here: a batch decides all sizes and addresses.
+    pub(crate) fn replayed(&mut self, batch: usize) -> (Cursor<'_, D>, &mut D::Replay) {
+        let kept = self.kept.as_mut().expect("held until dropped");
+        (kept.arena.cursor(), kept.replays.entry(batch).or_default())
     }
 }
 
 impl<D: Device> Drop for Lease<'_, D> {
     fn drop(&mut self) {
-        *self.home.0.lock().unwrap_or_else(PoisonError::into_inner) = self.arena.take();
+        *self.home.0.lock().unwrap_or_else(PoisonError::into_inner) = self.kept.take();
     }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the library, each with those it may name.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("error", &[]),
     ("tensor", &[]),
     ("random", &[]),
@@ -22,6 +22,10 @@ const MAY_USE: [(&str, &[&str]); 15] = [
     (
         "vision",
         &["error", "input", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"],
+    ),
+    (
+        "train",
+        &["error", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers", "qformer"],
     ),
     ("qformer", &["error", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"]),
 ];

@@ -11,6 +11,7 @@ pub(crate) fn benchmark(criterion: &mut Criterion) {
         measure(criterion, "layer norm", &what, work, &mut Tensor::output(rows, width), |y| {
             let args = LayerNormForward {
                 x: x.view(),
+                dropout: None,
                 residual: Some(residual.view()),
                 weight: weight.view(),
                 bias: bias.view(),

@@ -5,6 +5,7 @@ use super::{Device, Real, Write, split};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, Number, PANEL, SPLIT_PANEL, View, ViewMut};
 use memmap2::{MmapMut, MmapOptions};
+use rayon::prelude::*;
 use std::marker::PhantomData;
 
 /// The CPU backend, computing in `E`: the default without a GPU and the specification with one.
@@ -58,6 +59,8 @@ impl<E: Real> Device for Cpu<E> {
     type Elem = E;
     type Stat = E;
     type Buffer = CpuBuffer;
+    type Replay = ();
+    const IMAGES_PER_PASS: usize = 8;
 
     fn frozen_layout(&self) -> Layout {
         if self.has_amx() { Layout::SplitPanels } else { Layout::Panels }
@@ -85,6 +88,10 @@ impl<E: Real> Device for Cpu<E> {
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         // On a thread of the pool: from outside, every operation would hand its work over and sleep.
         rayon::scope(|_| pass())
+    }
+
+    fn replay(&self, (): &mut (), work: impl FnOnce() -> Result<()>) -> Result<()> {
+        work()
     }
 
     fn write<N: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, N>) -> Result<()> {
@@ -133,6 +140,15 @@ impl<E: Real> Device for Cpu<E> {
             // SAFETY: the only slice of this row.
             unsafe { rows.row(r) }.copy_from_slice(values);
         }
+        Ok(())
+    }
+
+    fn clear<T: Element>(&self, to: ViewMut<'_, Self, T>) -> Result<()> {
+        let (count, rows) = (to.rows(), to.into_rows());
+        (0..count).into_par_iter().for_each(|r| {
+            // SAFETY: one task a row.
+            unsafe { rows.row(r) }.fill(T::default());
+        });
         Ok(())
     }
 

@@ -13,7 +13,7 @@ pub use real::Real;
 pub(crate) use real::{maximum, sum, vectorised};
 
 use crate::error::Result;
-use crate::tensor::{Layout, Number, View, ViewMut};
+use crate::tensor::{Element, Layout, Number, View, ViewMut};
 
 /// A place that holds tensors: its memory and its number types.
 ///
@@ -27,6 +27,11 @@ pub trait Device: Sized + Send + Sync {
     type Stat: Number;
     /// An owned piece of memory.
     type Buffer: Send + Sync;
+    /// What is kept of work that is done again and again on the same memory.
+    type Replay: Default + Send;
+
+    /// Images that a pass takes at a time, enough to keep the device busy.
+    const IMAGES_PER_PASS: usize;
 
     /// Layout in which this device multiplies by a frozen weight fastest.
     fn frozen_layout(&self) -> Layout;
@@ -40,11 +45,16 @@ pub trait Device: Sized + Send + Sync {
 
     /// Runs a whole pass, from where operations start with the least delay.
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R;
+    /// Does work that is the same at every call with this `replay`: the same operations on the same
+    /// memory. A device may record it and start it at once. It must neither read nor write from the host.
+    fn replay(&self, replay: &mut Self::Replay, work: impl FnOnce() -> Result<()>) -> Result<()>;
 
     /// Writes `values` as the elements of `to` from the `first` on, counted row by row.
     fn write<E: Number>(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, E>) -> Result<()>;
     /// Writes indices, row by row, to a matrix without gaps between its rows.
     fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) -> Result<()>;
+    /// Fills a matrix without gaps between its rows with zeros.
+    fn clear<E: Element>(&self, to: ViewMut<'_, Self, E>) -> Result<()>;
     /// The elements of `from`, row by row.
     fn read<E: Number>(&self, from: View<'_, Self, E>) -> Result<Vec<f32>>;
     /// The indices in `from`, row by row, which has no gaps between its rows.

@@ -2,16 +2,18 @@
 //! feed-forward layer for the query rows and another for the text rows.
 
 use super::cross_attention::{CrossAttentionActs, ImageTokens};
+use super::dropout::{PassDropout, Place};
 use super::feed_forward::FeedForwardActs;
-use super::self_attention::SelfAttentionActs;
-use super::{CrossAttention, FeedForward, Linear, SelfAttention};
+use super::self_attention::{Attending, SelfAttentionActs};
+use super::{CrossAttention, FeedForward, Keep, Linear, Scratch, SelfAttention};
 use crate::arena::Cursor;
 use crate::config::QFormerConfig;
-use crate::device::{M, V};
+use crate::device::{M, SM, V, Write};
 use crate::error::Result;
 use crate::ops::Backend;
-use crate::ops::attention::{Mask, PlacedSequences};
+use crate::ops::dropout::Dropout;
 use crate::params::{Spec, Tree};
+use std::ops::Range;
 
 /// One of the Q-Former's layers.
 #[derive(Clone, Debug)]
@@ -62,17 +64,48 @@ impl<T> Tree<T> for Block<T> {
 pub struct Stream<'a, B: Backend> {
     /// How many rows are query rows.
     pub query_rows: usize,
-    /// Which rows attend to one another.
-    pub sequences: PlacedSequences<'a, B>,
-    /// And how.
-    pub mask: Mask,
+    /// Which rows attend to one another; every row is in one of them.
+    pub attending: &'a [Attending<'a, B>],
     /// H
     pub heads: usize,
+    /// Factor of the scores, 1/√(head width).
+    pub scale: f64,
     /// What the query rows attend to; absent without query rows.
     pub image: Option<ImageTokens<'a, B>>,
+    /// Absent in inference.
+    pub dropout: Option<PassDropout<'a, B>>,
 }
 
-/// What a block works in; every block of a pass can use the same.
+/// What a block takes besides its stream.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a, B: Backend> {
+    /// Which block, counted from 0.
+    pub block: usize,
+    /// Which cross-attention, counted from 0, if it has one.
+    pub cross: usize,
+    /// Projections of the image for all blocks: weight [layers·2·D, W].
+    pub image_kv: &'a Linear<V<'a, B>>,
+    /// Queries, keys and values [rows, 3·D] of an earlier stream in this block, whose rows this stream
+    /// sees.
+    pub earlier: Option<V<'a, B>>,
+}
+
+impl<B: Backend> Inputs<'_, B> {
+    /// Columns of this block's keys and values among those of all blocks.
+    pub(super) fn key_value_columns(&self, hidden: usize) -> (Range<usize>, Range<usize>) {
+        let keys = 2 * self.cross * hidden;
+        (keys..keys + hidden, keys + hidden..keys + 2 * hidden)
+    }
+}
+
+impl<'a, B: Backend> Stream<'a, B> {
+    /// Dropout at a place of a block.
+    pub(super) fn dropout_at(&self, inputs: &Inputs<'_, B>, place: Place) -> Option<Dropout<'a, B>> {
+        self.dropout.and_then(|dropout| dropout.at(inputs.block, place))
+    }
+}
+
+/// What a block works in. In inference every block of a pass can use the same.
 pub struct BlockActs<'a, B: Backend> {
     /// In self-attention.
     pub attention: SelfAttentionActs<'a, B>,
@@ -89,40 +122,39 @@ pub struct BlockActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> BlockActs<'a, B> {
-    /// For streams of so many rows.
+    /// For streams of so many query and text rows, in a block with cross-attention or without.
     pub fn carve(
         cursor: &mut Cursor<'a, B>,
-        query_rows: usize,
-        text_rows: usize,
+        [query_rows, text_rows]: [usize; 2],
         config: &QFormerConfig,
+        keep: Keep,
     ) -> Self {
         let (rows, hidden) = (query_rows + text_rows, config.hidden_size);
-        let sizes = [hidden, config.intermediate_size];
+        let (sizes, heads) = ([hidden, config.intermediate_size], [hidden, config.num_attention_heads]);
         Self {
-            attention: SelfAttentionActs::carve(cursor, rows, hidden),
+            attention: SelfAttentionActs::carve(cursor, rows, heads, keep),
             attended: cursor.take(rows, hidden),
-            cross_attention: CrossAttentionActs::carve(cursor, query_rows, hidden),
+            cross_attention: CrossAttentionActs::carve(cursor, query_rows, heads, keep),
             crossed: cursor.take(query_rows, hidden),
-            query_feed_forward: FeedForwardActs::carve(cursor, query_rows, sizes),
-            text_feed_forward: FeedForwardActs::carve(cursor, text_rows, sizes),
+            query_feed_forward: FeedForwardActs::carve(cursor, query_rows, sizes, keep),
+            text_feed_forward: FeedForwardActs::carve(cursor, text_rows, sizes, keep),
         }
     }
 }
 
 impl<B: Backend> Block<V<'_, B>> {
-    /// y [rows, D] from x [rows, D]; `image_kv` and `index` as in [`CrossAttention::forward`].
+    /// y [rows, D] from x [rows, D]
     pub fn forward(
         &self,
         b: &B,
         x: V<'_, B>,
         stream: &Stream<'_, B>,
-        (image_kv, index): (&Linear<V<'_, B>>, usize),
+        inputs: &Inputs<'_, B>,
         acts: &mut BlockActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let attention = (stream.sequences, stream.heads, stream.mask);
-        self.attention.forward(b, x, attention, &mut acts.attention, acts.attended.reborrow())?;
-        self.forward_from_attended(b, stream, (image_kv, index), acts, y)
+        self.attention.forward(b, x, stream, inputs, &mut acts.attention, acts.attended.reborrow())?;
+        self.forward_from_attended(b, stream, inputs, acts, y)
     }
 
     /// The rest of the block, from `acts.attended` on.
@@ -130,34 +162,126 @@ impl<B: Backend> Block<V<'_, B>> {
         &self,
         b: &B,
         stream: &Stream<'_, B>,
-        (image_kv, index): (&Linear<V<'_, B>>, usize),
+        inputs: &Inputs<'_, B>,
         acts: &mut BlockActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let rows = acts.attended.rows();
         let attended = acts.attended.view();
         let mut queries = attended.row_range(0..stream.query_rows);
-        let text = attended.row_range(stream.query_rows..rows);
+        let text = attended.row_range(stream.query_rows..attended.rows());
         let (y_queries, y_text) = y.split_rows(stream.query_rows);
         if let Some(image) = &stream.image {
             if let Some(cross) = &self.cross_attention {
-                let image = (image, image_kv, index);
-                cross.forward(
-                    b,
-                    queries,
-                    image,
-                    stream.heads,
-                    &mut acts.cross_attention,
-                    acts.crossed.reborrow(),
-                )?;
+                let y = acts.crossed.reborrow();
+                cross.forward(b, queries, image, stream, inputs, &mut acts.cross_attention, y)?;
                 queries = acts.crossed.view();
             }
-            self.query_feed_forward.forward(b, queries, &mut acts.query_feed_forward, y_queries)?;
+            let dropout = stream.dropout_at(inputs, Place::QueryFeedForward);
+            self.query_feed_forward.forward(b, queries, dropout, &mut acts.query_feed_forward, y_queries)?;
         }
         if text.rows() > 0 {
             let feed_forward = self.text_feed_forward.as_ref().expect("a model that reads text");
-            feed_forward.forward(b, text, &mut acts.text_feed_forward, y_text)?;
+            let dropout = stream.dropout_at(inputs, Place::TextFeedForward);
+            feed_forward.forward(b, text, dropout, &mut acts.text_feed_forward, y_text)?;
         }
         Ok(())
+    }
+
+    /// dx [rows, D] from dy [rows, D]
+    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one operation here")]
+    pub fn backward(
+        &self,
+        b: &B,
+        x: V<'_, B>,
+        stream: &Stream<'_, B>,
+        inputs: &Inputs<'_, B>,
+        acts: &BlockActs<'_, B>,
+        dy: V<'_, B>,
+        gradients: &mut Block<SM<'_, B>>,
+        to: BlockGradients<'_, B>,
+        scratch: &mut BlockScratch<'_, B>,
+        dx: M<'_, B>,
+    ) -> Result<()> {
+        let BlockScratch { attended, crossed, layers } = scratch;
+        let (query_rows, rows) = (stream.query_rows, x.rows());
+        let attended = &mut super::first_rows::<B>(attended, rows);
+        let mut crossed = super::first_rows::<B>(crossed, query_rows);
+        let (mut dqueries, dtext) = attended.reborrow().split_rows(query_rows);
+        let queries = acts.attended.view().row_range(0..query_rows);
+        if let Some(image) = &stream.image {
+            let dy = dy.row_range(0..query_rows);
+            let dropout = stream.dropout_at(inputs, Place::QueryFeedForward);
+            let (layer, layer_acts) = (&self.query_feed_forward, &acts.query_feed_forward);
+            let layer_gradients = &mut gradients.query_feed_forward;
+            if let (Some(cross), Some(gradients)) = (&self.cross_attention, &mut gradients.cross_attention) {
+                let x = acts.crossed.view();
+                layer.backward(b, x, dropout, layer_acts, dy, layer_gradients, layers, crossed.reborrow())?;
+                let (dy, cross_acts) = (crossed.view(), &acts.cross_attention);
+                let dkeys_values = to.keys_values;
+                cross.backward(
+                    b,
+                    queries,
+                    image,
+                    stream,
+                    inputs,
+                    cross_acts,
+                    dy,
+                    gradients,
+                    dkeys_values,
+                    layers,
+                    dqueries,
+                )?;
+            } else {
+                let to = dqueries.reborrow();
+                layer.backward(b, queries, dropout, layer_acts, dy, layer_gradients, layers, to)?;
+            }
+        }
+        if rows > query_rows {
+            let (x, dy) = (acts.attended.view().row_range(query_rows..rows), dy.row_range(query_rows..rows));
+            let layer = self.text_feed_forward.as_ref().expect("a model that reads text");
+            let gradients = gradients.text_feed_forward.as_mut().expect("as the parameters");
+            let dropout = stream.dropout_at(inputs, Place::TextFeedForward);
+            layer.backward(b, x, dropout, &acts.text_feed_forward, dy, gradients, layers, dtext)?;
+        }
+        let (layer_acts, dy) = (&acts.attention, attended.view());
+        let gradients = &mut gradients.attention;
+        self.attention
+            .backward(b, x, stream, inputs, layer_acts, dy, gradients, to.qkv, to.earlier, layers, dx)
+    }
+}
+
+/// Where a block's backward pass writes the gradients of keys and values.
+pub struct BlockGradients<'a, B: Backend> {
+    /// Those of the image, for all blocks [images·N, layers·2·D]: replaced, or added to.
+    pub keys_values: (Write, M<'a, B>),
+    /// Those of queries, keys and values [rows, 3·D]; replaced, or keys and values added to.
+    pub qkv: (Write, M<'a, B>),
+    /// Those of an earlier stream's [rows, 3·D], whose keys and values are added to.
+    pub earlier: Option<M<'a, B>>,
+}
+
+/// What backward passes of blocks work in, one after the other.
+pub struct BlockScratch<'a, B: Backend> {
+    /// [rows, D]: the gradient after self-attention
+    attended: M<'a, B>,
+    /// [query rows, D]: the gradient after cross-attention
+    crossed: M<'a, B>,
+    /// In the layers.
+    pub(crate) layers: Scratch<'a, B>,
+}
+
+impl<'a, B: Backend> BlockScratch<'a, B> {
+    /// For streams of up to so many query rows, and rows.
+    pub fn carve(
+        cursor: &mut Cursor<'a, B>,
+        b: &B,
+        [query_rows, rows]: [usize; 2],
+        config: &QFormerConfig,
+    ) -> Self {
+        Self {
+            attended: cursor.take(rows, config.hidden_size),
+            crossed: cursor.take(query_rows, config.hidden_size),
+            layers: Scratch::carve(cursor, b, rows, config),
+        }
     }
 }

@@ -1,9 +1,12 @@
-//! y = γ·(s − mean)/√(var + ε) + β with s = x + residual
+//! y = γ·(s − mean)/√(var + ε) + β with s = dropout(x) + residual
 
-use crate::device::{M, V};
+use super::Keep;
+use crate::arena::Cursor;
+use crate::device::{M, SM, V};
 use crate::error::Result;
 use crate::ops::Backend;
-use crate::ops::layer_norm::LayerNormForward;
+use crate::ops::dropout::Dropout;
+use crate::ops::layer_norm::{LayerNormBackward, LayerNormForward};
 use crate::params::{Spec, Tree};
 
 /// Layer normalisation.
@@ -36,18 +39,75 @@ impl<T> Tree<T> for LayerNorm<T> {
     }
 }
 
+/// What the backward pass needs.
+pub struct LayerNormActs<'a, B: Backend> {
+    /// s [rows, width]
+    pub sum: M<'a, B>,
+    /// [rows, 2]: mean and 1/√(var + ε)
+    pub statistics: SM<'a, B>,
+}
+
+impl<'a, B: Backend> LayerNormActs<'a, B> {
+    /// For `rows` rows of `width`; none in inference.
+    pub fn carve(cursor: &mut Cursor<'a, B>, rows: usize, width: usize, keep: Keep) -> Option<Self> {
+        (keep == Keep::ForBackward)
+            .then(|| Self { sum: cursor.take(rows, width), statistics: cursor.take(rows, 2) })
+    }
+}
+
 impl<B: Backend> LayerNorm<V<'_, B>> {
-    /// y [rows, width] from x and residual [rows, width]
+    /// y [rows, width] from x and residual [rows, width], in inference
     pub fn forward(&self, b: &B, x: V<'_, B>, residual: Option<V<'_, B>>, y: M<'_, B>) -> Result<()> {
+        self.training_forward(b, x, residual, None, None, y)
+    }
+
+    /// The same with dropout of x, and with what the backward pass needs.
+    pub fn training_forward(
+        &self,
+        b: &B,
+        x: V<'_, B>,
+        residual: Option<V<'_, B>>,
+        dropout: Option<Dropout<'_, B>>,
+        acts: Option<&mut LayerNormActs<'_, B>>,
+        y: M<'_, B>,
+    ) -> Result<()> {
+        let (sum, statistics) = acts.map(|acts| (acts.sum.reborrow(), acts.statistics.reborrow())).unzip();
         b.layer_norm_forward(LayerNormForward {
             x,
             residual,
+            dropout,
             weight: self.weight,
             bias: self.bias,
             epsilon: self.epsilon,
-            sum: None,
-            statistics: None,
+            sum,
+            statistics,
             y,
+        })
+    }
+
+    /// dsum [rows, width], the gradient of the residual, and dx [rows, width], that of what was dropped
+    /// out of (absent without dropout: then it is dsum), from dy [rows, width]; `partials` to work in
+    pub fn backward(
+        &self,
+        b: &B,
+        acts: &LayerNormActs<'_, B>,
+        dropout: Option<Dropout<'_, B>>,
+        dy: V<'_, B>,
+        gradients: &mut LayerNorm<SM<'_, B>>,
+        partials: &mut SM<'_, B>,
+        (dsum, dx): (M<'_, B>, Option<M<'_, B>>),
+    ) -> Result<()> {
+        b.layer_norm_backward(LayerNormBackward {
+            sum: acts.sum.view(),
+            statistics: acts.statistics.view(),
+            weight: self.weight,
+            dropout,
+            dy,
+            dsum,
+            dx,
+            dweight: gradients.weight.reborrow(),
+            dbias: gradients.bias.reborrow(),
+            partials: partials.reborrow(),
         })
     }
 }

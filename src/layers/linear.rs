@@ -1,10 +1,10 @@
 //! y = x·Wᵀ + b
 
-use crate::device::{M, V};
+use crate::device::{M, SM, V, Write};
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::activation::Activation;
-use crate::ops::gemm::GemmForward;
+use crate::ops::gemm::{GemmBackward, GemmForward};
 use crate::params::{Spec, Tree};
 
 /// A linear layer, or several side by side.
@@ -39,22 +39,45 @@ impl<T> Tree<T> for Linear<T> {
     }
 }
 
+/// What is fused into a linear layer: y = f(x·Wᵀ + b) + residual.
+pub struct Fused<'a, B: Backend> {
+    /// f; absent for the identity.
+    pub activation: Option<Activation>,
+    /// [rows, out]
+    pub residual: Option<V<'a, B>>,
+    /// x·Wᵀ + b [rows, out], for the activation's gradient
+    pub pre_activation: Option<M<'a, B>>,
+}
+
 impl<B: Backend> Linear<V<'_, B>> {
     /// y [rows, out] from x [rows, in]
     pub fn forward(&self, b: &B, x: V<'_, B>, y: M<'_, B>) -> Result<()> {
-        self.fused_forward(b, x, None, None, y)
+        self.fused_forward(b, x, Fused { activation: None, residual: None, pre_activation: None }, y)
     }
 
     /// y = f(x·Wᵀ + b) + residual
-    pub fn fused_forward(
+    pub fn fused_forward(&self, b: &B, x: V<'_, B>, fused: Fused<'_, B>, y: M<'_, B>) -> Result<()> {
+        let Fused { activation, residual, pre_activation } = fused;
+        let (weight, bias) = (self.weight, Some(self.bias));
+        b.gemm_forward(GemmForward { x, weight, bias, activation, residual, pre_activation, y })
+    }
+
+    /// dx [rows, in] from x and dy [rows, out], without an activation; gradients are added to.
+    pub fn backward(
         &self,
         b: &B,
         x: V<'_, B>,
-        activation: Option<Activation>,
-        residual: Option<V<'_, B>>,
-        y: M<'_, B>,
+        dy: V<'_, B>,
+        gradients: &mut Linear<SM<'_, B>>,
+        dx: Option<(Write, M<'_, B>)>,
     ) -> Result<()> {
-        let (weight, bias) = (self.weight, Some(self.bias));
-        b.gemm_forward(GemmForward { x, weight, bias, activation, residual, pre_activation: None, y })
+        b.gemm_backward(GemmBackward {
+            x,
+            weight: self.weight,
+            dy,
+            dx,
+            dweight: gradients.weight.reborrow(),
+            dbias: Some(gradients.bias.reborrow()),
+        })
     }
 }

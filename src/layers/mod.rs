@@ -1,7 +1,10 @@
-//! Layers: each a file with its parameters, what it works in, and its passes.
+//! Layers: each a file with its parameters, what it works in, and its passes, backward under forward.
+//!
+//! A backward pass writes the gradients of activations and adds to those of parameters.
 
 pub mod block;
 pub mod cross_attention;
+pub mod dropout;
 pub mod feed_forward;
 pub mod layer_norm;
 pub mod linear;
@@ -13,3 +16,47 @@ pub use feed_forward::FeedForward;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use self_attention::SelfAttention;
+
+use crate::arena::Cursor;
+use crate::config::QFormerConfig;
+use crate::device::{M, SM};
+use crate::ops::Backend;
+
+/// What a forward pass keeps of its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: inference.
+    Nothing,
+    /// All that the backward pass needs.
+    ForBackward,
+}
+
+/// What backward passes of all layers work in, one after the other.
+pub struct Scratch<'a, B: Backend> {
+    /// [rows, D]
+    projected: M<'a, B>,
+    /// [rows, D]
+    context: M<'a, B>,
+    /// [rows, F]
+    intermediate: M<'a, B>,
+    /// [blocks, 2·D]: partial sums of the norms' gradients
+    pub(crate) partials: SM<'a, B>,
+}
+
+impl<'a, B: Backend> Scratch<'a, B> {
+    /// For streams of up to `rows` tokens.
+    pub fn carve(cursor: &mut Cursor<'a, B>, b: &B, rows: usize, config: &QFormerConfig) -> Self {
+        let hidden = config.hidden_size;
+        Self {
+            projected: cursor.take(rows, hidden),
+            context: cursor.take(rows, hidden),
+            intermediate: cursor.take(rows, config.intermediate_size),
+            partials: cursor.take(b.layer_norm_partials(rows), 2 * hidden),
+        }
+    }
+}
+
+/// The first `rows` rows.
+fn first_rows<'a, B: Backend>(matrix: &'a mut M<'_, B>, rows: usize) -> M<'a, B> {
+    matrix.reborrow().split_rows(rows).0
+}

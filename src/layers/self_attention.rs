@@ -1,11 +1,14 @@
 //! BERT's self-attention with its output layer: y = LN(x + Wₒ·attention(x) + bₒ)
 
-use super::{LayerNorm, Linear};
+use super::block::{Inputs, Stream};
+use super::dropout::Place;
+use super::layer_norm::LayerNormActs;
+use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
 use crate::arena::Cursor;
-use crate::device::{M, V};
+use crate::device::{M, SM, V, Write};
 use crate::error::Result;
 use crate::ops::Backend;
-use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences};
+use crate::ops::attention::{Attention, AttentionBackward, AttentionForward, Mask, PlacedSequences};
 use crate::params::{Spec, Tree};
 
 /// Self-attention over learned queries and text together: one set of weights for both.
@@ -39,23 +42,48 @@ impl<T> Tree<T> for SelfAttention<T> {
     }
 }
 
+/// Rows of a stream that attend to one another, and how.
+pub struct Attending<'a, B: Backend> {
+    /// Which rows belong together.
+    pub sequences: PlacedSequences<'a, B>,
+    /// Which of their keys a row sees.
+    pub mask: Mask,
+    /// Where the keys of the first span come from.
+    pub first_keys: FirstKeys,
+}
+
+/// Where the keys of a sequence's first span come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstKeys {
+    /// The stream itself.
+    Own,
+    /// An earlier stream's rows in the same block ([`Inputs::earlier`]).
+    Earlier,
+}
+
 /// What the layer works in.
 pub struct SelfAttentionActs<'a, B: Backend> {
     /// [rows, 3·D]
     pub qkv: M<'a, B>,
     /// [rows, D]
     pub context: M<'a, B>,
+    /// [H, rows]
+    pub lse: Option<SM<'a, B>>,
     /// [rows, D]
     pub projected: M<'a, B>,
+    /// Of the norm.
+    pub norm: Option<LayerNormActs<'a, B>>,
 }
 
 impl<'a, B: Backend> SelfAttentionActs<'a, B> {
     /// For streams of `rows` tokens.
-    pub fn carve(cursor: &mut Cursor<'a, B>, rows: usize, hidden: usize) -> Self {
+    pub fn carve(cursor: &mut Cursor<'a, B>, rows: usize, [hidden, heads]: [usize; 2], keep: Keep) -> Self {
         Self {
             qkv: cursor.take(rows, 3 * hidden),
             context: cursor.take(rows, hidden),
+            lse: (keep == Keep::ForBackward).then(|| cursor.take(heads, rows)),
             projected: cursor.take(rows, hidden),
+            norm: LayerNormActs::carve(cursor, rows, hidden, keep),
         }
     }
 }
@@ -66,30 +94,133 @@ impl<B: Backend> SelfAttention<V<'_, B>> {
         &self,
         b: &B,
         x: V<'_, B>,
-        (sequences, heads, mask): (PlacedSequences<'_, B>, usize, Mask),
+        stream: &Stream<'_, B>,
+        inputs: &Inputs<'_, B>,
         acts: &mut SelfAttentionActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let hidden = x.cols();
         self.qkv.forward(b, x, acts.qkv.reborrow())?;
-        let part = |i: usize| acts.qkv.view().columns(i * hidden..(i + 1) * hidden);
-        b.attention_forward(
-            Attention { sequences, heads, mask, scale: scale(hidden, heads) },
-            AttentionForward {
-                q: part(0),
-                k: part(1),
-                v: part(2),
-                prefix: None,
-                out: acts.context.reborrow(),
-                lse: None,
-            },
-        )?;
+        for attending in stream.attending {
+            let [q, k, v] = parts(acts.qkv.view());
+            b.attention_forward(
+                stream.self_attention(attending, inputs),
+                AttentionForward {
+                    q,
+                    k,
+                    v,
+                    prefix: attending.earlier_keys(inputs),
+                    out: acts.context.reborrow(),
+                    lse: acts.lse.as_mut().map(SM::<B>::reborrow),
+                },
+            )?;
+        }
         self.output.forward(b, acts.context.view(), acts.projected.reborrow())?;
-        self.norm.forward(b, acts.projected.view(), Some(x), y)
+        let dropout = stream.dropout_at(inputs, Place::AttentionOutput);
+        self.norm.training_forward(b, acts.projected.view(), Some(x), dropout, acts.norm.as_mut(), y)
+    }
+
+    /// dx [rows, D] from dy [rows, D]. `dqkv` [rows, 3·D] holds what other streams' rows have already
+    /// added to the gradients of keys and values, if `write` says so; `dearlier` [rows, 3·D] takes what
+    /// this stream adds to those of the earlier one.
+    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one operation here")]
+    pub fn backward(
+        &self,
+        b: &B,
+        x: V<'_, B>,
+        stream: &Stream<'_, B>,
+        inputs: &Inputs<'_, B>,
+        acts: &SelfAttentionActs<'_, B>,
+        dy: V<'_, B>,
+        gradients: &mut SelfAttention<SM<'_, B>>,
+        (write, mut dqkv): (Write, M<'_, B>),
+        mut dearlier: Option<M<'_, B>>,
+        scratch: &mut Scratch<'_, B>,
+        mut dx: M<'_, B>,
+    ) -> Result<()> {
+        let rows = x.rows();
+        let dropout = stream.dropout_at(inputs, Place::AttentionOutput);
+        let norm = acts.norm.as_ref().expect("kept for the backward pass");
+        let lse = acts.lse.as_ref().expect("kept for the backward pass");
+        let Scratch { projected, context, partials, .. } = scratch;
+        let mut dprojected = first_rows::<B>(projected, rows);
+        let mut dcontext = first_rows::<B>(context, rows);
+        let dropped = dropout.map(|_| dprojected.reborrow());
+        self.norm.backward(b, norm, dropout, dy, &mut gradients.norm, partials, (dx.reborrow(), dropped))?;
+        let dprojected = if dropout.is_some() { dprojected.view() } else { dx.view() };
+        let to = Some((Write::Replace, dcontext.reborrow()));
+        self.output.backward(b, acts.context.view(), dprojected, &mut gradients.output, to)?;
+        for attending in stream.attending {
+            let [q, k, v] = parts(acts.qkv.view());
+            let [dq, dk, dv] = parts_mut(dqkv.reborrow());
+            let dprefix = match attending.first_keys {
+                FirstKeys::Own => None,
+                FirstKeys::Earlier => dearlier.as_mut().map(|d| {
+                    let [_, dk, dv] = parts_mut(d.reborrow());
+                    [dk, dv]
+                }),
+            };
+            b.attention_backward(
+                stream.self_attention(attending, inputs),
+                AttentionBackward {
+                    q,
+                    k,
+                    v,
+                    prefix: attending.earlier_keys(inputs),
+                    out: acts.context.view(),
+                    lse: lse.view(),
+                    dout: dcontext.view(),
+                    dq,
+                    write,
+                    dk,
+                    dv,
+                    dprefix,
+                },
+            )?;
+        }
+        self.qkv.backward(b, x, dqkv.view(), &mut gradients.qkv, Some((Write::Add, dx)))
     }
 }
 
-/// 1/√(head width)
-pub(super) fn scale(hidden: usize, heads: usize) -> f64 {
-    1.0 / ((hidden / heads) as f64).sqrt()
+impl<B: Backend> Attending<'_, B> {
+    /// Keys and values of the earlier stream [rows, D], where the first spans are of it.
+    fn earlier_keys<'i>(&self, inputs: &Inputs<'i, B>) -> Option<[V<'i, B>; 2]> {
+        match self.first_keys {
+            FirstKeys::Own => None,
+            FirstKeys::Earlier => {
+                let [_, k, v] =
+                    parts(inputs.earlier.expect("a stream that reads an earlier one is given it"));
+                Some([k, v])
+            }
+        }
+    }
+}
+
+impl<B: Backend> Stream<'_, B> {
+    fn self_attention<'a>(
+        &'a self,
+        attending: &Attending<'a, B>,
+        inputs: &Inputs<'_, B>,
+    ) -> Attention<'a, B> {
+        Attention {
+            sequences: attending.sequences,
+            heads: self.heads,
+            mask: attending.mask,
+            scale: self.scale,
+            dropout: self.dropout_at(inputs, Place::Attention),
+        }
+    }
+}
+
+/// Queries, keys and values [rows, D] of [rows, 3·D].
+pub fn parts<B: Backend>(qkv: V<'_, B>) -> [V<'_, B>; 3] {
+    let hidden = qkv.cols() / 3;
+    [0, 1, 2].map(|i| qkv.columns(i * hidden..(i + 1) * hidden))
+}
+
+/// The same, for writing.
+fn parts_mut<B: Backend>(qkv: M<'_, B>) -> [M<'_, B>; 3] {
+    let hidden = qkv.cols() / 3;
+    let (q, rest) = qkv.split_columns(hidden);
+    let (k, v) = rest.split_columns(hidden);
+    [q, k, v]
 }

@@ -8,11 +8,14 @@ pub mod absorbed_attention;
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod contrastive;
 pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
+pub mod fold;
 pub mod gemm;
 pub mod layer_norm;
+pub mod matching;
 pub mod norm;
 pub mod normalize;
 pub mod pool;
@@ -22,11 +25,14 @@ use absorbed_attention::AbsorbedAttention;
 use activation::ActivationOp;
 use adamw::AdamWOp;
 use attention::AttentionOp;
+use contrastive::ContrastiveOp;
 use cross_entropy::CrossEntropyOp;
 use dropout::DropoutOp;
 use embedding::EmbeddingOp;
+use fold::FoldOp;
 use gemm::GemmOp;
 use layer_norm::LayerNormOp;
+use matching::MatchingOp;
 use norm::NormOp;
 use normalize::NormalizeOp;
 use pool::PoolOp;
@@ -43,7 +49,10 @@ pub trait Backend:
     + NormalizeOp
     + PoolOp
     + DropoutOp
+    + FoldOp
     + SimilarityOp
+    + ContrastiveOp
+    + MatchingOp
     + CrossEntropyOp
     + NormOp
     + AdamWOp
@@ -60,7 +69,10 @@ impl<B> Backend for B where
         + NormalizeOp
         + PoolOp
         + DropoutOp
+        + FoldOp
         + SimilarityOp
+        + ContrastiveOp
+        + MatchingOp
         + CrossEntropyOp
         + NormOp
         + AdamWOp

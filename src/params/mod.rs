@@ -96,6 +96,17 @@ impl Spec {
         Self { parts: vec![part], shape, role: Role::Rows }
     }
 
+    /// The same numbers, in a checkpoint as one tensor of another shape.
+    ///
+    /// # Panics
+    /// Panics if it is several tensors, or the shape has another number of elements.
+    pub fn shaped_as(mut self, shape: &[usize]) -> Self {
+        let [part] = &mut self.parts[..] else { panic!("one tensor has a shape") };
+        assert_eq!(part.len(), shape.iter().product::<usize>());
+        part.shape = shape.to_vec();
+        self
+    }
+
     /// The same tensor, read by `gemm`.
     pub fn read_by_gemm(self) -> Self {
         Self { role: Role::Weight, ..self }

@@ -1,20 +1,18 @@
 //! The image pass: the queries alone read the image.
 
-use super::{ImageFeatures, QFormer, embed_queries, repeat_rows};
-use crate::arena::Cursor;
+use super::{ImageFeatures, QFormer, embed_queries, gather, write_query_ids};
+use crate::arena::{Arena, Cursor};
 use crate::config::Config;
 use crate::device::{M, V};
 use crate::error::Result;
-use crate::layers::block::{BlockActs, Stream};
+use crate::layers::Keep;
+use crate::layers::block::BlockActs;
 use crate::layers::cross_attention::ImageTokens;
-use crate::layers::self_attention::SelfAttentionActs;
+use crate::layers::self_attention::{Attending, FirstKeys, SelfAttentionActs};
 use crate::ops::Backend;
 use crate::ops::absorbed_attention::CrossSizes;
 use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::tensor::{HostTensor, ViewMut};
-
-/// Images whose features are held at a time.
-pub(super) const IMAGES_PER_PASS: usize = 8;
 
 /// What the image pass works in.
 struct ImagePassActs<'a, B: Backend> {
@@ -60,7 +58,7 @@ impl<'a, B: Backend> ImagePassActs<'a, B> {
             ids: cursor.take(1, rows),
             own: cursor.take(1, own.words()),
             cross: cursor.take(1, cross.words()),
-            block: BlockActs::carve(cursor, rows, 0, &config.qformer),
+            block: BlockActs::carve(cursor, [rows, 0], &config.qformer, Keep::Nothing),
             x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             projected: cursor.take(rows, embedding),
             unit: cursor.take(rows, embedding),
@@ -84,12 +82,13 @@ struct FirstAttendedActs<'a, B: Backend> {
 impl<'a, B: Backend> FirstAttendedActs<'a, B> {
     fn carve(cursor: &mut Cursor<'a, B>, config: &Config, own: &Sequences) -> Self {
         let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
+        let heads = [hidden, config.qformer.num_attention_heads];
         Self {
             ids: cursor.take(1, queries),
             own: cursor.take(1, own.words()),
             embedded: cursor.take(queries, hidden),
             x: cursor.take(queries, hidden),
-            attention: SelfAttentionActs::carve(cursor, queries, hidden),
+            attention: SelfAttentionActs::carve(cursor, queries, heads, Keep::Nothing),
         }
     }
 }
@@ -106,7 +105,7 @@ impl<B: Backend> QFormer<B> {
         let embedding = self.config.image_text_hidden_size;
         let (mut query_output, mut features) = (Vec::new(), Vec::new());
         let per_image = vision_output.values.len() / images.max(1);
-        for values in vision_output.values.chunks(IMAGES_PER_PASS * per_image) {
+        for values in vision_output.values.chunks(B::IMAGES_PER_PASS * per_image) {
             let images = values.len() / per_image;
             self.device.enter(|| self.image_pass(values, images, &mut query_output, &mut features))?;
         }
@@ -132,40 +131,43 @@ impl<B: Backend> QFormer<B> {
         let mut lease = self.workspace.lease(b, |c| {
             ImagePassActs::carve(c, self, images, [&own, &cross]);
         })?;
-        let mut acts = ImagePassActs::carve(&mut lease.cursor(), self, images, [&own, &cross]);
+        let (mut cursor, replay) = lease.replayed(images);
+        let mut acts = ImagePassActs::carve(&mut cursor, self, images, [&own, &cross]);
         b.write(values, 0, acts.vision_output.reborrow())?;
-        parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+        write_query_ids(b, queries, acts.ids.reborrow())?;
+        let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
 
-        let image = if self.cross_sizes().absorbs(b.frozen_layout()) {
-            ImageTokens::Features { features: acts.features.view(), images }
-        } else {
-            parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-            ImageTokens::KeysValues {
-                keys_values: acts.keys_values.view(),
-                sequences: cross.place(b, acts.cross)?,
-            }
-        };
-        let stream = Stream {
-            query_rows: images * queries,
-            sequences: own.place(b, acts.own)?,
-            mask: Mask::None,
-            heads: self.config.qformer.num_attention_heads,
-            image: Some(image),
-        };
-        let [mut x, mut y] = acts.x;
-        for (index, block) in parameters.blocks.iter().enumerate() {
-            let image = (&parameters.image_kv, self.cross_index(index));
-            if index == 0 {
-                repeat_rows(b, self.first_attended(), acts.ids.reborrow(), acts.block.attended.reborrow())?;
-                block.forward_from_attended(b, &stream, image, &mut acts.block, y.reborrow())?;
+        b.replay(replay, || {
+            let [x, y] = &mut acts.x;
+            let (mut x, mut y) = (x.reborrow(), y.reborrow());
+            parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+            let image = if self.cross_sizes().absorbs(b.frozen_layout()) {
+                ImageTokens::Features { features: acts.features.view(), images }
             } else {
-                block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+                parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
+                ImageTokens::KeysValues { keys_values: acts.keys_values.view(), sequences: cross }
+            };
+            let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
+            let stream = self.stream(images * queries, &attending, Some(image));
+            gather(b, self.first_attended(), acts.ids.view(), acts.block.attended.reborrow())?;
+            for (index, block) in parameters.blocks.iter().enumerate() {
+                let inputs = self.inputs(&parameters, index);
+                if index == 0 {
+                    block.forward_from_attended(b, &stream, &inputs, &mut acts.block, y.reborrow())?;
+                } else {
+                    block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
+                }
+                std::mem::swap(&mut x, &mut y);
             }
-            std::mem::swap(&mut x, &mut y);
-        }
+            if let Some(heads) = &parameters.heads {
+                self.project(&heads.vision_projection, x.view(), acts.projected, acts.unit.reborrow())?;
+            }
+            Ok(())
+        })?;
+        // A replay runs none of the above: where the last block wrote follows from their number.
+        let x = &acts.x[parameters.blocks.len() % 2];
         query_output.extend(b.read(x.view())?);
-        if let Some(heads) = &parameters.heads {
-            self.project(&heads.vision_projection, x.view(), acts.projected, acts.unit.reborrow())?;
+        if parameters.heads.is_some() {
             unit.extend(b.read(acts.unit.view())?);
         }
         Ok(())
@@ -173,19 +175,28 @@ impl<B: Backend> QFormer<B> {
 
     /// Runs the queries through the first block's self-attention, once for all images.
     pub(super) fn prepare_first_attended(&mut self) -> Result<()> {
-        let Self { device: b, config, weights, workspace, first_attended, .. } = self;
+        let Self { device: b, config, weights, workspace, .. } = &*self;
         let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
         let parameters = weights.view();
+        let mut attended = Arena::planned(b, "the queries", |cursor| {
+            cursor.take::<B::Elem>(queries, hidden);
+        })?;
         let own = Sequences::uniform(1, queries);
         let mut lease = workspace.lease(b, |c| {
             FirstAttendedActs::carve(c, config, &own);
         })?;
-        let FirstAttendedActs { ids, own: table, embedded, mut x, mut attention } =
+        let FirstAttendedActs { mut ids, own: table, embedded, mut x, mut attention } =
             FirstAttendedActs::carve(&mut lease.cursor(), config, &own);
-        embed_queries(b, &parameters, ids, embedded, x.reborrow())?;
-        let what = (own.place(b, table)?, config.qformer.num_attention_heads, Mask::None);
-        let y = first_attended.cursor().take(queries, hidden);
-        parameters.blocks[0].attention.forward(b, x.view(), what, &mut attention, y)
+        write_query_ids(b, queries, ids.reborrow())?;
+        embed_queries(b, &parameters, ids.view(), embedded, x.reborrow())?;
+        let sequences = own.place(b, table)?;
+        let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
+        let stream = self.stream(queries, &attending, None);
+        let (inputs, y) = (self.inputs(&parameters, 0), attended.cursor().take(queries, hidden));
+        parameters.blocks[0].attention.forward(b, x.view(), &stream, &inputs, &mut attention, y)?;
+        drop(lease);
+        self.first_attended = attended;
+        Ok(())
     }
 
     /// [Q, D]
@@ -201,11 +212,6 @@ impl<B: Backend> QFormer<B> {
     /// Width of all blocks' keys and values together.
     pub(super) fn keys_values_width(&self) -> usize {
         2 * self.config.qformer.hidden_size * self.config.qformer.cross_attention_layers().count()
-    }
-
-    /// Which cross-attention, counted from 0, block `block` has, if it has one.
-    pub(super) fn cross_index(&self, block: usize) -> usize {
-        block / self.config.qformer.cross_attention_frequency
     }
 
     /// Query set i reads image `images[i]`.

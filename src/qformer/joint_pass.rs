@@ -1,22 +1,20 @@
 //! The joint pass: queries and text see one another, the queries the image, and a pair of image and
 //! text gets a matching score.
 
-use super::image_pass::IMAGES_PER_PASS;
 use super::text_pass::{ClsActs, TextEmbeddingActs, text_spans};
-use super::{Parameters, QFormer, embed_queries};
+use super::{Parameters, QFormer, embed_queries, write_query_ids};
 use crate::arena::Cursor;
 use crate::device::{M, V};
 use crate::error::{Error, Result};
-use crate::layers::block::{BlockActs, Stream};
+use crate::layers::Keep;
+use crate::layers::block::BlockActs;
 use crate::layers::cross_attention::ImageTokens;
+use crate::layers::self_attention::{Attending, FirstKeys};
 use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::ops::pool::PoolForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
 use crate::tensor::{HostTensor, ViewMut};
-
-/// Pairs in one joint pass.
-const PAIRS_PER_PASS: usize = 32;
 
 /// What the matching score of an image and a text is. Both run the joint pass, in which queries and
 /// text see one another.
@@ -107,7 +105,7 @@ impl<'a, B: Backend> JointPassActs<'a, B> {
             embedded_text: TextEmbeddingActs::carve(cursor, text_rows, hidden),
             own: cursor.take(1, own.words()),
             cross: cursor.take(1, cross.words()),
-            block: BlockActs::carve(cursor, query_rows, text_rows, &config.qformer),
+            block: BlockActs::carve(cursor, [query_rows, text_rows], &config.qformer, Keep::Nothing),
             x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             pooled: cursor.take(pairs, hidden),
             logits: cursor.take(pairs, 2),
@@ -146,9 +144,10 @@ impl<B: Backend> QFormer<B> {
         order.sort_by_key(|&pair| pairs[pair]);
         let mut matches = vec![Match { score: 0.0, logits: None }; pairs.len()];
         let per_image = vision_output.values.len() / images.max(1);
-        let groups = order.chunk_by(|&a, &b| pairs[a].0 / IMAGES_PER_PASS == pairs[b].0 / IMAGES_PER_PASS);
+        let groups =
+            order.chunk_by(|&a, &b| pairs[a].0 / B::IMAGES_PER_PASS == pairs[b].0 / B::IMAGES_PER_PASS);
         for group in groups {
-            let first = pairs[group[0]].0 / IMAGES_PER_PASS * IMAGES_PER_PASS;
+            let first = pairs[group[0]].0 / B::IMAGES_PER_PASS * B::IMAGES_PER_PASS;
             let last = pairs[group[group.len() - 1]].0;
             let values = &vision_output.values[first * per_image..(last + 1) * per_image];
             let of_group: Vec<(usize, &[u32])> =
@@ -177,7 +176,7 @@ impl<B: Backend> QFormer<B> {
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
         parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
         let mut matches = Vec::with_capacity(pairs.len());
-        for now in pairs.chunks(PAIRS_PER_PASS) {
+        for now in pairs.chunks(4 * B::IMAGES_PER_PASS) {
             matches.extend(self.joint_pass(&parameters, acts.keys_values.view(), now, matching)?);
         }
         Ok(matches)
@@ -207,19 +206,17 @@ impl<B: Backend> QFormer<B> {
         let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows, [&own, &cross]);
         let [mut x, mut y] = acts.x;
         let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
-        embed_queries(b, parameters, acts.query_ids, acts.embedded_queries, x_queries)?;
+        write_query_ids(b, queries, acts.query_ids.reborrow())?;
+        embed_queries(b, parameters, acts.query_ids.view(), acts.embedded_queries, x_queries)?;
         self.embed_text(parameters, &texts, acts.embedded_text, x_text)?;
 
-        let stream = Stream {
-            query_rows,
-            sequences: own.place(b, acts.own)?,
-            mask: Mask::None,
-            heads: self.config.qformer.num_attention_heads,
-            image: Some(ImageTokens::KeysValues { keys_values, sequences: cross.place(b, acts.cross)? }),
-        };
+        let sequences = own.place(b, acts.own)?;
+        let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
+        let image = ImageTokens::KeysValues { keys_values, sequences: cross.place(b, acts.cross)? };
+        let stream = self.stream(query_rows, &attending, Some(image));
         for (index, block) in parameters.blocks.iter().enumerate() {
-            let image = (&parameters.image_kv, self.cross_index(index));
-            block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+            let inputs = self.inputs(parameters, index);
+            block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
             std::mem::swap(&mut x, &mut y);
         }
 

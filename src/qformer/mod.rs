@@ -9,16 +9,19 @@ pub use joint_pass::{Match, Matching};
 pub use params::{Abilities, Parameters, RetrievalHeads, TextEmbeddings};
 
 use crate::arena::{Arena, Cursor};
-use crate::config::Config;
+use crate::config::{Config, QFormerConfig};
 use crate::device::{Cpu, M, V};
 use crate::error::{Error, Result};
+use crate::layers::block::{Inputs, Stream};
+use crate::layers::cross_attention::ImageTokens;
+use crate::layers::self_attention::Attending;
 use crate::ops::Backend;
 use crate::ops::embedding::EmbeddingForward;
 use crate::ops::normalize::NormalizeForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, TensorSource, Weights, part_names, reject_surplus};
-use crate::tensor::{HostTensor, ViewMut};
+use crate::tensor::{HostTensor, View, ViewMut};
 use crate::workspace::Workspace;
 use std::path::Path;
 
@@ -106,10 +109,7 @@ impl<B: Backend> QFormer<B> {
     ) -> Result<Self> {
         let specs = Parameters::spec(&config, abilities);
         let weights = Weights::load(&device, &specs, source, progress)?;
-        let hidden = config.qformer.hidden_size;
-        let first_attended = Arena::planned(&device, "the queries", |cursor| {
-            cursor.take::<B::Elem>(config.num_query_tokens, hidden);
-        })?;
+        let first_attended = Arena::sized(&device, "the queries", 0)?;
         let (workspace, keys_values) = (Workspace::default(), Workspace::default());
         let mut model = Self { device, config, abilities, weights, first_attended, workspace, keys_values };
         model.prepare_first_attended()?;
@@ -163,6 +163,24 @@ impl<B: Backend> QFormer<B> {
             winner: None,
         })?;
         Ok(HostTensor::new(&[count, text_count], self.device.read(acts.similarity.view())?))
+    }
+
+    /// A stream in inference.
+    fn stream<'a>(
+        &self,
+        query_rows: usize,
+        attending: &'a [Attending<'a, B>],
+        image: Option<ImageTokens<'a, B>>,
+    ) -> Stream<'a, B> {
+        let QFormerConfig { hidden_size, num_attention_heads: heads, .. } = self.config.qformer;
+        let scale = 1.0 / ((hidden_size / heads) as f64).sqrt();
+        Stream { query_rows, attending, heads, scale, image, dropout: None }
+    }
+
+    /// What block `block` takes in inference.
+    fn inputs<'a>(&self, parameters: &'a Parameters<V<'a, B>>, block: usize) -> Inputs<'a, B> {
+        let cross = block / self.config.qformer.cross_attention_frequency;
+        Inputs { block, cross, image_kv: &parameters.image_kv, earlier: None }
     }
 
     /// y = x·Wᵀ + b, of unit length, with `projected` [rows, E] to work in.
@@ -254,22 +272,25 @@ impl Abilities {
     }
 }
 
-/// The learned queries, normed, again and again, to fill `y` [sets·Q, D].
+/// 0..Q again and again [1, sets·Q]: rows of a table of queries that lay them out for a batch.
+fn write_query_ids<B: Backend>(b: &B, queries: usize, ids: ViewMut<'_, B, u32>) -> Result<()> {
+    let rows: Vec<u32> = (0..ids.cols()).map(|row| (row % queries) as u32).collect();
+    b.write_indices(&rows, ids)
+}
+
+/// The learned queries, normed, for each set of `ids` [1, sets·Q], into `y` [sets·Q, D].
 fn embed_queries<B: Backend>(
     b: &B,
     parameters: &Parameters<V<'_, B>>,
-    ids: ViewMut<'_, B, u32>,
+    ids: View<'_, B, u32>,
     mut embedded: M<'_, B>,
     y: M<'_, B>,
 ) -> Result<()> {
-    repeat_rows(b, parameters.query_tokens, ids, embedded.reborrow())?;
+    gather(b, parameters.query_tokens, ids, embedded.reborrow())?;
     parameters.embedding_norm.forward(b, embedded.view(), None, y)
 }
 
-/// `table` [Q, D] again and again, to fill `y` [sets·Q, D].
-fn repeat_rows<B: Backend>(b: &B, table: V<'_, B>, mut ids: ViewMut<'_, B, u32>, y: M<'_, B>) -> Result<()> {
-    let count = table.rows();
-    let rows: Vec<u32> = (0..y.rows()).map(|row| (row % count) as u32).collect();
-    b.write_indices(&rows, ids.reborrow())?;
-    b.embedding_forward(EmbeddingForward { ids: ids.view(), table, positions: None, y })
+/// The rows `ids` [1, rows] of `table`, into `y` [rows, D].
+fn gather<B: Backend>(b: &B, table: V<'_, B>, ids: View<'_, B, u32>, y: M<'_, B>) -> Result<()> {
+    b.embedding_forward(EmbeddingForward { ids, table, positions: None, y })
 }

@@ -4,14 +4,13 @@ use super::{Parameters, QFormer};
 use crate::arena::Cursor;
 use crate::device::{M, V};
 use crate::error::Result;
-use crate::layers::block::{BlockActs, Stream};
+use crate::layers::Keep;
+use crate::layers::block::BlockActs;
+use crate::layers::self_attention::{Attending, FirstKeys};
 use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::ops::embedding::EmbeddingForward;
 use crate::tensor::{HostTensor, ViewMut};
-
-/// Rows of text held at a time.
-const ROWS_PER_PASS: usize = 2048;
 
 /// Embeddings of text on their way into the first block.
 pub(super) struct TextEmbeddingActs<'a, B: Backend> {
@@ -76,7 +75,7 @@ impl<'a, B: Backend> TextPassActs<'a, B> {
         Self {
             embedding: TextEmbeddingActs::carve(cursor, rows, hidden),
             own: cursor.take(1, own.words()),
-            block: BlockActs::carve(cursor, 0, rows, &model.config.qformer),
+            block: BlockActs::carve(cursor, [0, rows], &model.config.qformer, Keep::Nothing),
             x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             cls: ClsActs::carve(cursor, texts, hidden, embedding),
         }
@@ -98,7 +97,7 @@ impl<B: Backend> QFormer<B> {
             let mut rows = 0;
             let fit = rest.iter().take_while(|t| {
                 rows += t.len();
-                rows <= ROWS_PER_PASS
+                rows <= 256 * B::IMAGES_PER_PASS
             });
             let (now, later) = rest.split_at(fit.count().max(1));
             self.device.enter(|| self.text_pass(now, &mut features))?;
@@ -119,16 +118,12 @@ impl<B: Backend> QFormer<B> {
         let mut acts = TextPassActs::carve(&mut lease.cursor(), self, rows, texts.len(), &own);
         let [mut x, mut y] = acts.x;
         self.embed_text(&parameters, texts, acts.embedding, x.reborrow())?;
-        let stream = Stream {
-            query_rows: 0,
-            sequences: own.place(b, acts.own)?,
-            mask: Mask::None,
-            heads: self.config.qformer.num_attention_heads,
-            image: None,
-        };
+        let sequences = own.place(b, acts.own)?;
+        let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
+        let stream = self.stream(0, &attending, None);
         for (index, block) in parameters.blocks.iter().enumerate() {
-            let image = (&parameters.image_kv, self.cross_index(index));
-            block.forward(b, x.view(), &stream, image, &mut acts.block, y.reborrow())?;
+            let inputs = self.inputs(&parameters, index);
+            block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
             std::mem::swap(&mut x, &mut y);
         }
         self.project_cls(&parameters, x.view(), &spans, &mut acts.cls)?;

@@ -5,6 +5,7 @@ use crate::arena::Cursor;
 use crate::config::{Config, VisionConfig};
 use crate::device::{M, V};
 use crate::error::{Error, Result};
+use crate::layers::linear::Fused;
 use crate::layers::{LayerNorm, Linear};
 use crate::ops::Backend;
 use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences, Sequences};
@@ -335,7 +336,7 @@ impl<B: Backend> VisionBlock<V<'_, B>> {
         self.qkv.forward(b, acts.normed.view(), acts.qkv.reborrow())?;
         let part = |i: usize| acts.qkv.view().columns(i * width..(i + 1) * width);
         b.attention_forward(
-            Attention { sequences, heads, mask: Mask::None, scale },
+            Attention { sequences, heads, mask: Mask::None, scale, dropout: None },
             AttentionForward {
                 q: part(0),
                 k: part(1),
@@ -345,10 +346,12 @@ impl<B: Backend> VisionBlock<V<'_, B>> {
                 lse: None,
             },
         )?;
-        self.projection.fused_forward(b, acts.context.view(), None, Some(x.view()), half.reborrow())?;
+        let on_x = Fused { activation: None, residual: Some(x.view()), pre_activation: None };
+        self.projection.fused_forward(b, acts.context.view(), on_x, half.reborrow())?;
         self.norm2.forward(b, half.view(), None, acts.normed.reborrow())?;
-        let activation = Some(config.hidden_act);
-        self.fc1.fused_forward(b, acts.normed.view(), activation, None, acts.inner.reborrow())?;
-        self.fc2.fused_forward(b, acts.inner.view(), None, Some(half.view()), x.reborrow())
+        let activated = Fused { activation: Some(config.hidden_act), residual: None, pre_activation: None };
+        self.fc1.fused_forward(b, acts.normed.view(), activated, acts.inner.reborrow())?;
+        let on_half = Fused { activation: None, residual: Some(half.view()), pre_activation: None };
+        self.fc2.fused_forward(b, acts.inner.view(), on_half, x.reborrow())
     }
 }

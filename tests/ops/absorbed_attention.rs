@@ -70,6 +70,7 @@ impl Cross {
             k: project(&self.key_weight, &self.key_bias),
             v: project(&self.value_weight, &self.value_bias),
             prefix: None,
+            dropout: None,
         };
         case.plain().out
     }

@@ -1,6 +1,6 @@
 use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
-use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
-use qformer::device::Cpu;
+use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
+use qformer::device::{Cpu, Cuda};
 use qformer::ops::activation::{Activation, ActivationBackward, ActivationForward, ActivationOp};
 
 const ALL: [Activation; 4] =
@@ -45,9 +45,12 @@ fn inputs(rows: usize, cols: usize) -> Matrix {
     x
 }
 
+/// Rows, columns: the model's, one, primes, more than a block of threads has.
+const SHAPES: [(usize, usize); 5] = [(32, 3072), (1, 1), (13, 7), (3, 129), (5, 1408)];
+
 fn forward_matches<D: TestDevice + ActivationOp>() {
-    for (rows, cols) in [(32, 3072), (1, 1), (13, 7), (3, 129)] {
-        let x = inputs(rows, cols);
+    for (rows, cols) in SHAPES {
+        let x = rounded::<D>(&inputs(rows, cols));
         for activation in ALL {
             let want = Matrix::from_fn(rows, cols, |r, c| plain(activation, x.at(r, c)));
             assert_rounded::<D>(&format!("{activation:?}"), &forward::<D>(activation, &x), &want);
@@ -59,6 +62,7 @@ fn forward_matches<D: TestDevice + ActivationOp>() {
 fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f64>>();
     forward_matches::<Cpu<f32>>();
+    forward_matches::<Cuda>();
 }
 
 #[test]
@@ -73,10 +77,15 @@ fn single_precision_gelu_is_within_a_millionth() {
 
 #[test]
 fn numbers_far_out_saturate() {
-    let x = Matrix { rows: 1, cols: 4, values: vec![-1e20, -1e4, 1e4, 1e20] };
+    saturates::<Cpu<f32>>();
+    saturates::<Cuda>();
+}
+
+fn saturates<D: TestDevice + ActivationOp>() {
+    let x = Matrix { rows: 1, cols: 4, values: [-1e20, -1e4, 1e4, 1e20].map(D::round).to_vec() };
     for activation in ALL {
-        let y = forward::<Cpu<f32>>(activation, &x).values;
-        assert_eq!(&y[2..], &[1e4, f64::from(1e20f32)], "{activation:?}");
+        let y = forward::<D>(activation, &x).values;
+        assert_eq!(&y[2..], &x.values[2..], "{activation:?}");
         // The approximations of small probabilities stop at e⁻⁸³ = 9e-37 or below; 1e20 times that.
         assert!(y[..2].iter().all(|y| y.abs() < 1e-16), "{activation:?}: {y:?}");
     }
@@ -105,17 +114,45 @@ fn single_precision_gradients_are_those_of_double_precision() {
 }
 
 #[test]
-fn nan_reaches_the_output() {
+fn the_gpu_has_the_same_gradients() {
+    for (rows, cols) in SHAPES {
+        let (x, dy) = (rounded::<Cuda>(&inputs(rows, cols)), Random::new(5).matrix(rows, cols));
+        let dy = rounded::<Cuda>(&dy);
+        for activation in ALL {
+            let got = backward::<Cuda>(activation, &x, &dy);
+            let want = backward::<Cpu<f64>>(activation, &x, &dy);
+            assert_rounded::<Cuda>(&format!("{activation:?}"), &got, &want);
+            assert_eq!(got.bits(), backward::<Cuda>(activation, &x, &dy).bits());
+        }
+    }
+}
+
+#[test]
+fn relu_is_exact_on_the_gpu() {
+    let x = rounded::<Cuda>(&inputs(7, 72));
+    let y = Matrix::from_fn(7, 72, |r, c| x.at(r, c).max(0.0));
+    assert_eq!(forward::<Cuda>(Activation::Relu, &x), y);
+    let dx = Matrix::from_fn(7, 72, |r, c| if x.at(r, c) > 0.0 { 3.0 } else { 0.0 });
+    assert_eq!(backward::<Cuda>(Activation::Relu, &x, &Matrix::filled(7, 72, 3.0)), dx);
+}
+
+fn nan_reaches<D: TestDevice + ActivationOp>() {
     // The last has all bits set, as memory filled with ones.
     for nan in [f64::NAN, -f64::NAN, f64::from_bits(u64::MAX)] {
-        for activation in ALL {
-            let mut x = inputs(2, 70);
+        for (activation, cols) in ALL.into_iter().flat_map(|a| [(a, 70), (a, 72)]) {
+            let mut x = rounded::<D>(&inputs(2, cols));
             x.set(1, 33, nan);
-            let y = forward::<Cpu<f32>>(activation, &x);
+            let y = forward::<D>(activation, &x);
             assert!(y.at(1, 33).is_nan(), "{activation:?}");
             assert_eq!(y.values.iter().filter(|y| y.is_nan()).count(), 1, "{activation:?}");
         }
     }
+}
+
+#[test]
+fn nan_reaches_the_output() {
+    nan_reaches::<Cpu<f32>>();
+    nan_reaches::<Cuda>();
 }
 
 #[test]

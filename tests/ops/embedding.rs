@@ -1,6 +1,6 @@
 use crate::common::{Matrix, Random, assert_gradient, assert_independent_of_threads};
-use crate::device::{Tensor, TestDevice};
-use qformer::device::Cpu;
+use crate::device::{Tensor, TestDevice, rounded};
+use qformer::device::{Cpu, Cuda};
 use qformer::ops::embedding::{EmbeddingBackward, EmbeddingForward, EmbeddingOp};
 
 /// Row 2 is looked up three times, rows 0 and 4 never.
@@ -26,23 +26,32 @@ fn forward<D: TestDevice + EmbeddingOp>(
     y.read()
 }
 
-/// Gradients of both tables on top of what the last two arguments hold.
+/// Gradients of both tables, at IDS and PLACES, on top of what the last two arguments hold.
 fn backward<D: TestDevice + EmbeddingOp>(
     frozen: Option<u32>,
     dy: &Matrix,
     table_before: &Matrix,
     positions_before: &Matrix,
 ) -> [Matrix; 2] {
+    backward_at::<D>([&IDS, &PLACES], frozen, dy, [table_before, positions_before])
+}
+
+fn backward_at<D: TestDevice + EmbeddingOp>(
+    [ids, places]: [&[u32]; 2],
+    frozen: Option<u32>,
+    dy: &Matrix,
+    [table_before, positions_before]: [&Matrix; 2],
+) -> [Matrix; 2] {
     let mut dtable = Tensor::<D, D::Stat>::pitched(table_before);
     let mut dpositions = Tensor::<D, D::Stat>::pitched(positions_before);
     D::get()
         .embedding_backward(EmbeddingBackward {
-            ids: Tensor::<D, u32>::indices(1, IDS.len(), &IDS).view(),
+            ids: Tensor::<D, u32>::indices(1, ids.len(), ids).view(),
             frozen,
             dy: Tensor::pitched(dy).view(),
             dtable: dtable.view_mut(),
             dpositions: Some((
-                Tensor::<D, u32>::indices(1, PLACES.len(), &PLACES).view(),
+                Tensor::<D, u32>::indices(1, places.len(), places).view(),
                 dpositions.view_mut(),
             )),
         })
@@ -51,14 +60,15 @@ fn backward<D: TestDevice + EmbeddingOp>(
 }
 
 fn forward_matches<D: TestDevice + EmbeddingOp>() {
-    for width in [768, 1, 67] {
+    for width in [768, 1, 67, 1408] {
         let mut random = Random::new(1);
-        let (table, positions) = (random.matrix(6, width), random.matrix(3, width));
+        let (table, positions) =
+            (rounded::<D>(&random.matrix(6, width)), rounded::<D>(&random.matrix(3, width)));
         let want = Matrix::from_fn(IDS.len(), width, |r, c| {
             table.at(IDS[r] as usize, c) + positions.at(PLACES[r] as usize, c)
         });
-        // One sum of two multiples of 2⁻²⁰ below 2 is exact in both precisions.
-        assert_eq!(forward::<D>(&IDS, &table, Some((&PLACES, &positions))), want);
+        // One sum of two multiples of 2⁻²⁰ below 2 is exact in single precision.
+        assert_eq!(forward::<D>(&IDS, &table, Some((&PLACES, &positions))), rounded::<D>(&want));
         let want = Matrix::from_fn(IDS.len(), width, |r, c| table.at(IDS[r] as usize, c));
         assert_eq!(forward::<D>(&IDS, &table, None), want);
     }
@@ -68,13 +78,16 @@ fn forward_matches<D: TestDevice + EmbeddingOp>() {
 fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f64>>();
     forward_matches::<Cpu<f32>>();
+    forward_matches::<Cuda>();
 }
 
 #[test]
 fn queries_are_laid_out_again_and_again() {
     let table = Random::new(2).matrix(32, 768);
     let ids: Vec<u32> = (0..96).map(|i| i % 32).collect();
-    assert_eq!(forward::<Cpu<f32>>(&ids, &table, None), Matrix::from_fn(96, 768, |r, c| table.at(r % 32, c)));
+    let want = Matrix::from_fn(96, 768, |r, c| table.at(r % 32, c));
+    assert_eq!(forward::<Cpu<f32>>(&ids, &table, None), want);
+    assert_eq!(forward::<Cuda>(&ids, &table, None), rounded::<Cuda>(&want));
 }
 
 #[test]
@@ -96,9 +109,15 @@ fn backward_matches_finite_differences() {
 
 #[test]
 fn gradients_are_added_to_what_was_there_except_for_the_frozen_row() {
+    adds_except_for_the_frozen_row::<Cpu<f32>>();
+    adds_except_for_the_frozen_row::<Cuda>();
+}
+
+fn adds_except_for_the_frozen_row<D: TestDevice + EmbeddingOp>() {
     let mut random = Random::new(4);
-    let (table, positions, dy) = (random.matrix(6, 70), random.matrix(3, 70), random.matrix(6, 70));
-    let [dtable, dpositions] = backward::<Cpu<f32>>(Some(2), &dy, &table, &positions);
+    let (table, positions) = (random.matrix(6, 70), random.matrix(3, 70));
+    let dy = rounded::<D>(&random.matrix(6, 70));
+    let [dtable, dpositions] = backward::<D>(Some(2), &dy, &table, &positions);
     let sum = |before: &Matrix, ids: &[u32], frozen: Option<u32>| {
         Matrix::from_fn(before.rows, before.cols, |row, c| {
             let trained = |i: &usize| ids[*i] as usize == row && Some(ids[*i]) != frozen;
@@ -113,11 +132,36 @@ fn gradients_are_added_to_what_was_there_except_for_the_frozen_row() {
 }
 
 #[test]
+fn the_gpu_has_the_same_gradients() {
+    // Occurrences near and far: more rows than are searched at a time, in tables of few rows and of many.
+    for (count, table_rows, width) in
+        [(2100, 700, 24), (1025, 3, 5), (200, 30523, 768), (1, 1, 1), (97, 13, 1408)]
+    {
+        let mut random = Random::new(7);
+        let ids: Vec<u32> = (0..count).map(|_| random.below(table_rows) as u32).collect();
+        let places: Vec<u32> = (0..count as u32).map(|i| i % 32).collect();
+        // In single precision the order of summation shows: it has to be the CPU's.
+        let dy = rounded::<Cuda>(&random.matrix(count, width));
+        let before = [&random.matrix(table_rows, width), &random.matrix(32, width)];
+        let got = backward_at::<Cuda>([&ids, &places], Some(0), &dy, before);
+        assert_eq!(got, backward_at::<Cpu<f32>>([&ids, &places], Some(0), &dy, before), "{count}×{width}");
+    }
+}
+
+#[test]
 fn nan_reaches_the_output() {
-    let mut table = Random::new(5).matrix(6, 3);
-    table.set(2, 1, f64::NAN);
-    let y = forward::<Cpu<f32>>(&IDS, &table, None);
-    assert!((0..6).all(|r| y.at(r, 1).is_nan() == (IDS[r] == 2)));
+    for width in [3, 8] {
+        let mut table = Random::new(5).matrix(6, width);
+        table.set(2, 1, f64::NAN);
+        for y in [forward::<Cpu<f32>>(&IDS, &table, None), forward::<Cuda>(&IDS, &table, None)] {
+            assert!((0..6).all(|r| y.at(r, 1).is_nan() == (IDS[r] == 2)));
+        }
+        let mut dy = Matrix::filled(6, width, 1.0);
+        dy.set(3, 2, f64::NAN);
+        let [dtable, _] =
+            backward::<Cuda>(None, &dy, &Matrix::filled(6, width, 0.0), &Matrix::filled(3, width, 0.0));
+        assert!((0..6).all(|r| (0..width).all(|c| dtable.at(r, c).is_nan() == ((r, c) == (1, 2)))));
+    }
 }
 
 #[test]

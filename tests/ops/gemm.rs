@@ -1,7 +1,9 @@
+mod gpu;
+
 use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
-use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
+use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
 use qformer::config::Activation;
-use qformer::device::{Cpu, Write};
+use qformer::device::{Cpu, Cuda, Write};
 use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
 use qformer::tensor::Layout;
 
@@ -48,6 +50,11 @@ impl Linear {
             weight: random.matrix(outputs, inputs),
             bias: random.matrix(1, outputs),
         }
+    }
+
+    /// The same in numbers that `D` holds.
+    fn rounded<D: TestDevice>(&self) -> Self {
+        Self { x: rounded::<D>(&self.x), weight: rounded::<D>(&self.weight), bias: rounded::<D>(&self.bias) }
     }
 
     fn plain(&self) -> Matrix {
@@ -122,7 +129,7 @@ impl Linear {
 
 fn forward_matches<D: TestDevice + GemmOp>() {
     for shape in SHAPES {
-        let linear = Linear::random(shape);
+        let linear = Linear::random(shape).rounded::<D>();
         let want = linear.plain();
         let stores: Vec<fn(&Matrix) -> Tensor<D>> = D::weight_stores();
         for store in stores {
@@ -135,6 +142,7 @@ fn forward_matches<D: TestDevice + GemmOp>() {
 fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f64>>();
     forward_matches::<Cpu<f32>>();
+    forward_matches::<Cuda>();
 }
 
 fn activation_saves_its_input<D: TestDevice + GemmOp>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
@@ -204,7 +212,7 @@ fn whole_numbers_are_exact<D: TestDevice + GemmOp>() {
         pairs.map(|(&x, &w)| x as i64 * w as i64).sum::<i64>() as f64
     });
     for store in D::weight_stores() {
-        assert_eq!(linear.forward(store, None), want);
+        assert_eq!(linear.forward(store, None), rounded::<D>(&want));
     }
 }
 
@@ -212,6 +220,7 @@ fn whole_numbers_are_exact<D: TestDevice + GemmOp>() {
 fn products_of_whole_numbers_are_exact() {
     whole_numbers_are_exact::<Cpu<f64>>();
     whole_numbers_are_exact::<Cpu<f32>>();
+    whole_numbers_are_exact::<Cuda>();
 }
 
 #[test]
@@ -316,7 +325,7 @@ fn a_split_weight_is_refused_without_amx() {
     Linear::random([2, 3, 4]).forward::<Cpu<f64>>(Tensor::split_panels, None);
 }
 
-fn nan_marks_its_row(store: fn(&Matrix) -> Tensor<Cpu<f32>>, not_finite: f64) {
+fn nan_marks_its_row<D: TestDevice + GemmOp>(store: fn(&Matrix) -> Tensor<D>, not_finite: f64) {
     let mut linear = Linear::random([40, 33, 70]);
     linear.x.set(2, 5, not_finite);
     let y = linear.forward(store, None);
@@ -325,11 +334,12 @@ fn nan_marks_its_row(store: fn(&Matrix) -> Tensor<Cpu<f32>>, not_finite: f64) {
 
 #[test]
 fn nan_reaches_the_output() {
-    nan_marks_its_row(Tensor::panels, f64::NAN);
+    nan_marks_its_row::<Cuda>(Tensor::pitched, f64::NAN);
+    nan_marks_its_row::<Cpu<f32>>(Tensor::panels, f64::NAN);
     if has_amx() {
-        nan_marks_its_row(Tensor::split_panels, f64::NAN);
-        nan_marks_its_row(Tensor::split_panels, -f64::NAN);
-        nan_marks_its_row(Tensor::split_panels, f64::INFINITY);
+        nan_marks_its_row::<Cpu<f32>>(Tensor::split_panels, f64::NAN);
+        nan_marks_its_row::<Cpu<f32>>(Tensor::split_panels, -f64::NAN);
+        nan_marks_its_row::<Cpu<f32>>(Tensor::split_panels, f64::INFINITY);
     }
 }
 

@@ -12,6 +12,7 @@ mod cuda;
 mod device;
 mod dropout;
 mod embedding;
+mod fold;
 mod gemm;
 mod layer_norm;
 mod norm;

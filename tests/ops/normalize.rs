@@ -1,6 +1,6 @@
 use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
-use crate::device::{Tensor, TestDevice, assert_rounded, tolerance};
-use qformer::device::Cpu;
+use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
+use qformer::device::{Cpu, Cuda};
 use qformer::ops::normalize::{NormalizeBackward, NormalizeForward, NormalizeOp};
 
 fn forward<D: TestDevice + NormalizeOp>(x: &Matrix) -> Matrix {
@@ -21,9 +21,12 @@ fn backward<D: TestDevice + NormalizeOp>(x: &Matrix, dy: &Matrix) -> Matrix {
     dx.read()
 }
 
+/// Rows, width: the model's, one, primes, and the shortest vectors.
+const SHAPES: [(usize, usize); 6] = [(64, 256), (1, 1), (17, 31), (3, 97), (5, 768), (2, 8)];
+
 fn forward_matches<D: TestDevice + NormalizeOp>() {
-    for (rows, width) in [(64, 256), (1, 1), (17, 31), (3, 97)] {
-        let x = Random::new(1).matrix(rows, width);
+    for (rows, width) in SHAPES {
+        let x = rounded::<D>(&Random::new(1).matrix(rows, width));
         let want = Matrix::from_fn(rows, width, |r, c| {
             x.at(r, c) / x.row(r).iter().map(|x| x * x).sum::<f64>().sqrt()
         });
@@ -35,15 +38,17 @@ fn forward_matches<D: TestDevice + NormalizeOp>() {
 fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f64>>();
     forward_matches::<Cpu<f32>>();
+    forward_matches::<Cuda>();
 }
 
 #[test]
 fn a_row_of_zeros_stays_zero() {
     let mut x = Random::new(2).matrix(3, 8);
     (0..8).for_each(|c| x.set(1, c, 0.0));
-    let y = forward::<Cpu<f32>>(&x);
-    assert_eq!(y.row(1), [0.0; 8]);
-    assert!(y.row(0).iter().chain(y.row(2)).all(|y| *y != 0.0));
+    for y in [forward::<Cpu<f32>>(&x), forward::<Cuda>(&x)] {
+        assert_eq!(y.row(1), [0.0; 8]);
+        assert!(y.row(0).iter().chain(y.row(2)).all(|y| *y != 0.0));
+    }
 }
 
 #[test]
@@ -67,6 +72,9 @@ fn a_row_shorter_than_the_smallest_length_is_only_scaled() {
     let scaled = |m: &Matrix| Matrix::from_fn(2, 5, |r, c| m.at(r, c) * 1e12);
     assert_close("y", &forward::<Cpu<f64>>(&x), &scaled(&x), tolerance::<f64>());
     assert_close("dx", &backward::<Cpu<f64>>(&x, &dy), &scaled(&dy), tolerance::<f64>());
+    let (x, dy) = (rounded::<Cuda>(&x), rounded::<Cuda>(&dy));
+    assert_rounded::<Cuda>("y", &forward::<Cuda>(&x), &scaled(&x));
+    assert_rounded::<Cuda>("dx", &backward::<Cuda>(&x, &dy), &scaled(&dy));
 }
 
 #[test]
@@ -77,11 +85,36 @@ fn single_precision_gradients_are_those_of_double_precision() {
 }
 
 #[test]
+fn the_gpu_has_the_same_gradients() {
+    for (rows, width) in SHAPES.into_iter().filter(|&(_, width)| width > 1) {
+        let mut random = Random::new(8);
+        let x = rounded::<Cuda>(&random.matrix(rows, width));
+        let dy = rounded::<Cuda>(&random.matrix(rows, width));
+        let got = backward::<Cuda>(&x, &dy);
+        assert_rounded::<Cuda>("dx", &got, &backward::<Cpu<f64>>(&x, &dy));
+        assert_eq!(got.bits(), backward::<Cuda>(&x, &dy).bits());
+    }
+}
+
+#[test]
+fn whole_numbers_are_normalised_exactly() {
+    // 16 numbers ±1 have a length of 4 and 256 one of 16: the results are exact.
+    for (width, length) in [(16, 4.0), (256, 16.0)] {
+        let x = Matrix::from_fn(3, width, |r, c| if (r + c) % 3 == 0 { -1.0 } else { 1.0 });
+        assert_eq!(forward::<Cuda>(&x), Matrix::from_fn(3, width, |r, c| x.at(r, c) / length));
+    }
+}
+
+#[test]
 fn nan_reaches_the_output() {
-    let mut x = Random::new(6).matrix(3, 40);
-    x.set(1, 7, f64::NAN);
-    let y = forward::<Cpu<f32>>(&x);
-    assert!((0..3).all(|r| y.row(r).iter().all(|y| y.is_nan() == (r == 1))));
+    for width in [40, 41] {
+        let mut x = Random::new(6).matrix(3, width);
+        x.set(1, 7, f64::NAN);
+        let dy = Matrix::filled(3, width, 1.0);
+        for y in [forward::<Cpu<f32>>(&x), forward::<Cuda>(&x), backward::<Cuda>(&x, &dy)] {
+            assert!((0..3).all(|r| y.row(r).iter().all(|y| y.is_nan() == (r == 1))));
+        }
+    }
 }
 
 #[test]

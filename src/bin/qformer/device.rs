@@ -1,27 +1,39 @@
 //! Where to compute.
 
+use crate::Remarks;
 use clap::ValueEnum;
-use qformer::{Cpu, Error, Result};
+use qformer::{Cpu, Cuda, Result};
 
 /// A device by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Device {
-    /// The fastest there is.
+    /// A GPU, or the processor's cores if there is none
     Auto,
-    /// The processor's cores.
+    /// The processor's cores
     Cpu,
-    /// An NVIDIA GPU.
+    /// An NVIDIA GPU
     Cuda,
+}
+
+/// A device, ready to compute.
+pub(crate) enum Opened {
+    Cpu(Cpu),
+    Cuda(Cuda),
 }
 
 impl Device {
     /// Opens the device.
-    pub(crate) fn open(self) -> Result<Cpu> {
+    pub(crate) fn open(self, remarks: Remarks) -> Result<Opened> {
         match self {
-            Self::Auto | Self::Cpu => Ok(Cpu::new()),
-            Self::Cuda => Err(Error::device(
-                "this build of qformer has no CUDA backend; use --device cpu, or auto, which takes what there is",
-            )),
+            Self::Cpu => Ok(Opened::Cpu(Cpu::new())),
+            Self::Cuda => Ok(Opened::Cuda(Cuda::open(0)?)),
+            Self::Auto => Ok(match Cuda::open(0) {
+                Ok(cuda) => Opened::Cuda(cuda),
+                Err(why) => {
+                    remarks.note(format_args!("computing on the CPU, since {why}"));
+                    Opened::Cpu(Cpu::new())
+                }
+            }),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! `qformer embed`: features of images and texts.
 
 use crate::Remarks;
+use crate::device::Opened;
 use crate::images::{NAMES, VISION_OUTPUT};
 use crate::inputs::{Inputs, Loaded};
 use crate::spool::Spool;
 use clap::{ArgGroup, Args};
+use qformer::ops::Backend;
 use qformer::params::safetensors::{self, Dtype, NewTensor};
 use qformer::{Error, Result};
 use std::collections::BTreeMap;
@@ -35,10 +37,17 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     if arguments.save_vision_output.as_ref() == Some(&arguments.output) {
         return Err(Error::usage("--output and --save-vision-output are the same file; give two"));
     }
+    match arguments.inputs.device.open(remarks)? {
+        Opened::Cpu(device) => embed(arguments, device, remarks),
+        Opened::Cuda(device) => embed(arguments, device, remarks),
+    }
+}
+
+fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks) -> Result<()> {
     let mut query_output = Spool::new(&arguments.output)?;
     let mut image_features = Spool::new(&arguments.output)?;
     let mut vision_output = arguments.save_vision_output.as_deref().map(Spool::new).transpose()?;
-    let Loaded { model, texts, images } = arguments.inputs.load(remarks)?;
+    let Loaded { model, texts, images } = arguments.inputs.load(device, remarks)?;
     let text_features = match texts.tokens.is_empty() {
         true => None,
         false => Some(model.encode_text(&texts.tokens)?),

@@ -3,11 +3,12 @@
 use crate::Remarks;
 use crate::inputs::{ImageArguments, warn_of_not_finite};
 use crate::progress::Progress;
+use qformer::ops::Backend;
 use qformer::params::safetensors::Checkpoint;
 use qformer::tensor::HostTensor;
 use qformer::vision::encoder::VisionEncoder;
 use qformer::vision::image::ImageProcessor;
-use qformer::{Config, Cpu, Error, Result};
+use qformer::{Config, Error, Result};
 use rayon::prelude::*;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -19,10 +20,10 @@ pub(crate) const VISION_OUTPUT: &str = "vision_output";
 pub(crate) const NAMES: &str = "images";
 
 /// Images to be read.
-pub(crate) struct Images {
+pub(crate) struct Images<B: Backend> {
     pub(crate) names: Vec<String>,
     source: Source,
-    encoder: Option<VisionEncoder<Cpu>>,
+    encoder: Option<VisionEncoder<B>>,
 }
 
 enum Source {
@@ -31,7 +32,7 @@ enum Source {
     Nothing,
 }
 
-impl Images {
+impl<B: Backend> Images<B> {
     /// Finds the images that were asked for, perhaps none, and checks that the model in the folder
     /// `model` reads such ones.
     pub(crate) fn find(arguments: &ImageArguments, model: &Path, config: &Config) -> Result<Self> {
@@ -59,7 +60,7 @@ impl Images {
     /// Loads the image encoder, if these images need one.
     pub(crate) fn load_encoder(
         &mut self,
-        device: Cpu,
+        device: B,
         config: &Config,
         checkpoint: &Checkpoint,
         remarks: Remarks,

@@ -6,8 +6,9 @@ use crate::images::Images;
 use crate::progress::Progress;
 use crate::texts::Texts;
 use clap::Args;
+use qformer::ops::Backend;
 use qformer::params::safetensors::Checkpoint;
-use qformer::{Config, Cpu, QFormer, Result};
+use qformer::{Config, QFormer, Result};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -19,7 +20,7 @@ pub(crate) struct Inputs {
     pub(crate) model: PathBuf,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
-    device: Device,
+    pub(crate) device: Device,
     /// Images computed at a time
     #[arg(long, value_name = "N", default_value = "8", env = "QFORMER_BATCH_SIZE")]
     pub(crate) batch_size: NonZeroUsize,
@@ -57,24 +58,24 @@ pub(crate) struct TextArguments {
 }
 
 /// What a command works with, loaded and checked.
-pub(crate) struct Loaded {
-    pub(crate) model: QFormer<Cpu>,
+pub(crate) struct Loaded<B: Backend> {
+    pub(crate) model: QFormer<B>,
     pub(crate) texts: Texts,
-    pub(crate) images: Images,
+    pub(crate) images: Images<B>,
 }
 
 impl Inputs {
     /// Reads all that there is to read before the first image.
-    pub(crate) fn load(&self, remarks: Remarks) -> Result<Loaded> {
-        let device = self.device.open()?;
+    pub(crate) fn load<B: Backend + Clone>(&self, device: B, remarks: Remarks) -> Result<Loaded<B>> {
         let config = Config::load(&self.model)?;
         let mut images = Images::find(&self.images, &self.model, &config)?;
         let texts = Texts::encode(self.texts.read()?, &self.model, &config, remarks)?;
         let checkpoint = Checkpoint::open(&self.model)?;
         let progress = Progress::of_bytes("loading the Q-Former", remarks);
-        let model = QFormer::from_checkpoint(device, config.clone(), &checkpoint, &mut |done, total| {
-            progress.set(done, total);
-        })?;
+        let model =
+            QFormer::from_checkpoint(device.clone(), config.clone(), &checkpoint, &mut |done, total| {
+                progress.set(done, total);
+            })?;
         drop(progress);
         warn_of_not_finite(model.not_finite(), remarks);
         images.load_encoder(device, &config, &checkpoint, remarks)?;

@@ -1,8 +1,10 @@
 //! `qformer score`: how well images and texts match.
 
 use crate::Remarks;
+use crate::device::Opened;
 use crate::inputs::{Inputs, Loaded};
 use clap::{ArgGroup, Args, ValueEnum};
+use qformer::ops::Backend;
 use qformer::output::{self, printable, write_atomically};
 use qformer::qformer::Matching;
 use qformer::{Error, Result};
@@ -68,7 +70,11 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     if let Some(path) = &arguments.output {
         output::check_writable(path)?;
     }
-    let scores = arguments.score(arguments.inputs.load(remarks)?, remarks)?;
+    let inputs = &arguments.inputs;
+    let scores = match inputs.device.open(remarks)? {
+        Opened::Cpu(device) => arguments.score(inputs.load(device, remarks)?, remarks)?,
+        Opened::Cuda(device) => arguments.score(inputs.load(device, remarks)?, remarks)?,
+    };
     match &arguments.output {
         Some(path) => write_atomically(path, |file| {
             serde_json::to_writer(&mut *file, &scores)
@@ -84,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
 }
 
 impl Arguments {
-    fn score(&self, loaded: Loaded, remarks: Remarks) -> Result<Scores> {
+    fn score<B: Backend>(&self, loaded: Loaded<B>, remarks: Remarks) -> Result<Scores> {
         let Loaded { model, texts, images } = loaded;
         let matching = match self.matching {
             MatchingName::Classifier => Matching::Classifier,

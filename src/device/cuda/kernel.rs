@@ -102,6 +102,11 @@ impl<'a, T: Element> Out<'a, T> {
         view.map_or(Self { data: ptr::null_mut(), pitch: 0, unused: 0, borrow: PhantomData }, Self::of)
     }
 
+    /// What is there, for a kernel that adds to it.
+    pub(crate) fn before(&self) -> In<'a, T> {
+        In { data: self.data, pitch: self.pitch, unused: 0, borrow: PhantomData }
+    }
+
     pub(crate) fn extent(&self) -> Extent {
         (self.data as usize, self.pitch as usize * size_of::<T>())
     }
@@ -149,21 +154,22 @@ unsafe impl Send for Loaded {}
 const SHARED_BYTES: u32 = 48 << 10;
 
 impl Kernels {
-    /// The kernel of these arguments, allowed to use so much shared memory. The context is current.
-    pub(super) fn get<A: Arguments>(
+    /// A kernel by its unit and name, allowed to use so much shared memory. The context is current.
+    pub(super) fn get(
         &self,
+        kernel: [&'static str; 2],
         capability: (u32, u32),
         shared_bytes: u32,
     ) -> Result<sys::CUfunction> {
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let function = match loaded.functions.get(&A::KERNEL) {
+        let function = match loaded.functions.get(&kernel) {
             Some(&function) => function,
             None => {
-                let module = loaded.module(A::KERNEL[0], capability)?;
-                let name = CString::new(A::KERNEL[1]).expect("a name has no zero");
+                let module = loaded.module(kernel[0], capability)?;
+                let name = CString::new(kernel[1]).expect("a name has no zero");
                 // SAFETY: the module stays loaded as long as the context.
                 let handle = unsafe { result::module::get_function(module, name) };
-                let handle = handle.map_err(|error| failure(error, format_args!("find {}", A::KERNEL[1])))?;
+                let handle = handle.map_err(|error| failure(error, format_args!("find {}", kernel[1])))?;
                 Function { handle, shared_bytes: SHARED_BYTES }
             }
         };
@@ -172,11 +178,11 @@ impl Kernels {
             let bytes = i32::try_from(shared_bytes).expect("a block has less");
             // SAFETY: the function is loaded.
             unsafe { result::function::set_function_attribute(function.handle, attribute, bytes) }.map_err(
-                |error| failure(error, format_args!("give {} {bytes} bytes of shared memory", A::KERNEL[1])),
+                |error| failure(error, format_args!("give {} {bytes} bytes of shared memory", kernel[1])),
             )?;
         }
         let shared_bytes = shared_bytes.max(function.shared_bytes);
-        loaded.functions.insert(A::KERNEL, Function { shared_bytes, ..function });
+        loaded.functions.insert(kernel, Function { shared_bytes, ..function });
         Ok(function.handle)
     }
 }

@@ -2,15 +2,18 @@
 //!
 //! Everything runs on one stream in the order it was asked for; only reading a result waits for it.
 
+mod graph;
 mod image;
 mod kernel;
+mod tensor_map;
 
 pub use image::{COMPILER, Image, UNITS, Unit};
 pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
+pub(crate) use tensor_map::TensorMap;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::{Layout, Number, Shape, View, ViewMut};
+use crate::tensor::{Element, Layout, Number, Shape, View, ViewMut};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use half::bf16;
 use kernel::Kernels;
@@ -111,11 +114,21 @@ impl Cuda {
 
     /// Starts a kernel on the stream; a grid without blocks is no work.
     pub(crate) fn launch<A: Arguments>(&self, grid: Grid, arguments: A) -> Result<()> {
+        self.launch_variant(A::KERNEL[1], grid, arguments)
+    }
+
+    /// The same for the kernel of this name, one of several in a unit that take the same arguments.
+    pub(crate) fn launch_variant<A: Arguments>(
+        &self,
+        kernel: &'static str,
+        grid: Grid,
+        arguments: A,
+    ) -> Result<()> {
         if grid.blocks.contains(&0) {
             return Ok(());
         }
         self.bind()?;
-        let function = self.0.kernels.get::<A>(self.0.capability, grid.shared_bytes)?;
+        let function = self.0.kernels.get([A::KERNEL[0], kernel], self.0.capability, grid.shared_bytes)?;
         let [x, y, z] = grid.blocks;
         let mut pointers = [(&raw const arguments).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel's one parameter is the struct `A`, as its implementation promises; its
@@ -131,7 +144,7 @@ impl Cuda {
                 &mut pointers,
             )
         }
-        .map_err(|error| failure(error, format_args!("start {}", A::KERNEL[1])))
+        .map_err(|error| failure(error, format_args!("start {kernel}")))
     }
 
     /// Waits until everything asked for is done.
@@ -182,6 +195,8 @@ impl Device for Cuda {
     type Elem = bf16;
     type Stat = f32;
     type Buffer = CudaBuffer;
+    type Replay = graph::Replay;
+    const IMAGES_PER_PASS: usize = 256;
 
     fn frozen_layout(&self) -> Layout {
         // The matrix is read by rows whatever is done with it; the pitch is of no account here.
@@ -217,6 +232,10 @@ impl Device for Cuda {
         pass()
     }
 
+    fn replay(&self, replay: &mut Self::Replay, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.replayed(replay, work)
+    }
+
     fn write<E: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) -> Result<()> {
         let (shape, pitch) = (to.shape(), to.pitch());
         assert!(first + values.len() <= shape.len(), "{} values from {first} of {shape:?}", values.len());
@@ -231,6 +250,19 @@ impl Device for Cuda {
         assert_eq!(to.shape().len(), values.len());
         assert!(to.rows() <= 1 || to.pitch() == to.cols(), "gaps between rows");
         self.copy_in(values, to.pointer())
+    }
+
+    fn clear<E: Element>(&self, mut to: ViewMut<'_, Self, E>) -> Result<()> {
+        assert!(to.rows() <= 1 || to.pitch() == to.cols(), "gaps between rows");
+        let bytes = to.shape().len() * size_of::<E>();
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        let address = to.pointer() as sys::CUdeviceptr;
+        // SAFETY: within the view.
+        unsafe { result::memset_d8_async(address, 0, bytes, self.0.stream.cu_stream()) }
+            .map_err(|error| failure(error, "clear memory"))
     }
 
     fn read<E: Number>(&self, from: View<'_, Self, E>) -> Result<Vec<f32>> {

@@ -88,6 +88,22 @@ impl Activation {
             Activation::Relu => x.iter_mut().for_each(|x| *x = value(Activation::Relu, *x)),
         }
     }
+
+    /// dx = dy·f'(x) in the place of dy; to be called from vectorised code.
+    #[inline(always)]
+    fn apply_derivative<E: Real>(self, x: &[E], dy: &mut [E]) {
+        let pairs = dy.iter_mut().zip(x);
+        match self {
+            Activation::Gelu => pairs.for_each(|(dy, &x)| *dy = *dy * derivative(Activation::Gelu, x)),
+            Activation::GeluTanh => {
+                pairs.for_each(|(dy, &x)| *dy = *dy * derivative(Activation::GeluTanh, x));
+            }
+            Activation::QuickGelu => {
+                pairs.for_each(|(dy, &x)| *dy = *dy * derivative(Activation::QuickGelu, x));
+            }
+            Activation::Relu => pairs.for_each(|(dy, &x)| *dy = *dy * derivative(Activation::Relu, x)),
+        }
+    }
 }
 
 impl<E: Real> ActivationOp for Cpu<E> {
@@ -120,11 +136,7 @@ impl<E: Real> ActivationOp for Cpu<E> {
             let dy = unsafe { dy.row(r) };
             vectorised(
                 #[inline(always)]
-                || {
-                    for (dy, &x) in dy.iter_mut().zip(x.row(r)) {
-                        *dy = *dy * derivative(activation, x);
-                    }
-                },
+                || activation.apply_derivative(x.row(r), dy),
             );
         });
         Ok(())

@@ -130,6 +130,11 @@ impl<E: Real> AttentionOp for Cpu<E> {
                         let (seen, unseen) = p.split_at_mut(what.visible(head.sequence, i));
                         let total = softmax(seen, scale);
                         unseen.fill(E::ZERO);
+                        if let Some(dropout) = what.dropout {
+                            dropout.for_each_factor(index as u32, row, seen.len(), |j, factor| {
+                                seen[j] = seen[j] * factor;
+                            });
+                        }
                         if let Some(lse) = &lse {
                             // SAFETY: this element of the log-sum-exps belongs to this task alone.
                             unsafe { lse.at(index, row).write(total) };
@@ -176,13 +181,25 @@ impl<E: Real> AttentionOp for Cpu<E> {
                     for (i, row) in head.query_rows().enumerate() {
                         let (p, dp) = (&mut p[i * keys..(i + 1) * keys], &mut dp[i * keys..(i + 1) * keys]);
                         let (out, dout) = (&out.row(row)[columns.clone()], &dout.row(row)[columns.clone()]);
-                        // Σ_j p_j·dp_j, without another pass over the keys.
+                        // Σ_j p_j·m_j/(1 − p)·dp_j, without another pass over the keys.
                         let delta = sum(width, |c| out[c] * dout[c]);
                         let lse = lse.row(index)[row];
                         let seen = what.visible(head.sequence, i);
-                        for (p, dp) in p[..seen].iter_mut().zip(&mut dp[..seen]) {
-                            *p = (*p * scale - lse).exp();
-                            *dp = *p * (*dp - delta) * scale;
+                        let differentiate = |p: &mut E, dp: &mut E, factor: E| {
+                            let probability = (*p * scale - lse).exp();
+                            *p = probability * factor;
+                            *dp = probability * (*dp * factor - delta) * scale;
+                        };
+                        match what.dropout {
+                            None => {
+                                let keys = p[..seen].iter_mut().zip(&mut dp[..seen]);
+                                keys.for_each(|(p, dp)| differentiate(p, dp, E::ONE));
+                            }
+                            Some(dropout) => {
+                                dropout.for_each_factor(index as u32, row, seen, |j, factor| {
+                                    differentiate(&mut p[j], &mut dp[j], factor);
+                                });
+                            }
                         }
                         p[seen..].fill(E::ZERO);
                         dp[seen..].fill(E::ZERO);

@@ -4,14 +4,18 @@
 //! sequence has two spans: learned queries first, then text. Either may be empty. That one shape
 //! serves all passes: queries alone, text alone, both together, text over cached queries (the
 //! first span of keys then comes from [`AttentionForward::prefix`]), and queries over image tokens.
+//!
+//! With dropout, out = (softmax(…)∘m/(1 − p))·v; the log-sum-exps are those of the scores as they are.
 
 mod cpu;
+mod cuda;
 mod sequences;
 
 pub use sequences::{PlacedSequences, Sequence, Sequences, Span};
 
 use crate::device::{Device, M, S, SM, V, Write};
 use crate::error::Result;
+use crate::ops::dropout::Dropout;
 
 /// Which keys a row attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,9 @@ pub struct Attention<'a, D: Device> {
     pub mask: Mask,
     /// Factor of q·kᵀ, commonly 1/√(head width).
     pub scale: f64,
+    /// Dropout of the probabilities: that of key j, counted within its sequence's keys, in row r of the
+    /// stream of queries and in head h has word `j % 4` of counter [j / 4, r, site, h].
+    pub dropout: Option<Dropout<'a, D>>,
 }
 
 /// Operands of [`AttentionOp::attention_forward`].

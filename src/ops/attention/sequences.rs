@@ -93,6 +93,12 @@ impl Sequences {
         self.table().len()
     }
 
+    /// The same with the table that [`Self::place`] wrote earlier.
+    pub(crate) fn placed_at<'a, D: Device>(&'a self, table: View<'a, D, u32>) -> PlacedSequences<'a, D> {
+        assert_eq!(table.cols(), self.words(), "the table of other sequences");
+        PlacedSequences { host: self, table }
+    }
+
     /// Writes the table [1, words] to where the kernels of `device` read it.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! A row a task; the parameters' gradients by columns, so that their order of summation is fixed.
+//! Some rows a task; the parameters' gradients are summed over a task's rows, then over the tasks.
 
 use super::{LayerNormBackward, LayerNormForward, LayerNormOp};
 use crate::device::{Cpu, Real, sum, vectorised};
@@ -8,14 +8,19 @@ use rayon::prelude::*;
 /// Fewest rows worth a task of their own.
 const ROWS_PER_TASK: usize = 16;
 
+/// Most tasks of a backward pass, whatever the number of threads.
+const MOST_TASKS: usize = 64;
+
 impl<E: Real> LayerNormOp for Cpu<E> {
+    fn layer_norm_partials(&self, rows: usize) -> usize {
+        rows.div_ceil(ROWS_PER_TASK).min(MOST_TASKS)
+    }
+
     fn layer_norm_forward(&self, args: LayerNormForward<'_, Self>) -> Result<()> {
-        let LayerNormForward { x, residual, weight, bias, epsilon, sum: saved, statistics, y } = args;
+        args.check();
+        let LayerNormForward { x, dropout, residual, weight, bias, epsilon, sum: saved, statistics, y } =
+            args;
         let (rows, width) = (x.rows(), x.cols());
-        assert_eq!(y.shape(), x.shape());
-        assert!(residual.is_none_or(|r| r.shape() == x.shape()));
-        assert!(saved.as_ref().is_none_or(|s| s.shape() == x.shape()));
-        assert!(statistics.as_ref().is_none_or(|s| s.rows() == rows && s.cols() == 2));
         let (weight, bias, epsilon) = (&weight.row(0)[..width], &bias.row(0)[..width], E::of(epsilon));
         let scale = E::of(1.0 / width as f64);
         let y = y.into_rows();
@@ -28,6 +33,9 @@ impl<E: Real> LayerNormOp for Cpu<E> {
                     // SAFETY: one task a row.
                     let y = unsafe { y.row(r) };
                     y.copy_from_slice(x.row(r));
+                    if let Some(dropout) = dropout {
+                        dropout.for_each_factor(0, r, width, |c, factor| y[c] = y[c] * factor);
+                    }
                     if let Some(residual) = residual {
                         for (y, &residual) in y.iter_mut().zip(residual.row(r)) {
                             *y += residual;
@@ -54,27 +62,43 @@ impl<E: Real> LayerNormOp for Cpu<E> {
     }
 
     fn layer_norm_backward(&self, args: LayerNormBackward<'_, Self>) -> Result<()> {
-        let LayerNormBackward { sum: s, statistics, weight, dy, dsum, dweight, dbias } = args;
+        args.check(self);
+        let LayerNormBackward { dropout, sum: s, statistics, weight, dy, dsum, dx, partials, dweight, dbias } =
+            args;
         let (rows, width) = (s.rows(), s.cols());
-        assert_eq!(dy.shape(), s.shape());
-        assert_eq!(dsum.shape(), s.shape());
-        assert_eq!((dweight.cols(), dbias.cols()), (width, width), "dweight and dbias [1, width]");
+        let tasks = self.layer_norm_partials(rows);
         let weight = &weight.row(0)[..width];
         let scale = E::of(1.0 / width as f64);
-        let dsum = dsum.into_rows();
+        let (dsum, dx, partials) = (dsum.into_rows(), dx.map(|dx| dx.into_rows()), partials.into_rows());
         // With x̂ the normalised row and g = γ·dy: ds = (g − mean(g) − x̂·mean(g·x̂)) / σ
-        (0..rows).into_par_iter().with_min_len(ROWS_PER_TASK).for_each(|r| {
+        (0..tasks).into_par_iter().for_each(|task| {
             vectorised(
                 #[inline(always)]
                 || {
-                    let (s, dy) = (s.row(r), dy.row(r));
-                    let &[mean, inverse] = statistics.row(r) else { unreachable!("two statistics a row") };
-                    let mean_g = sum(width, |i| weight[i] * dy[i]) * scale;
-                    let mean_gx = sum(width, |i| weight[i] * dy[i] * ((s[i] - mean) * inverse)) * scale;
                     // SAFETY: one task a row.
-                    let ds = unsafe { dsum.row(r) };
-                    for i in 0..width {
-                        ds[i] = (weight[i] * dy[i] - mean_g - (s[i] - mean) * inverse * mean_gx) * inverse;
+                    let partial = unsafe { partials.row(task) };
+                    partial.fill(E::ZERO);
+                    let (dweight, dbias) = partial.split_at_mut(width);
+                    for r in rows * task / tasks..rows * (task + 1) / tasks {
+                        let (s, dy) = (s.row(r), dy.row(r));
+                        let &[mean, inverse] = statistics.row(r) else {
+                            unreachable!("two statistics a row")
+                        };
+                        let mean_g = sum(width, |i| weight[i] * dy[i]) * scale;
+                        let mean_gx = sum(width, |i| weight[i] * dy[i] * ((s[i] - mean) * inverse)) * scale;
+                        // SAFETY: one task a row.
+                        let ds = unsafe { dsum.row(r) };
+                        for i in 0..width {
+                            let normalised = (s[i] - mean) * inverse;
+                            ds[i] = (weight[i] * dy[i] - mean_g - normalised * mean_gx) * inverse;
+                            dweight[i] += dy[i] * normalised;
+                            dbias[i] += dy[i];
+                        }
+                        if let (Some(dropout), Some(dx)) = (dropout, &dx) {
+                            // SAFETY: one task a row.
+                            let dx = unsafe { dx.row(r) };
+                            dropout.for_each_factor(0, r, width, |c, factor| dx[c] = ds[c] * factor);
+                        }
                     }
                 },
             );
@@ -82,13 +106,13 @@ impl<E: Real> LayerNormOp for Cpu<E> {
         let (dweight, dbias) = (dweight.into_rows(), dbias.into_rows());
         // SAFETY: the only slices of the only rows.
         let (dweight, dbias) = unsafe { (dweight.row(0), dbias.row(0)) };
-        dweight.par_iter_mut().zip(dbias).enumerate().with_min_len(ROWS_PER_TASK).for_each(
-            |(i, (dw, db))| {
-                let normalised = |r: usize| (s.row(r)[i] - statistics.row(r)[0]) * statistics.row(r)[1];
-                *dw += sum(rows, |r| dy.row(r)[i] * normalised(r));
-                *db += sum(rows, |r| dy.row(r)[i]);
-            },
-        );
+        for task in 0..tasks {
+            // SAFETY: the tasks are done.
+            let partial = unsafe { partials.row(task) };
+            let (dw, db) = partial.split_at(width);
+            dweight.iter_mut().zip(dw).for_each(|(to, &x)| *to += x);
+            dbias.iter_mut().zip(db).for_each(|(to, &x)| *to += x);
+        }
         Ok(())
     }
 }

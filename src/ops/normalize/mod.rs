@@ -2,6 +2,7 @@
 //! `functional.normalize`.
 
 mod cpu;
+mod cuda;
 
 use crate::device::{Device, M, V};
 use crate::error::Result;

@@ -7,17 +7,9 @@ use rayon::prelude::*;
 
 impl<E: Real> SimilarityOp for Cpu<E> {
     fn similarity_forward(&self, args: SimilarityForward<'_, Self>) -> Result<()> {
+        let count = args.check();
         let SimilarityForward { pairing, queries, texts, similarity, winner } = args;
         let (images, width) = (similarity.rows(), queries.cols());
-        assert_eq!(width, texts.cols(), "queries and texts [.., E]");
-        assert_eq!((similarity.rows(), similarity.cols()), pairing.shape(images, texts.rows()));
-        assert!(winner.as_ref().is_none_or(|w| w.shape() == similarity.shape()));
-        let count = queries.rows() / images.max(1);
-        assert!(
-            images * count == queries.rows() && count > 0,
-            "{} queries of {images} images",
-            queries.rows()
-        );
         let (similarity, winner) = (similarity.into_rows(), winner.map(|w| w.into_rows()));
         (0..images).into_par_iter().for_each_init(Vec::new, |scores: &mut Vec<E>, image| {
             let text = if pairing == Pairing::All { 0..texts.rows() } else { image..image + 1 };
@@ -37,8 +29,8 @@ impl<E: Real> SimilarityOp for Cpu<E> {
             }
             for q in 1..count {
                 for (t, &score) in scores[q * n..(q + 1) * n].iter().enumerate() {
-                    // A NaN must not be passed over, and none is larger than one.
-                    if score > best[t] || score.is_nan() {
+                    // A NaN must not be passed over, and nothing is larger than one.
+                    if score > best[t] || (score.is_nan() && !best[t].is_nan()) {
                         best[t] = score;
                         if let Some(winner) = &mut winner {
                             winner[t] = q as u32;
@@ -51,13 +43,9 @@ impl<E: Real> SimilarityOp for Cpu<E> {
     }
 
     fn similarity_backward(&self, args: SimilarityBackward<'_, Self>) -> Result<()> {
+        let count = args.check();
         let SimilarityBackward { pairing, queries, texts, winner, dsimilarity, dqueries, dtexts } = args;
         let images = dsimilarity.rows();
-        assert_eq!(queries.cols(), texts.cols(), "queries and texts [.., E]");
-        assert_eq!((images, dsimilarity.cols()), pairing.shape(images, texts.rows()));
-        assert_eq!(winner.shape(), dsimilarity.shape());
-        assert!(dqueries.shape() == queries.shape() && dtexts.shape() == texts.shape());
-        let count = queries.rows() / images.max(1);
         let (dqueries, dtexts) = (dqueries.into_rows(), dtexts.into_rows());
         // The text that a column of the similarities stands for.
         let text_of = |image: usize, column: usize| if pairing == Pairing::All { column } else { image };

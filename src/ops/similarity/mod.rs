@@ -2,10 +2,11 @@
 //! features with the text's one feature. Between unit vectors it is the largest cosine.
 
 mod cpu;
+mod cuda;
 
 use crate::device::{Device, M, V};
 use crate::error::Result;
-use crate::tensor::{View, ViewMut};
+use crate::tensor::{Shape, View, ViewMut};
 
 /// Which images are compared with which texts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,8 @@ pub struct SimilarityForward<'a, D: Device> {
     pub texts: V<'a, D>,
     /// [images, texts] or [images, 1]
     pub similarity: M<'a, D>,
-    /// As `similarity`: which query won, the first of equals; the backward pass needs it.
+    /// As `similarity`: which query won, the first of equals, where a NaN counts as larger than any
+    /// number; the backward pass needs it.
     pub winner: Option<ViewMut<'a, D, u32>>,
 }
 
@@ -66,5 +68,37 @@ impl Pairing {
                 (images, 1)
             }
         }
+    }
+}
+
+/// Queries of an image.
+fn query_count(rows: usize, images: usize) -> usize {
+    let count = rows / images.max(1);
+    assert!(images * count == rows, "{rows} queries of {images} images");
+    count
+}
+
+impl<D: Device> SimilarityForward<'_, D> {
+    /// Asserts the shapes; returns Q.
+    fn check(&self) -> usize {
+        let Shape { rows: images, cols } = self.similarity.shape();
+        assert_eq!(self.queries.cols(), self.texts.cols(), "queries and texts [.., E]");
+        assert_eq!((images, cols), self.pairing.shape(images, self.texts.rows()));
+        assert!(self.winner.as_ref().is_none_or(|w| w.shape() == self.similarity.shape()));
+        let count = query_count(self.queries.rows(), images);
+        assert!(count > 0 || images == 0, "images without queries");
+        count
+    }
+}
+
+impl<D: Device> SimilarityBackward<'_, D> {
+    /// Asserts the shapes; returns Q.
+    fn check(&self) -> usize {
+        let Shape { rows: images, cols } = self.dsimilarity.shape();
+        assert_eq!(self.queries.cols(), self.texts.cols(), "queries and texts [.., E]");
+        assert_eq!((images, cols), self.pairing.shape(images, self.texts.rows()));
+        assert_eq!(self.winner.shape(), self.dsimilarity.shape());
+        assert!(self.dqueries.shape() == self.queries.shape() && self.dtexts.shape() == self.texts.shape());
+        query_count(self.queries.rows(), images)
     }
 }

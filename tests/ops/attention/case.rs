@@ -1,11 +1,18 @@
-//! A batch of sequences, what attention makes of it, and what a plain computation does.
+//! A batch of sequences, and what attention makes of it.
 
 use crate::common::{Matrix, Random};
-use crate::device::{Tensor, TestDevice};
+use crate::device::{Tensor, TestDevice, rounded};
 use qformer::device::Write;
 use qformer::ops::attention::{
-    Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Sequences, Span,
+    Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, PlacedSequences, Sequence, Sequences,
+    Span,
 };
+use qformer::ops::dropout::Dropout;
+
+/// Seed and step of all masks of dropout.
+pub(crate) const DROPOUT_KEY: [u32; 2] = [11, 12];
+/// Place of the graph that they are drawn for.
+pub(crate) const DROPOUT_SITE: u32 = 3;
 
 /// Sequences and the numbers they attend over.
 #[derive(Clone)]
@@ -18,6 +25,8 @@ pub(crate) struct Case {
     pub(crate) k: Matrix,
     pub(crate) v: Matrix,
     pub(crate) prefix: Option<[Matrix; 2]>,
+    /// Probability of dropout.
+    pub(crate) dropout: Option<f64>,
 }
 
 pub(crate) struct Output {
@@ -31,15 +40,6 @@ pub(crate) struct Gradient {
     pub(crate) dk: Matrix,
     pub(crate) dv: Matrix,
     pub(crate) dprefix: Option<[Matrix; 2]>,
-}
-
-/// A key of a sequence.
-struct Key<'a> {
-    span: usize,
-    /// Place in its span.
-    place: usize,
-    k: &'a [f64],
-    v: &'a [f64],
 }
 
 /// The rows that `spans` name.
@@ -86,7 +86,19 @@ impl Case {
         let (queries, keys) = (query_rows(&sequences), key_rows(&sequences, has_prefix));
         let (q, k, v) = (stream(&queries), stream(&keys), stream(&keys));
         let prefix = has_prefix.then(|| [(); 2].map(|()| stream(&prefix_rows(&sequences))));
-        Self { name, sequences, mask, heads, q, k, v, prefix }
+        Self { name, sequences, mask, heads, q, k, v, prefix, dropout: None }
+    }
+
+    /// The same case with dropout.
+    pub(crate) fn dropped(self, name: &'static str, probability: f64) -> Self {
+        Self { name, dropout: Some(probability), ..self }
+    }
+
+    /// The same case with numbers that `D` holds exactly.
+    pub(crate) fn rounded<D: TestDevice>(&self) -> Self {
+        let prefix = self.prefix.as_ref().map(|p| p.each_ref().map(rounded::<D>));
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(rounded::<D>);
+        Self { q, k, v, prefix, ..self.clone() }
     }
 
     pub(crate) fn query_rows(&self) -> Vec<usize> {
@@ -101,62 +113,18 @@ impl Case {
         prefix_rows(&self.sequences)
     }
 
-    fn scale(&self) -> f64 {
+    pub(crate) fn scale(&self) -> f64 {
         (self.heads as f64 / self.q.cols as f64).sqrt()
     }
 
-    fn keys(&self, sequence: &Sequence) -> Vec<Key<'_>> {
-        let own = [&self.k, &self.v];
-        let sources = [self.prefix.as_ref().map_or(own, |p| p.each_ref()), own];
-        let place = |span: usize| (0..sequence.keys[span].len).map(move |place| (span, place));
-        let places = place(0).chain(place(1));
-        places
-            .map(|(span, place)| {
-                let row = sequence.keys[span].start + place;
-                Key { span, place, k: sources[span][0].row(row), v: sources[span][1].row(row) }
-            })
-            .collect()
-    }
-
-    /// Whether the query at `place` of its span may see `key`.
-    fn sees(&self, sequence: &Sequence, span: usize, place: usize, key: &Key<'_>) -> bool {
-        // Text that is queried is the end of the text that has keys.
-        let cached = sequence.keys[1].len - sequence.queries[1].len;
-        match (self.mask, span, key.span) {
-            (Mask::None, _, _) | (Mask::Causal, _, 0) => true,
-            (Mask::Causal, 0, _) => false,
-            (Mask::Causal, _, _) => key.place <= cached + place,
-        }
-    }
-
-    /// The definition, query by query and key by key, with zeros in rows that no sequence names.
-    pub(crate) fn plain(&self) -> Output {
-        let width = self.q.cols / self.heads;
-        let mut out = Matrix::filled(self.q.rows, self.q.cols, 0.0);
-        let mut log_sums = Matrix::filled(self.q.rows, self.heads, 0.0);
-        for sequence in &self.sequences {
-            for (span, queries) in sequence.queries.iter().enumerate() {
-                for place in 0..queries.len {
-                    let mut seen = self.keys(sequence);
-                    seen.retain(|key| self.sees(sequence, span, place, key));
-                    let row = queries.start + place;
-                    for head in 0..self.heads {
-                        let columns = head * width..(head + 1) * width;
-                        let product =
-                            |k: &[f64]| columns.clone().map(|c| self.q.at(row, c) * k[c]).sum::<f64>();
-                        let weights: Vec<f64> =
-                            seen.iter().map(|key| (product(key.k) * self.scale()).exp()).collect();
-                        let total: f64 = weights.iter().sum();
-                        log_sums.set(row, head, total.ln());
-                        for c in columns.clone() {
-                            let sum: f64 = seen.iter().zip(&weights).map(|(key, w)| w * key.v[c]).sum();
-                            out.set(row, c, sum / total);
-                        }
-                    }
-                }
-            }
-        }
-        Output { out, log_sums }
+    fn attention<'a, D: TestDevice>(
+        &self,
+        sequences: PlacedSequences<'a, D>,
+        key: &'a mut Tensor<D, u32>,
+    ) -> Attention<'a, D> {
+        let key = key.view();
+        let dropout = self.dropout.map(|probability| Dropout { probability, site: DROPOUT_SITE, key });
+        Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale(), dropout }
     }
 
     /// What the operation writes over matrices filled with `before`.
@@ -164,12 +132,13 @@ impl Case {
         let sequences = Sequences::new(self.sequences.clone());
         let mut table = Tensor::<D, u32>::indices(1, sequences.words(), &vec![0; sequences.words()]);
         let sequences = sequences.place(D::get(), table.view_mut()).unwrap();
+        let mut key = Tensor::<D, u32>::indices(1, 2, &DROPOUT_KEY);
         let mut out = Tensor::<D>::pitched(&Matrix::filled(self.q.rows, self.q.cols, before));
         let mut lse = Tensor::<D, D::Stat>::pitched(&Matrix::filled(self.heads, self.q.rows, before));
         let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_forward(
-                Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
+                self.attention(sequences, &mut key),
                 AttentionForward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),
@@ -200,6 +169,7 @@ impl Case {
         let sequences = Sequences::new(self.sequences.clone());
         let mut table = Tensor::<D, u32>::indices(1, sequences.words(), &vec![0; sequences.words()]);
         let sequences = sequences.place(D::get(), table.view_mut()).unwrap();
+        let mut key = Tensor::<D, u32>::indices(1, 2, &DROPOUT_KEY);
         let Output { out, log_sums } = self.forward::<D>(f64::NAN);
         let mut dq = Tensor::<D>::pitched(&before.dq);
         let mut dk = Tensor::<D>::pitched(&before.dk);
@@ -208,7 +178,7 @@ impl Case {
         let mut dprefix = before.dprefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_backward(
-                Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale() },
+                self.attention(sequences, &mut key),
                 AttentionBackward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),

@@ -1,6 +1,6 @@
 //! From PTX texts to `libcuda.so`: translate, compile, link, and keep every object in the cache.
 
-use crate::Unit;
+use crate::{Unit, translate};
 use std::{
     env, fs,
     hash::{DefaultHasher, Hash, Hasher},
@@ -13,17 +13,20 @@ use std::{
     thread,
 };
 
+macro_rules! sources {
+    ($($name:literal)*) => { [$(($name, include_str!(concat!("../device/", $name)))),*] };
+}
 /// The device's own sources, by the name they are compiled under.
-const DEVICE: [(&str, &str); 5] = [
-    ("sim.h", include_str!("../device/sim.h")),
-    ("sim_api.h", include_str!("../device/sim_api.h")),
-    ("sim.cpp", include_str!("../device/sim.cpp")),
-    ("fakecuda.cpp", include_str!("../device/fakecuda.cpp")),
-    ("ptx2cpp.py", include_str!("../device/ptx2cpp.py")),
-];
-
-const FLAGS: [&str; 8] =
-    ["-std=c++20", "-O2", "-g1", "-fPIC", "-w", "-march=native", "-DSIM_HOOKS", "-DSIM_PTX"];
+const DEVICE: [(&str, &str); 27] = sources! {
+    "async.h" "driver.h" "fiber.h" "image.h" "kernel.h" "memory.h" "race.h" "settings.h" "tensor_core.h"
+    "block.cpp" "bulk.cpp" "copy.cpp" "device.cpp" "fiber.cpp" "image.cpp" "launch.cpp" "mbarrier.cpp"
+    "memory.cpp" "module.cpp" "race.cpp" "settings.cpp" "shared_memory.cpp" "stream.cpp" "tensor_core.cpp"
+    "tensor_map.cpp" "transfer.cpp" "wgmma.cpp"
+};
+const FLAGS: [&str; 4] = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-march=native"];
+const DEVICE_FLAGS: [&str; 3] = ["-O3", "-Wall", "-Wextra"];
+/// PTX means every operation as it is written: no fusing, and wrapping integers.
+const UNIT_FLAGS: [&str; 5] = ["-O1", "-w", "-ffp-contract=off", "-fwrapv", "-fno-strict-aliasing"];
 
 /// Builds the `libcuda.so` that runs `units`, or finds it in `cache` by a hash of the PTX, of this crate's sources and
 /// of the compiler's version. Several processes may call it at once: they take turns at a lock file in `cache`.
@@ -40,7 +43,7 @@ pub fn build(units: &[Unit<'_>], cache: &Path) -> Result<PathBuf, String> {
     let lock_file = fs::File::create(&lock).map_err(|e| at(&lock, e))?;
     lock_file.lock().map_err(|e| at(&lock, e))?;
 
-    let device = hash(&(DEVICE, FLAGS, &compiler.version));
+    let device = hash(&(DEVICE, FLAGS, DEVICE_FLAGS, UNIT_FLAGS, &compiler.version));
     let sources = cache.join(format!("device-{device}"));
     fs::create_dir_all(&sources).map_err(|e| at(&sources, e))?;
     for (name, text) in DEVICE {
@@ -49,12 +52,18 @@ pub fn build(units: &[Unit<'_>], cache: &Path) -> Result<PathBuf, String> {
     }
     let mut jobs = vec![];
     for (name, _) in DEVICE.iter().filter(|(name, _)| name.ends_with(".cpp")) {
-        jobs.push(Job { source: sources.join(name), object: sources.join(format!("{name}.o")), unit: None });
+        jobs.push(Job {
+            source: sources.join(name),
+            object: sources.join(format!("{name}.o")),
+            flags: &DEVICE_FLAGS,
+        });
     }
     for unit in units {
-        let stem = format!("{}-{}", unit.name, hash(&(&device, unit.ptx)));
+        let text = translated(unit)?;
+        let stem = format!("{}-{}", unit.name, hash(&(&device, &text)));
         let source = cache.join(format!("{stem}.cpp"));
-        jobs.push(Job { source, object: cache.join(format!("{stem}.o")), unit: Some(unit) });
+        fs::write(&source, text).map_err(|e| at(&source, e))?;
+        jobs.push(Job { source, object: cache.join(format!("{stem}.o")), flags: &UNIT_FLAGS });
     }
     let folder = cache.join(hash(&jobs.iter().map(|job| &job.object).collect::<Vec<_>>()));
     let library = folder.join("libcuda.so");
@@ -86,39 +95,31 @@ impl Compiler {
     }
 }
 
-/// One object file: of the device itself, or of a unit, whose C++ is first made from its PTX.
-struct Job<'a> {
+/// One object file: of the device itself, or of a unit.
+struct Job {
     source: PathBuf,
     object: PathBuf,
-    unit: Option<&'a Unit<'a>>,
+    flags: &'static [&'static str],
 }
 
-impl Job<'_> {
+impl Job {
     fn run(&self, compiler: &Compiler, sources: &Path) -> Result<(), String> {
         if self.object.exists() {
             return Ok(());
         }
-        if let Some(unit) = self.unit {
-            let text = translate(unit, &self.source.with_extension("ptx"), sources)?;
-            fs::write(&self.source, text).map_err(|e| format!("{}: {e}", self.source.display()))?;
-        }
         let unfinished = self.object.with_extension("unfinished");
         let mut command = Command::new(&compiler.program);
-        command.args(FLAGS).arg("-I").arg(sources).arg("-c").arg(&self.source).arg("-o").arg(&unfinished);
-        run(&mut command)?;
+        command.args(FLAGS).args(self.flags).arg("-I").arg(sources);
+        run(command.arg("-c").arg(&self.source).arg("-o").arg(&unfinished))?;
         fs::rename(&unfinished, &self.object).map_err(|e| format!("{}: {e}", self.object.display()))
     }
 }
 
-fn translate(unit: &Unit<'_>, ptx: &Path, sources: &Path) -> Result<Vec<u8>, String> {
-    fs::write(ptx, unit.ptx).map_err(|e| format!("{}: {e}", ptx.display()))?;
-    let output = Command::new("python3").arg(sources.join("ptx2cpp.py")).arg(ptx).output();
-    let output = output.map_err(|e| format!("python3: {e}"))?;
-    let log = String::from_utf8_lossy(&output.stderr);
-    if !output.status.success() || log.contains("NOT TRANSLATED") {
-        return Err(format!("{}: {log}", unit.name));
-    }
-    Ok(output.stdout)
+fn translated(unit: &Unit<'_>) -> Result<String, String> {
+    translate(unit.name, unit.ptx).map_err(|errors| {
+        let lines: Vec<String> = errors.iter().map(|e| format!("{}.ptx: {e}", unit.name)).collect();
+        format!("PTX that the simulated device does not know:\n{}", lines.join("\n"))
+    })
 }
 
 fn run(command: &mut Command) -> Result<(), String> {

@@ -10,10 +10,12 @@
 //! A program that is not a test finds the same device with `LD_LIBRARY_PATH=<folder>`.
 
 mod compile;
+mod translate;
 
 use std::path::Path;
 
 pub use compile::build;
+pub use translate::{Untranslated, translate};
 
 /// One PTX text, as NVRTC made it. Kernel names must be unique among the units of a device.
 pub struct Unit<'a> {

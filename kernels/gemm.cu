@@ -1,0 +1,246 @@
+// gemm: a linear layer's products, on every architecture: mma.sync fed by cp.async.
+//
+//   forward  y  [rows, out] = f(x·Wᵀ + b) + r     x [rows, in], W [out, in]
+//   input    dx [rows, in] = dy·W, or added        dy [rows, out]
+//   weight   dW [out, in] += dyᵀ·x, db += column sums of dy
+//
+// All are c [m, n] = a·bᵀ with a [m, k], b [n, k]; in memory the rows of a and b run along k or along m and n. A block
+// computes one tile of c; blocks are numbered along n first, so that neighbours read the same rows of a while b stays in
+// the cache. Stages of a ring in shared memory, filled by cp.async, run ahead of the tensor cores. Where a tile is small
+// and the grid too, groups of warps take turns along k and their sums are added in a fixed order, so results are the
+// same bits every time. Bytes moved: a once for each column of tiles, b once for each row of tiles, c once.
+// db is dyᵀ times a vector of ones, by the blocks of the first column of tiles.
+#include "gemm.cuh"
+
+// A block's work. Twin of `Tile` in src/ops/gemm/cuda.rs.
+struct Tile {
+    u32 m, n;              // of c
+    u32 k;                 // in a stage of the ring
+    u32 warps_m, warps_n;  // warps along m and n …
+    u32 parts;             // … and along k
+    u32 stages;
+
+    __device__ constexpr u32 threads() const { return warps_m * warps_n * parts * 32; }
+    __device__ constexpr u32 shared_bytes() const { return (m + n) * k * sizeof(bf16) * stages; }
+};
+
+constexpr Tile LARGE = {128, 128, 32, 2, 4, 1, 3};
+constexpr Tile MEDIUM = {64, 64, 64, 2, 2, 1, 3};
+constexpr Tile NARROW = {32, 32, 128, 1, 1, 4, 4};
+
+// How operands get into shared memory: by cp.async, or element by element where rows are not aligned to 16 bytes.
+enum class Load { Vectors, Elements };
+
+// Elements from memory as 16 bytes; those beyond `count` are zeros.
+__device__ inline uint4 gather(const bf16 *from, u32 count) {
+    u32 words[VECTOR / 2];
+#pragma unroll
+    for (u32 i = 0; i < VECTOR / 2; ++i) {
+        const u32 low = 2 * i < count ? from[2 * i].bits : 0, high = 2 * i + 1 < count ? from[2 * i + 1].bits : 0;
+        words[i] = low | high << 16;
+    }
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// A stage's part of an operand in shared memory: OUTER along m or n by DEPTH along k, in rows as in global memory.
+template <Major MAJOR, u32 OUTER, u32 DEPTH> struct Panel {
+    static constexpr u32 ROWS = MAJOR == Major::K ? OUTER : DEPTH;
+    static constexpr u32 COLS = MAJOR == Major::K ? DEPTH : OUTER;
+    static constexpr u32 BYTES = ROWS * COLS * sizeof(bf16);
+    // Vectors of 16 bytes in a row.
+    static constexpr u32 WIDTH = COLS / VECTOR;
+    static_assert(WIDTH % 4 == 0);
+
+    // Bytes to a vector. They are permuted so that eight of one column, one below the other, lie in different banks.
+    static __device__ u32 offset(u32 row, u32 vector) {
+        const u32 turn = WIDTH % 8 == 0 ? row % 8 : row / 2 % 4;
+        return (row * WIDTH + (vector ^ turn)) * 16;
+    }
+
+    // Fills the panel with what lies at (outer, k) of an operand of `outers` by `depth`; zeros beyond.
+    template <Load LOAD, u32 THREADS>
+    static __device__ void fill(unsigned char *panel, In<bf16> from, u32 outer, u32 k, u32 outers, u32 depth) {
+        const u32 first_row = MAJOR == Major::K ? outer : k, rows = MAJOR == Major::K ? outers : depth;
+        const u32 first_col = MAJOR == Major::K ? k : outer, cols = MAJOR == Major::K ? depth : outers;
+        static_assert(ROWS * WIDTH % THREADS == 0);
+#pragma unroll
+        for (u32 i = 0; i < ROWS * WIDTH / THREADS; ++i) {
+            const u32 index = i * THREADS + threadIdx.x, r = index / WIDTH, vector = index % WIDTH;
+            const u32 row = first_row + r, col = first_col + vector * VECTOR;
+            const bool inside = row < rows && col < cols;
+            const u32 count = inside ? min(cols - col, u32(VECTOR)) : 0;
+            const bf16 *source = inside ? from.row(row) + col : from.data;
+            unsigned char *to = panel + offset(r, vector);
+            if constexpr (LOAD == Load::Vectors)
+                cp_async(shared_address(to), source, count * sizeof(bf16));
+            else
+                *reinterpret_cast<uint4 *>(to) = gather(source, count);
+        }
+    }
+
+    // Four matrices of 8×8 for `mma`: [8, k] of those at (outer, k). A lane names the row of matrix lane/8, which lies
+    // `outer_half` and `k_half` eights further.
+    static __device__ void fragment(u32 (&to)[4], u32 panel, u32 outer, u32 k, u32 outer_half, u32 k_half) {
+        const u32 row = lane_index() % 8;
+        if constexpr (MAJOR == Major::K)
+            ldmatrix(to, panel + offset(outer + outer_half * 8 + row, k / VECTOR + k_half));
+        else
+            ldmatrix_trans(to, panel + offset(k + k_half * 8 + row, outer / VECTOR + outer_half));
+    }
+};
+
+// The ring's memory, and after it the results'.
+extern __shared__ __align__(128) unsigned char shared[];
+
+// c = a·bᵀ and what is done to it. SUMS: the sum of a's rows is added to `sums` [1, m] (null: not wanted).
+template <Tile T, Major A_MAJOR, Major B_MAJOR, Load LOAD, bool SUMS, class Finishing>
+__device__ void gemm(In<bf16> a, In<bf16> b, u32 m, u32 n, u32 k, const Finishing &finish, float *sums) {
+    using A = Panel<A_MAJOR, T.m, T.k>;
+    using B = Panel<B_MAJOR, T.n, T.k>;
+    constexpr u32 STAGE = A::BYTES + B::BYTES;
+    // Of a warp, in fragments.
+    constexpr u32 WARP_M = T.m / T.warps_m, WARP_N = T.n / T.warps_n;
+    constexpr u32 FRAGMENTS_M = WARP_M / 16, FRAGMENTS_N = WARP_N / 8;
+    static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0 && T.k % (16 * T.parts) == 0 && T.stages >= 2);
+
+    const u32 tiles_n = ceil_div(n, T.n);
+    const u32 first_m = blockIdx.x / tiles_n * T.m, first_n = blockIdx.x % tiles_n * T.n;
+    const u32 warp = warp_index(), part = warp / (T.warps_m * T.warps_n);
+    const u32 warp_m = warp / T.warps_n % T.warps_m * WARP_M, warp_n = warp % T.warps_n * WARP_N;
+    const bool sum_here = SUMS && sums != nullptr && first_n == 0 && warp_n == 0;
+    const u32 steps = ceil_div(k, T.k);
+
+    const auto fill = [&](u32 step) {
+        if (step < steps) {
+            unsigned char *stage = shared + step % T.stages * STAGE;
+            A::template fill<LOAD, T.threads()>(stage, a, first_m, step * T.k, m, k);
+            B::template fill<LOAD, T.threads()>(stage + A::BYTES, b, first_n, step * T.k, n, k);
+        }
+        // Empty groups at the end keep the count of those under way.
+        cp_async_commit_group();
+    };
+
+    float c[FRAGMENTS_M][FRAGMENTS_N][4] = {};
+    float row_sums[SUMS ? FRAGMENTS_M : 1][4] = {};
+#pragma unroll
+    for (u32 step = 0; step + 1 < T.stages; ++step) fill(step);
+    for (u32 step = 0; step < steps; ++step) {
+        cp_async_wait_group<T.stages - 2>();
+        // This stage has arrived for all, and all have done with the one that is filled next.
+        __syncthreads();
+        fill(step + T.stages - 1);
+        const u32 a_panel = shared_address(shared) + step % T.stages * STAGE, b_panel = a_panel + A::BYTES;
+        const u32 half = lane_index() / 8 % 2, other_half = lane_index() / 16;
+#pragma unroll
+        for (u32 i = 0; i < T.k / T.parts; i += 16) {
+            const u32 depth = part * (T.k / T.parts) + i;
+            u32 rows[FRAGMENTS_M][4], cols[FRAGMENTS_N / 2][4];
+#pragma unroll
+            for (u32 fm = 0; fm < FRAGMENTS_M; ++fm)
+                A::fragment(rows[fm], a_panel, warp_m + fm * 16, depth, half, other_half);
+#pragma unroll
+            for (u32 fn = 0; fn < FRAGMENTS_N / 2; ++fn)
+                B::fragment(cols[fn], b_panel, warp_n + fn * 16, depth, other_half, half);
+#pragma unroll
+            for (u32 fm = 0; fm < FRAGMENTS_M; ++fm)
+#pragma unroll
+                for (u32 fn = 0; fn < FRAGMENTS_N; ++fn)
+                    mma(c[fm][fn], rows[fm], cols[fn / 2][fn % 2 * 2], cols[fn / 2][fn % 2 * 2 + 1]);
+            if constexpr (SUMS) {
+                constexpr u32 ONES = 0x3f803f80;  // two of bf16
+                if (sum_here)
+#pragma unroll
+                    for (u32 fm = 0; fm < FRAGMENTS_M; ++fm) mma(row_sums[fm], rows[fm], ONES, ONES);
+            }
+        }
+    }
+
+    // Results pass through shared memory, as many rows at a time as fit, and become whole vectors of a row.
+    constexpr u32 SLAB = T.m < 64 ? T.m : 64, SIZE = SLAB * T.n;
+    static_assert(SLAB % WARP_M == 0 && (SIZE + T.m) * T.parts * sizeof(float) <= T.shared_bytes());
+    float *results = reinterpret_cast<float *>(shared);  // [parts, SLAB, n]
+    float *partial_sums = results + T.parts * SIZE;      // [parts, m]
+#pragma unroll
+    for (u32 slab = 0; slab < T.m; slab += SLAB) {
+        __syncthreads();
+        if (warp_m / SLAB * SLAB == slab) {
+#pragma unroll
+            for (u32 fm = 0; fm < FRAGMENTS_M; ++fm)
+#pragma unroll
+                for (u32 fn = 0; fn < FRAGMENTS_N; ++fn)
+                    stage<T.n>(results + part * SIZE, warp_m - slab + fm * 16, warp_n + fn * 8, c[fm][fn]);
+        }
+        if constexpr (SUMS) {
+            if (slab == 0 && sum_here && lane_index() % 4 == 0)
+#pragma unroll
+                for (u32 fm = 0; fm < FRAGMENTS_M; ++fm)
+#pragma unroll
+                    for (u32 half = 0; half < 2; ++half)
+                        partial_sums[part * T.m + warp_m + fm * 16 + half * 8 + lane_index() / 4] =
+                            row_sums[fm][2 * half];
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (u32 index = threadIdx.x; index < SIZE / VECTOR; index += T.threads()) {
+            const u32 row = index / (T.n / VECTOR), col = index % (T.n / VECTOR) * VECTOR;
+            finish_vector<T.parts, SIZE>(finish, results + staged<T.n>(row, col), first_m + slab + row, first_n + col, m,
+                                         n);
+        }
+        if constexpr (SUMS) {
+            const u32 row = threadIdx.x;
+            if (slab == 0 && sums != nullptr && first_n == 0 && row < T.m && first_m + row < m) {
+                float sum = 0.0f;
+#pragma unroll
+                for (u32 p = 0; p < T.parts; ++p) sum += partial_sums[p * T.m + row];
+                sums[first_m + row] += sum;
+            }
+        }
+    }
+}
+
+// y [m = rows, n = out] from x [rows, k = in] and W [out, in].
+struct GemmForwardArgs {
+    In<bf16> x;
+    In<bf16> weight;
+    Finish finish;
+    u32 rows, out, in, unused;
+};
+static_assert(sizeof(GemmForwardArgs) == 120);
+
+// dx [m = rows, n = in] from dy [rows, k = out] and W [out, in].
+struct GemmInputArgs {
+    In<bf16> dy;
+    In<bf16> weight;
+    Finish finish;
+    u32 rows, out, in, unused;
+};
+static_assert(sizeof(GemmInputArgs) == 120);
+
+// dW [m = out, n = in] and db [1, out] (may be absent) from dy [k = rows, out] and x [rows, in].
+struct GemmWeightArgs {
+    In<bf16> dy;
+    In<bf16> x;
+    Accumulate finish;
+    Out<float> dbias;
+    u32 rows, out, in, unused;
+};
+static_assert(sizeof(GemmWeightArgs) == 88);
+
+#define GEMM_KERNELS(NAME, TILE, BLOCKS, LOAD)                                                                          \
+    extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
+        gemm_forward_##NAME(const __grid_constant__ GemmForwardArgs a) {                                               \
+        gemm<TILE, Major::K, Major::K, LOAD, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr);            \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
+        gemm_input_##NAME(const __grid_constant__ GemmInputArgs a) {                                                   \
+        gemm<TILE, Major::K, Major::MN, LOAD, false>(a.dy, a.weight, a.rows, a.in, a.out, a.finish, nullptr);          \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
+        gemm_weight_##NAME(const __grid_constant__ GemmWeightArgs a) {                                                 \
+        gemm<TILE, Major::MN, Major::MN, LOAD, true>(a.dy, a.x, a.out, a.in, a.rows, a.finish, a.dbias.data);          \
+    }
+
+GEMM_KERNELS(large, LARGE, 2, Load::Vectors)
+GEMM_KERNELS(medium, MEDIUM, 4, Load::Vectors)
+GEMM_KERNELS(narrow, NARROW, 3, Load::Vectors)
+GEMM_KERNELS(unaligned, MEDIUM, 3, Load::Elements)

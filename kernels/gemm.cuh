@@ -1,0 +1,94 @@
+// What both families of matrix products share: how operands lie, and what is done to the results.
+#pragma once
+#include "activation.cuh"
+
+// Along what the rows of an operand in memory run: along k, over which is summed, or along m or n.
+enum class Major { K, MN };
+
+// Results in bf16: y = f(product + bias) + residual. Twin of `Finish` in src/ops/gemm/cuda.rs.
+struct Finish {
+    In<bf16> bias;            // [1, n]; may be absent
+    In<bf16> residual;        // [m, n]; may be absent, and may be y itself
+    Out<bf16> pre_activation; // product + bias [m, n]; may be absent
+    Out<bf16> y;              // [m, n]
+    Activation activation;
+    u32 vector;               // elements that are read and written at a time
+
+    // Elements col .. col + N of a row.
+    template <int N> __device__ void operator()(u32 row, u32 col, float (&x)[N]) const {
+        float e[N];
+        if (bias.present()) {
+            load(e, bias.data + col);
+#pragma unroll
+            for (int i = 0; i < N; ++i) x[i] += e[i];
+        }
+        if (pre_activation.present()) store(pre_activation.row(row) + col, x);
+        activate(activation, x);
+        if (residual.present()) {
+            load(e, residual.row(row) + col);
+#pragma unroll
+            for (int i = 0; i < N; ++i) x[i] += e[i];
+        }
+        store(y.row(row) + col, x);
+    }
+};
+static_assert(sizeof(Finish) == 72);
+
+// Results in f32, added to what is there: gradients of parameters. Twin of `Accumulate` in src/ops/gemm/cuda.rs.
+struct Accumulate {
+    Out<float> sum; // [m, n]
+    u32 vector;
+    u32 unused;
+
+    template <int N> __device__ void operator()(u32 row, u32 col, float (&x)[N]) const {
+        float before[N];
+        load(before, sum.row(row) + col);
+#pragma unroll
+        for (int i = 0; i < N; ++i) x[i] += before[i];
+        store(sum.row(row) + col, x);
+    }
+};
+static_assert(sizeof(Accumulate) == 24);
+
+// Place in shared memory of a result on its way from the tensor core's layout to whole rows. Tiles are COLS wide. Blocks
+// of a vector are permuted by the row, so that neither the writes of a warp's 8 rows nor its reads meet in a bank.
+template <u32 COLS> __device__ u32 staged(u32 row, u32 col) {
+    static_assert(COLS % (4 * VECTOR) == 0);
+    return row * COLS + (col ^ (row % 4 * VECTOR));
+}
+
+// Puts a fragment of 16×8 results, as `mma` and `wgmma` leave it, at its place.
+template <u32 COLS> __device__ void stage(float *results, u32 row, u32 col, const float *fragment) {
+    const u32 g = lane_index() / 4, t = lane_index() % 4 * 2;
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half)
+        *reinterpret_cast<float2 *>(results + staged<COLS>(row + g + 8 * half, col + t)) =
+            make_float2(fragment[2 * half], fragment[2 * half + 1]);
+}
+
+// One thread's turn: a vector of a row of results, the sum of PARTS of them that lie STRIDE apart in shared memory,
+// taken in their order. m and n are the result's size.
+template <int PARTS, u32 STRIDE, class Finishing>
+__device__ void finish_vector(const Finishing &finish, const float *results, u32 row, u32 col, u32 m, u32 n) {
+    if (row >= m || col >= n) return;
+    if (finish.vector == VECTOR && col + VECTOR <= n) {
+        float x[VECTOR];
+        load(x, results);
+#pragma unroll
+        for (int part = 1; part < PARTS; ++part) {
+            float more[VECTOR];
+            load(more, results + part * STRIDE);
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i) x[i] += more[i];
+        }
+        finish(row, col, x);
+    } else {
+#pragma unroll 1
+        for (u32 i = 0; i < VECTOR && col + i < n; ++i) {
+            float x[1] = {results[i]};
+#pragma unroll
+            for (int part = 1; part < PARTS; ++part) x[0] += results[part * STRIDE + i];
+            finish(row, col + i, x);
+        }
+    }
+}

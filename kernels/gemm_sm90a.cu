@@ -1,0 +1,221 @@
+// gemm_sm90a: the products of gemm.cu on Hopper: wgmma fed by TMA.
+//
+// A block has three warpgroups. One thread of the first, the producer, copies boxes of both operands into a ring of
+// stages; the two others, the consumers, compute 64 rows each of a tile of c [m, n] and finish them. Blocks stay: each
+// takes tile after tile, so that the producer fills the ring for the next tile while the consumers finish the last one.
+// Two barriers a stage say when it is full and when it is empty. Operands must start at multiples of 16 bytes, with
+// pitches that are; TMA fills up with zeros what is outside of them.
+// Grid: as many blocks as multiprocessors, or tiles if they are fewer. Bytes moved: as gemm.cu.
+#include "gemm.cuh"
+#include "ptx_sm90a.cuh"
+
+constexpr u32 TILE_M = 128, DEPTH = 64;  // of a tile, and of a stage along k
+constexpr u32 WARPGROUP = 128, CONSUMERS = 2, CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
+constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
+// Bytes of a row in shared memory, which is what the swizzle permutes within; and of eight rows, after which it repeats.
+constexpr u32 ROW = 128, ATOM = 8 * ROW;
+static_assert(DEPTH * sizeof(bf16) == ROW);
+
+// A stage's part of an operand: OUTER along m or n by DEPTH along k, in panels with rows of 128 bytes: one panel of rows
+// along k, or panels of 64 along m or n whose rows are the k's.
+template <Major MAJOR, u32 OUTER> struct Panels {
+    static constexpr u32 BYTES = OUTER * DEPTH * sizeof(bf16);
+    static constexpr u32 WIDTH = 64;                   // of a panel along m or n
+    static constexpr u32 PANEL = DEPTH * ROW;
+    static constexpr Transpose TRANSPOSE = MAJOR == Major::K ? Transpose::No : Transpose::Yes;
+
+    static __device__ void fill(u32 panels, const TensorMap &from, u32 barrier, u32 outer, u32 k) {
+        if constexpr (MAJOR == Major::K) {
+            tma_load(panels, &from, barrier, k, outer);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < OUTER / WIDTH; ++i) tma_load(panels + i * PANEL, &from, barrier, outer + i * WIDTH, k);
+        }
+    }
+
+    // What wgmma is to read from `outer` (a multiple of 64) and `k` (of 16) on: address, the distance of panels, that of
+    // eights of rows, all in units of 16 bytes, and the swizzle of 128 bytes.
+    static __device__ u64 descriptor(u32 panels, u32 outer, u32 k) {
+        const u32 start = MAJOR == Major::K ? panels + outer * ROW + k * sizeof(bf16)
+                                            : panels + outer / WIDTH * PANEL + k * ROW;
+        constexpr u64 LEADING = MAJOR == Major::K ? 1 : PANEL / 16, STRIDE = ATOM / 16, SWIZZLE_128 = 1;
+        return start / 16 % (1 << 14) | LEADING << 16 | STRIDE << 32 | SWIZZLE_128 << 62;
+    }
+};
+
+// A place in the ring, and how often it came round: the phase of the barriers.
+struct Turn {
+    u32 stage = 0, phase = 0;
+
+    template <u32 STAGES> __device__ void advance() {
+        if (++stage == STAGES) stage = 0, phase ^= 1;
+    }
+};
+
+__device__ inline void wait(u32 barrier, u32 phase) {
+    while (!mbarrier_try_wait_parity(barrier, phase)) {}
+}
+
+// Dynamic shared memory. The swizzle wants panels to start at multiples of 1024 bytes.
+template <u32 TILE_N> struct Shared {
+    static constexpr u32 STAGES = TILE_N == 256 ? 4 : 6;
+    static constexpr u32 A = TILE_M * DEPTH * sizeof(bf16), B = TILE_N * DEPTH * sizeof(bf16);
+    static constexpr u32 RESULTS = STAGES * (A + B);                                    // after the ring
+    static constexpr u32 RESULTS_OF_A_WARP = 16 * 64;                                   // of float
+    static constexpr u32 ONES = RESULTS + CONSUMER_WARPS * RESULTS_OF_A_WARP * sizeof(float);
+    static constexpr u32 FULL = ONES + ATOM, EMPTY = FULL + STAGES * sizeof(u64);
+    static constexpr u32 BYTES = EMPTY + STAGES * sizeof(u64);
+    static_assert(A % ATOM == 0 && B % ATOM == 0 && ONES % ATOM == 0 && BYTES <= 227 * 1024);
+};
+
+extern __shared__ __align__(1024) unsigned char shared[];
+
+// The products of one tile: c [64, TILE_N] of this warpgroup, and, for SUMS, the sums of a's 64 rows in every column of
+// `row_sums`.
+template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N, bool SUMS>
+__device__ void multiply(float (&c)[TILE_N / 2], float (&row_sums)[4], Turn &turn, u32 base, u32 consumer, u32 steps) {
+    using Place = Shared<TILE_N>;
+    using A = Panels<A_MAJOR, TILE_M>;
+    using B = Panels<B_MAJOR, TILE_N>;
+    u32 to_release = 0;
+    for (u32 step = 0; step < steps; ++step) {
+        wait(base + Place::FULL + turn.stage * sizeof(u64), turn.phase);
+        const u32 a = base + turn.stage * (Place::A + Place::B), b = a + Place::A;
+        wgmma_fence();
+#pragma unroll
+        for (u32 k = 0; k < DEPTH; k += 16) {
+            const u32 add = step + k > 0;
+            wgmma<A::TRANSPOSE, B::TRANSPOSE>(c, A::descriptor(a, consumer * 64, k), B::descriptor(b, 0, k), add);
+            if constexpr (SUMS)
+                wgmma<A::TRANSPOSE, Transpose::No>(row_sums, A::descriptor(a, consumer * 64, k),
+                                                   Panels<Major::K, 8>::descriptor(base + Place::ONES, 0, 0), add);
+        }
+        wgmma_commit_group();
+        // While these products run, those of the step before are done: its stage may be filled again.
+        wgmma_wait_group<1>();
+        if (step > 0 && lane_index() == 0) mbarrier_arrive(base + Place::EMPTY + to_release * sizeof(u64));
+        to_release = turn.stage;
+        turn.template advance<Place::STAGES>();
+    }
+    wgmma_wait_group<0>();
+    if (lane_index() == 0) mbarrier_arrive(base + Place::EMPTY + to_release * sizeof(u64));
+}
+
+// c = a·bᵀ and what is done to it. SUMS: the sum of a's rows is added to `sums` [1, m] (null: not wanted).
+template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N, bool SUMS, class Finishing>
+__device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k, const Finishing &finish,
+                     float *sums) {
+    using Place = Shared<TILE_N>;
+    const u32 base = shared_address(shared), steps = ceil_div(k, DEPTH);
+    const u32 tiles_n = ceil_div(n, TILE_N), tiles = ceil_div(m, TILE_M) * tiles_n;
+    if (threadIdx.x == 0) {
+        for (u32 stage = 0; stage < Place::STAGES; ++stage) {
+            mbarrier_init(base + Place::FULL + stage * sizeof(u64), 1);
+            mbarrier_init(base + Place::EMPTY + stage * sizeof(u64), CONSUMER_WARPS);
+        }
+        fence_mbarrier_init();
+    }
+    if constexpr (SUMS) {
+        constexpr u32 TWO_ONES = 0x3f803f80;
+        u32 *ones = reinterpret_cast<u32 *>(shared + Place::ONES);
+        if (threadIdx.x < ATOM / sizeof(u32)) ones[threadIdx.x] = TWO_ONES;
+        fence_proxy_async();
+    }
+    __syncthreads();
+
+    Turn turn;
+    const u32 warpgroup = threadIdx.x / WARPGROUP;
+    if (warpgroup == 0) {
+        setmaxnreg_dec<24>();
+        if (threadIdx.x != 0) return;
+        for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+            const u32 first_m = tile / tiles_n * TILE_M, first_n = tile % tiles_n * TILE_N;
+            for (u32 step = 0; step < steps; ++step) {
+                // Before its first turn a stage counts as emptied: that is the phase before the first.
+                wait(base + Place::EMPTY + turn.stage * sizeof(u64), turn.phase ^ 1);
+                const u32 full = base + Place::FULL + turn.stage * sizeof(u64);
+                const u32 stage = base + turn.stage * (Place::A + Place::B);
+                mbarrier_arrive_expect_tx(full, Place::A + Place::B);
+                Panels<A_MAJOR, TILE_M>::fill(stage, a, full, first_m, step * DEPTH);
+                Panels<B_MAJOR, TILE_N>::fill(stage + Place::A, b, full, first_n, step * DEPTH);
+                turn.template advance<Place::STAGES>();
+            }
+        }
+        return;
+    }
+
+    setmaxnreg_inc<240>();
+    const u32 consumer = warpgroup - 1, warp = warp_index() % (WARPGROUP / WARP);
+    float *results = reinterpret_cast<float *>(shared + Place::RESULTS) +
+                     (consumer * (WARPGROUP / WARP) + warp) * Place::RESULTS_OF_A_WARP;  // [16, 64]
+    for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+        const u32 first_m = tile / tiles_n * TILE_M + consumer * 64 + warp * 16, first_n = tile % tiles_n * TILE_N;
+        float c[TILE_N / 2], row_sums[4];
+        if (SUMS && sums != nullptr && first_n == 0) {
+            multiply<A_MAJOR, B_MAJOR, TILE_N, SUMS>(c, row_sums, turn, base, consumer, steps);
+            if (lane_index() % 4 == 0)
+#pragma unroll
+                for (u32 half = 0; half < 2; ++half) {
+                    const u32 row = first_m + lane_index() / 4 + 8 * half;
+                    if (row < m) sums[row] += row_sums[2 * half];
+                }
+        } else {
+            multiply<A_MAJOR, B_MAJOR, TILE_N, false>(c, row_sums, turn, base, consumer, steps);
+        }
+        // Results pass through shared memory, 64 columns of a warp's rows at a time, and become whole vectors.
+#pragma unroll
+        for (u32 slab = 0; slab < TILE_N; slab += 64) {
+#pragma unroll
+            for (u32 col = 0; col < 64; col += 8) stage<64>(results, 0, col, c + (slab + col) / 2);
+            __syncwarp();
+#pragma unroll 1
+            for (u32 index = lane_index(); index < 16 * 64 / VECTOR; index += WARP) {
+                const u32 row = index / (64 / VECTOR), col = index % (64 / VECTOR) * VECTOR;
+                finish_vector<1, 0>(finish, results + staged<64>(row, col), first_m + row, first_n + slab + col, m, n);
+            }
+            __syncwarp();
+        }
+    }
+}
+
+// y [m = rows, n = out] from x [rows, k = in] and W [out, in].
+struct GemmForwardSm90aArgs {
+    TensorMap x, weight;
+    Finish finish;
+    u32 rows, out, in;
+};
+static_assert(sizeof(GemmForwardSm90aArgs) == 384);
+
+// dx [m = rows, n = in] from dy [rows, k = out] and W [out, in].
+struct GemmInputSm90aArgs {
+    TensorMap dy, weight;
+    Finish finish;
+    u32 rows, out, in;
+};
+static_assert(sizeof(GemmInputSm90aArgs) == 384);
+
+// dW [m = out, n = in] and db [1, out] (may be absent) from dy [k = rows, out] and x [rows, in].
+struct GemmWeightSm90aArgs {
+    TensorMap dy, x;
+    Accumulate finish;
+    Out<float> dbias;
+    u32 rows, out, in;
+};
+static_assert(sizeof(GemmWeightSm90aArgs) == 320);
+
+#define GEMM_KERNELS(TILE_N)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
+        gemm_forward_sm90a_##TILE_N(const __grid_constant__ GemmForwardSm90aArgs a) {                                  \
+        gemm<Major::K, Major::K, TILE_N, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr);                \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
+        gemm_input_sm90a_##TILE_N(const __grid_constant__ GemmInputSm90aArgs a) {                                      \
+        gemm<Major::K, Major::MN, TILE_N, false>(a.dy, a.weight, a.rows, a.in, a.out, a.finish, nullptr);              \
+    }                                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
+        gemm_weight_sm90a_##TILE_N(const __grid_constant__ GemmWeightSm90aArgs a) {                                    \
+        gemm<Major::MN, Major::MN, TILE_N, true>(a.dy, a.x, a.out, a.in, a.rows, a.finish, a.dbias.data);              \
+    }
+
+GEMM_KERNELS(128)
+GEMM_KERNELS(256)

@@ -1,0 +1,97 @@
+//! Work captured as a CUDA graph: started by one call instead of one for every kernel.
+
+use super::{Cuda, Gpu, failure};
+use crate::error::Result;
+use cudarc::driver::{result, sys};
+use std::sync::Arc;
+
+/// Captured work; it reads and writes the same memory at every launch.
+struct Graph {
+    executable: sys::CUgraphExec,
+    gpu: Arc<Gpu>,
+}
+
+// SAFETY: the driver's handles may be used from any thread.
+unsafe impl Send for Graph {}
+
+/// What is known of work that is done again and again.
+#[derive(Default)]
+pub struct Replay(State);
+
+#[derive(Default)]
+enum State {
+    /// Never done.
+    #[default]
+    New,
+    /// Done once, kernel by kernel, which loaded the kernels: capturing must not.
+    Done,
+    Captured(Graph),
+}
+
+impl Cuda {
+    /// Does `work` directly the first time, captures it the second, and launches what was captured from
+    /// then on.
+    pub(super) fn replayed(
+        &self,
+        Replay(state): &mut Replay,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        match state {
+            State::New => {
+                work()?;
+                *state = State::Done;
+                Ok(())
+            }
+            State::Done => {
+                let graph = self.capture(work)?;
+                graph.launch()?;
+                *state = State::Captured(graph);
+                Ok(())
+            }
+            State::Captured(graph) => graph.launch(),
+        }
+    }
+
+    /// The work as a graph; nothing of it is done yet.
+    fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.bind()?;
+        let stream = self.0.stream.cu_stream();
+        // Other threads' calls are none of this capture's business.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::begin_capture(stream, mode) }
+            .map_err(|error| failure(error, "begin to capture a graph"))?;
+        let done = work();
+        // SAFETY: begun above; it is ended also if the work failed, which tells more.
+        let graph = unsafe { result::stream::end_capture(stream) };
+        done?;
+        let graph = graph.map_err(|error| failure(error, "capture a graph"))?;
+        // SAFETY: the graph was just made and is used no more once it is instantiated.
+        let executable = unsafe {
+            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            executable
+        };
+        let executable = executable.map_err(|error| failure(error, "instantiate a graph"))?;
+        Ok(Graph { executable, gpu: self.0.clone() })
+    }
+}
+
+impl Graph {
+    fn launch(&self) -> Result<()> {
+        self.gpu.context.bind_to_thread().map_err(|error| failure(error, "use the GPU"))?;
+        // SAFETY: the memory that it reads and writes is there as long as the arena it was captured on,
+        // which is dropped after it.
+        unsafe { result::graph::launch(self.executable, self.gpu.stream.cu_stream()) }
+            .map_err(|error| failure(error, "launch a graph"))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.gpu.context.bind_to_thread().is_ok() {
+            // SAFETY: owned; the driver keeps what is still running.
+            let _ = unsafe { result::graph::exec_destroy(self.executable) };
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Launches of `kernels/activation.cu`.
+
+use super::{Activation, ActivationBackward, ActivationForward, ActivationOp};
+use crate::device::Cuda;
+use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
+use crate::error::Result;
+use half::bf16;
+
+const THREADS: u32 = 128;
+
+arguments! {
+    struct ActivationForwardArgs("activation", "activation_forward", 48) {
+        /// [rows, cols]
+        x: In<'a, bf16>,
+        /// [rows, cols]
+        y: Out<'a, bf16>,
+        activation: u32,
+        cols: u32,
+        vector: u32,
+        unused: u32,
+    }
+
+    struct ActivationBackwardArgs("activation", "activation_backward", 48) {
+        /// [rows, cols]
+        x: In<'a, bf16>,
+        /// [rows, cols]
+        dy: Out<'a, bf16>,
+        activation: u32,
+        cols: u32,
+        vector: u32,
+        unused: u32,
+    }
+}
+
+/// A thread for `vector` columns of a row.
+fn grid(rows: u32, cols: u32, vector: u32) -> Grid {
+    Grid { blocks: [rows, cols.div_ceil(THREADS * vector), 1], threads: THREADS, shared_bytes: 0 }
+}
+
+impl ActivationOp for Cuda {
+    fn activation_forward(&self, args: ActivationForward<'_, Self>) -> Result<()> {
+        let ActivationForward { activation, x, y } = args;
+        assert_eq!(x.shape(), y.shape());
+        let (rows, cols) = (count(x.rows()), count(x.cols()));
+        let (x, y) = (In::of(x), Out::of(y));
+        let vector = vector_width(cols, &[x.extent(), y.extent()]);
+        let activation = Activation::number(Some(activation));
+        let args = ActivationForwardArgs { x, y, activation, cols, vector, unused: 0 };
+        self.launch(grid(rows, cols, vector), args)
+    }
+
+    fn activation_backward(&self, args: ActivationBackward<'_, Self>) -> Result<()> {
+        let ActivationBackward { activation, x, dy } = args;
+        assert_eq!(x.shape(), dy.shape());
+        let (rows, cols) = (count(x.rows()), count(x.cols()));
+        let (x, dy) = (In::of(x), Out::of(dy));
+        let vector = vector_width(cols, &[x.extent(), dy.extent()]);
+        let activation = Activation::number(Some(activation));
+        let args = ActivationBackwardArgs { x, dy, activation, cols, vector, unused: 0 };
+        self.launch(grid(rows, cols, vector), args)
+    }
+}

@@ -1,0 +1,167 @@
+//! Launches of `kernels/gemm.cu`, for every GPU, and of `kernels/gemm_sm90a.cu`, for Hopper.
+
+mod mma;
+mod sm90a;
+
+use super::{GemmBackward, GemmForward, GemmOp};
+use crate::device::cuda::{In, Out, count, vector_width};
+use crate::device::{Cuda, M, Write};
+use crate::error::Result;
+use crate::ops::activation::Activation;
+use half::bf16;
+
+/// The kernels that compute a product.
+#[derive(Debug, PartialEq)]
+enum Kernels {
+    Mma(&'static mma::Tile),
+    Sm90a(&'static sm90a::Tile),
+}
+
+impl Kernels {
+    /// Those for m by n results on a GPU; `aligned`: whether rows of the operands start at multiples of 16
+    /// bytes.
+    fn choose(m: u32, n: u32, aligned: bool, capability: (u32, u32), multiprocessors: u32) -> Self {
+        let hopper = capability == (9, 0) && aligned;
+        match sm90a::Tile::choose(m, n, multiprocessors).filter(|_| hopper) {
+            Some(tile) => Self::Sm90a(tile),
+            None => Self::Mma(mma::Tile::choose(m, n, aligned, multiprocessors)),
+        }
+    }
+
+    fn for_operands(m: u32, n: u32, operands: [In<'_, bf16>; 2], gpu: &Cuda) -> Self {
+        // How long the rows are is of no account: what is beyond them is not read.
+        let aligned = vector_width(0, &operands.map(|operand| operand.extent())) > 1;
+        Self::choose(m, n, aligned, gpu.capability(), gpu.multiprocessors())
+    }
+}
+
+/// What is done to a product that is stored as bf16: twin of `Finish` in kernels/gemm.cuh.
+#[repr(C)]
+struct Finish<'a> {
+    /// [1, n]
+    bias: In<'a, bf16>,
+    /// [m, n]
+    residual: In<'a, bf16>,
+    /// [m, n]
+    pre_activation: Out<'a, bf16>,
+    /// [m, n]
+    y: Out<'a, bf16>,
+    activation: u32,
+    vector: u32,
+}
+
+/// How a product is added to `f32`: twin of `Accumulate` in kernels/gemm.cuh.
+#[repr(C)]
+struct Accumulate<'a> {
+    /// [m, n]
+    sum: Out<'a, f32>,
+    vector: u32,
+    unused: u32,
+}
+
+impl<'a> Finish<'a> {
+    fn new(
+        bias: In<'a, bf16>,
+        activation: Option<Activation>,
+        residual: In<'a, bf16>,
+        pre_activation: Out<'a, bf16>,
+        y: Out<'a, bf16>,
+    ) -> Self {
+        let vector =
+            vector_width(0, &[bias.extent(), residual.extent(), pre_activation.extent(), y.extent()]);
+        Self { bias, residual, pre_activation, y, activation: Activation::number(activation), vector }
+    }
+
+    /// The product alone, in place of what is there or added to it.
+    fn plain(write: Write, y: M<'a, Cuda>) -> Self {
+        let y = Out::of(y);
+        let residual = match write {
+            Write::Replace => In::optional(None),
+            Write::Add => y.before(),
+        };
+        Self::new(In::optional(None), None, residual, Out::optional(None), y)
+    }
+}
+
+/// A product of a layer of these sizes, and what is done to it.
+struct Product<F> {
+    rows: u32,
+    inputs: u32,
+    outputs: u32,
+    finish: F,
+}
+
+impl GemmOp for Cuda {
+    fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()> {
+        args.check();
+        let GemmForward { x, weight, bias, activation, residual, pre_activation, y } = args;
+        let (rows, inputs, outputs) = (count(x.rows()), count(x.cols()), count(weight.rows()));
+        if rows == 0 {
+            return Ok(());
+        }
+        let (x, weight) = (In::of(x), In::of(weight));
+        let finish = Finish::new(
+            In::optional(bias),
+            activation,
+            In::optional(residual),
+            Out::optional(pre_activation),
+            Out::of(y),
+        );
+        let product = Product { rows, inputs, outputs, finish };
+        match Kernels::for_operands(rows, outputs, [x, weight], self) {
+            Kernels::Mma(tile) => tile.forward(self, x, weight, product),
+            Kernels::Sm90a(tile) => tile.forward(self, x, weight, product),
+        }
+    }
+
+    fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()> {
+        args.check();
+        let GemmBackward { x, weight, dy, dx, dweight, dbias } = args;
+        let (rows, inputs, outputs) = (count(x.rows()), count(x.cols()), count(weight.rows()));
+        if rows == 0 {
+            return Ok(());
+        }
+        let (x, weight, dy) = (In::of(x), In::of(weight), In::of(dy));
+        if let Some((write, dx)) = dx {
+            let product = Product { rows, inputs, outputs, finish: Finish::plain(write, dx) };
+            match Kernels::for_operands(rows, inputs, [dy, weight], self) {
+                Kernels::Mma(tile) => tile.input(self, dy, weight, product)?,
+                Kernels::Sm90a(tile) => tile.input(self, dy, weight, product)?,
+            }
+        }
+        let sum = Out::of(dweight);
+        let vector = vector_width(0, &[sum.extent()]);
+        let product = Product { rows, inputs, outputs, finish: Accumulate { sum, vector, unused: 0 } };
+        let dbias = Out::optional(dbias);
+        match Kernels::for_operands(outputs, inputs, [dy, x], self) {
+            Kernels::Mma(tile) => tile.weight(self, dy, x, dbias, product),
+            Kernels::Sm90a(tile) => tile.weight(self, dy, x, dbias, product),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_product_gets_the_kernels_that_suit_it() {
+        const H200: ((u32, u32), u32) = ((9, 0), 132);
+        const A100: ((u32, u32), u32) = ((8, 0), 108);
+        let choose = |m, n, aligned, (capability, multiprocessors)| {
+            Kernels::choose(m, n, aligned, capability, multiprocessors)
+        };
+        // The keys and values of 256 images, and their weight's gradient: three full rounds of the widest.
+        assert_eq!(choose(257 * 256, 9216, true, H200), Kernels::Sm90a(&sm90a::WIDE));
+        assert_eq!(choose(9216, 1408, true, H200), Kernels::Sm90a(&sm90a::WIDE));
+        assert_eq!(choose(257 * 256, 9216, true, A100), Kernels::Mma(&mma::LARGE));
+        // 64·3 tiles of 128×256 would be one round and a half: 64·6 of 128×128 are three.
+        assert_eq!(choose(32 * 256, 768, true, H200), Kernels::Sm90a(&sm90a::SQUARE));
+        // Few results: smaller tiles, so that more multiprocessors have one.
+        assert_eq!(choose(768, 768, true, H200), Kernels::Mma(&mma::MEDIUM));
+        assert_eq!(choose(32, 3072, true, H200), Kernels::Mma(&mma::NARROW));
+        assert_eq!(choose(257 * 256, 9216, false, H200), Kernels::Mma(&mma::UNALIGNED));
+        // Blackwell runs what is for every GPU.
+        assert_eq!(choose(257 * 256, 9216, true, ((10, 0), 148)), Kernels::Mma(&mma::LARGE));
+    }
+}

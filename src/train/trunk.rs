@@ -1,0 +1,254 @@
+//! A stream from its embeddings through all blocks, and back.
+
+use super::plan::Plan;
+use crate::arena::Cursor;
+use crate::config::QFormerConfig;
+use crate::device::{M, SM, V, Write};
+use crate::error::Result;
+use crate::layers::Keep;
+use crate::layers::block::{BlockActs, BlockGradients, BlockScratch, Inputs, Stream};
+use crate::layers::cross_attention::ImageTokens;
+use crate::layers::dropout::{PassDropout, Place};
+use crate::layers::layer_norm::LayerNormActs;
+use crate::layers::linear::Linear;
+use crate::layers::self_attention::Attending;
+use crate::ops::Backend;
+use crate::ops::dropout::{DropoutBackward, DropoutForward};
+use crate::ops::embedding::{EmbeddingBackward, EmbeddingForward};
+use crate::qformer::Parameters;
+use crate::tensor::ViewMut;
+
+/// The padding token, whose embedding is not trained.
+const PADDING: u32 = 0;
+
+/// What a stream is embedded in and its blocks work in.
+pub(super) struct TrunkActs<'a, B: Backend> {
+    /// [1, query rows]
+    query_ids: ViewMut<'a, B, u32>,
+    /// [1, text rows]
+    tokens: ViewMut<'a, B, u32>,
+    /// [1, text rows]
+    positions: ViewMut<'a, B, u32>,
+    /// Tables of self-attention's sequences, each [1, words]
+    attending: Vec<ViewMut<'a, B, u32>>,
+    /// Table of the query sets over their images [1, words]
+    cross: ViewMut<'a, B, u32>,
+    /// [rows, D]
+    embedded: M<'a, B>,
+    norm: LayerNormActs<'a, B>,
+    /// [rows, D]
+    normed: M<'a, B>,
+    /// [rows, D]: the blocks' inputs, then the last one's output
+    x: Vec<M<'a, B>>,
+    /// The blocks' own.
+    blocks: Vec<BlockActs<'a, B>>,
+}
+
+impl<'a, B: Backend> TrunkActs<'a, B> {
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, plan: &Plan, config: &QFormerConfig) -> Self {
+        let (rows, hidden) = (plan.rows(), config.hidden_size);
+        let split = [plan.query_rows(), rows - plan.query_rows()];
+        Self {
+            query_ids: cursor.take(1, split[0]),
+            tokens: cursor.take(1, split[1]),
+            positions: cursor.take(1, split[1]),
+            attending: plan.attending.iter().map(|(s, ..)| cursor.take(1, s.words())).collect(),
+            cross: cursor.take(1, plan.cross.words()),
+            embedded: cursor.take(rows, hidden),
+            norm: LayerNormActs::carve(cursor, rows, hidden, Keep::ForBackward).expect("kept"),
+            normed: cursor.take(rows, hidden),
+            x: (0..=config.num_hidden_layers).map(|_| cursor.take(rows, hidden)).collect(),
+            blocks: (0..config.num_hidden_layers)
+                .map(|_| BlockActs::carve(cursor, split, config, Keep::ForBackward))
+                .collect(),
+        }
+    }
+
+    /// The last block's output [rows, D].
+    pub(super) fn output(&self) -> V<'_, B> {
+        self.x.last().expect("the input and the blocks' outputs").view()
+    }
+}
+
+/// What a stream is computed with.
+#[derive(Clone, Copy)]
+pub(super) struct Trunk<'a, B: Backend> {
+    pub(super) config: &'a QFormerConfig,
+    pub(super) parameters: &'a Parameters<V<'a, B>>,
+    /// The folded projections of the image, weight [layers·2·D, W]
+    pub(super) image_kv: &'a Linear<V<'a, B>>,
+    /// Keys and values of the images for all blocks [B·N, layers·2·D]
+    pub(super) keys_values: V<'a, B>,
+    pub(super) dropout: PassDropout<'a, B>,
+}
+
+/// Where a stream's backward pass writes, beyond its own.
+pub(super) struct TrunkGradients<'a, B: Backend> {
+    /// [B·N, layers·2·D]: replaced or added to
+    pub(super) keys_values: (Write, M<'a, B>),
+    /// Those of the queries, keys and values of this stream [rows, 3·D], one for all blocks, which is
+    /// replaced, or one for each, whose keys and values are added to.
+    pub(super) qkv: Qkv<'a, B>,
+    /// Those of an earlier stream [rows, 3·D], for each block, whose keys and values are added to.
+    pub(super) earlier: Option<Vec<M<'a, B>>>,
+}
+
+/// Gradients of queries, keys and values.
+pub(super) enum Qkv<'a, B: Backend> {
+    One(M<'a, B>),
+    Each(Vec<M<'a, B>>),
+}
+
+impl<B: Backend> Trunk<'_, B> {
+    /// From the plan to `acts.output()`; `earlier` is a stream whose queries this one sees.
+    pub(super) fn forward(
+        &self,
+        b: &B,
+        plan: &Plan,
+        acts: &mut TrunkActs<'_, B>,
+        earlier: Option<&TrunkActs<'_, B>>,
+    ) -> Result<()> {
+        let (parameters, query_rows) = (self.parameters, plan.query_rows());
+        let queries = parameters.query_tokens.rows();
+        let ids: Vec<u32> = (0..query_rows).map(|row| (row % queries) as u32).collect();
+        b.write_indices(&ids, acts.query_ids.reborrow())?;
+        b.write_indices(&plan.tokens, acts.tokens.reborrow())?;
+        b.write_indices(&plan.positions, acts.positions.reborrow())?;
+        for ((sequences, ..), table) in plan.attending.iter().zip(&mut acts.attending) {
+            sequences.place(b, table.reborrow())?;
+        }
+        plan.cross.place(b, acts.cross.reborrow())?;
+
+        let words = parameters.text_embeddings.as_ref().expect("a model that reads text");
+        let (of_queries, of_text) = acts.embedded.reborrow().split_rows(query_rows);
+        let (ids, table) = (acts.query_ids.view(), parameters.query_tokens);
+        b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: of_queries })?;
+        let positions = Some((acts.positions.view(), words.positions));
+        let (ids, table) = (acts.tokens.view(), words.words);
+        b.embedding_forward(EmbeddingForward { ids, table, positions, y: of_text })?;
+        let dropout = self.dropout.at(0, Place::Embedding);
+        let to = if dropout.is_some() { &mut acts.normed } else { &mut acts.x[0] };
+        let (embedded, norm) = (acts.embedded.view(), &mut acts.norm);
+        parameters.embedding_norm.training_forward(b, embedded, None, None, Some(norm), to.reborrow())?;
+        if let Some(dropout) = dropout {
+            let (x, y) = (acts.normed.view(), acts.x[0].reborrow());
+            b.dropout_forward(DropoutForward { dropout, x, y })?;
+        }
+
+        let TrunkActs { attending, cross, x, blocks, .. } = acts;
+        let attending = placed(plan, attending);
+        let stream = self.stream(plan, &attending, cross);
+        for (index, (block, acts)) in parameters.blocks.iter().zip(blocks).enumerate() {
+            let inputs = self.inputs(index, earlier);
+            let (x, y) = x[index..].split_at_mut(1);
+            block.forward(b, x[0].view(), &stream, &inputs, acts, y[0].reborrow())?;
+        }
+        Ok(())
+    }
+
+    /// From the gradient of the output in `d[0]` [rows, D], with `d[1]` [rows, D] to work in, to those of
+    /// the parameters.
+    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
+    pub(super) fn backward(
+        &self,
+        b: &B,
+        plan: &Plan,
+        acts: &TrunkActs<'_, B>,
+        earlier: Option<&TrunkActs<'_, B>>,
+        gradients: &mut Parameters<SM<'_, B>>,
+        mut to: TrunkGradients<'_, B>,
+        [mut dy, mut dx]: [M<'_, B>; 2],
+        scratch: &mut BlockScratch<'_, B>,
+    ) -> Result<()> {
+        let parameters = self.parameters;
+        let attending = placed(plan, &acts.attending);
+        let stream = self.stream(plan, &attending, &acts.cross);
+        for (index, block) in parameters.blocks.iter().enumerate().rev() {
+            let inputs = self.inputs(index, earlier);
+            let (write, keys_values) = &mut to.keys_values;
+            let block_to = BlockGradients {
+                keys_values: (*write, keys_values.reborrow()),
+                qkv: match &mut to.qkv {
+                    Qkv::One(qkv) => (Write::Replace, qkv.reborrow()),
+                    Qkv::Each(each) => (Write::Add, each[index].reborrow()),
+                },
+                earlier: to.earlier.as_mut().map(|each| each[index].reborrow()),
+            };
+            let (x, block_acts) = (acts.x[index].view(), &acts.blocks[index]);
+            let gradients = &mut gradients.blocks[index];
+            block.backward(
+                b,
+                x,
+                &stream,
+                &inputs,
+                block_acts,
+                dy.view(),
+                gradients,
+                block_to,
+                scratch,
+                dx.reborrow(),
+            )?;
+            std::mem::swap(&mut dy, &mut dx);
+        }
+
+        if let Some(dropout) = self.dropout.at(0, Place::Embedding) {
+            b.dropout_backward(DropoutBackward { dropout, dy: dy.view(), dx: dx.reborrow() })?;
+            std::mem::swap(&mut dy, &mut dx);
+        }
+        let (norm, partials) = (&mut gradients.embedding_norm, &mut scratch.layers.partials);
+        let to = (dx.reborrow(), None);
+        parameters.embedding_norm.backward(b, &acts.norm, None, dy.view(), norm, partials, to)?;
+        let dembedded = dx.view();
+        b.embedding_backward(EmbeddingBackward {
+            ids: acts.query_ids.view(),
+            frozen: None,
+            dy: dembedded.row_range(0..plan.query_rows()),
+            dtable: gradients.query_tokens.reborrow(),
+            dpositions: None,
+        })?;
+        let words = gradients.text_embeddings.as_mut().expect("as the parameters");
+        b.embedding_backward(EmbeddingBackward {
+            ids: acts.tokens.view(),
+            frozen: Some(PADDING),
+            dy: dembedded.row_range(plan.query_rows()..plan.rows()),
+            dtable: words.words.reborrow(),
+            dpositions: Some((acts.positions.view(), words.positions.reborrow())),
+        })
+    }
+
+    fn stream<'s>(
+        &'s self,
+        plan: &'s Plan,
+        attending: &'s [Attending<'s, B>],
+        cross: &'s ViewMut<'_, B, u32>,
+    ) -> Stream<'s, B> {
+        let (hidden, heads) = (self.config.hidden_size, self.config.num_attention_heads);
+        let sequences = plan.cross.placed_at(cross.view());
+        Stream {
+            query_rows: plan.query_rows(),
+            attending,
+            heads,
+            scale: 1.0 / ((hidden / heads) as f64).sqrt(),
+            image: Some(ImageTokens::KeysValues { keys_values: self.keys_values, sequences }),
+            dropout: Some(self.dropout),
+        }
+    }
+
+    fn inputs<'s>(&'s self, block: usize, earlier: Option<&'s TrunkActs<'_, B>>) -> Inputs<'s, B> {
+        Inputs {
+            block,
+            cross: block / self.config.cross_attention_frequency,
+            image_kv: self.image_kv,
+            earlier: earlier.map(|acts| acts.blocks[block].attention.qkv.view()),
+        }
+    }
+}
+
+/// The plan's self-attention with its tables.
+fn placed<'s, B: Backend>(plan: &'s Plan, tables: &'s [ViewMut<'_, B, u32>]) -> Vec<Attending<'s, B>> {
+    let placed = |((sequences, mask, first_keys), table): (&'s (_, _, _), &'s ViewMut<'_, B, u32>)| {
+        let sequences: &'s crate::ops::attention::Sequences = sequences;
+        Attending { sequences: sequences.placed_at(table.view()), mask: *mask, first_keys: *first_keys }
+    };
+    plan.attending.iter().zip(tables).map(placed).collect()
+}

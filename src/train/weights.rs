@@ -1,0 +1,279 @@
+//! Parameters in training: one flat vector each of the numbers themselves, their gradients and their
+//! moments, and where the graph computes in narrower numbers, of what it reads.
+
+use crate::arena::Arena;
+use crate::device::{Device, S, SM, V};
+use crate::error::Result;
+use crate::ops::Backend;
+use crate::ops::adamw::{AdamW, AdamWStep};
+use crate::ops::norm::{Norm, PARTIAL_SUMS};
+use crate::params::{Part, Spec, TensorSource, Tree};
+use crate::tensor::{HostTensor, Layout, Number, Shape, View, ViewMut};
+use std::any::TypeId;
+
+/// Parameters start at multiples of this many elements, 16 bytes or more in any number type.
+const ALIGNMENT: usize = 16;
+
+/// Where a parameter stands in the vectors.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// What it is.
+    pub spec: Spec,
+    /// Its first element.
+    first: usize,
+}
+
+/// The vectors; parameters that are decayed stand before those that are not.
+pub struct TrainedWeights<D: Device, P> {
+    places: P,
+    /// Elements of each vector.
+    len: usize,
+    /// Elements that are decayed, the first ones.
+    decayed: usize,
+    /// [1, len] `Stat`
+    parameters: Arena<D>,
+    /// [1, len] `Stat`
+    gradients: Arena<D>,
+    /// [1, len] `Stat`, twice
+    moments: [Arena<D>; 2],
+    /// [1, len] `Elem`; absent where `Elem` is `Stat`.
+    weights: Option<Arena<D>>,
+    /// What the optimiser reads besides.
+    scalars: Arena<D>,
+}
+
+/// Scalars of the optimiser's step.
+struct Scalars<'a, D: Device> {
+    /// [1, 3]: learning rate, 1 − β1ᵗ, 1 − β2ᵗ
+    schedule: SM<'a, D>,
+    /// [1, 1]
+    norm: SM<'a, D>,
+    /// [1, PARTIAL_SUMS]
+    partial_sums: SM<'a, D>,
+}
+
+impl<'a, D: Device> Scalars<'a, D> {
+    fn carve(cursor: &mut crate::arena::Cursor<'a, D>) -> Self {
+        Self {
+            schedule: cursor.take(1, 3),
+            norm: cursor.take(1, 1),
+            partial_sums: cursor.take(1, PARTIAL_SUMS),
+        }
+    }
+}
+
+/// LAVIS's rule: matrices and tables are decayed; biases, norms and the temperature are not.
+fn is_decayed(spec: &Spec) -> bool {
+    spec.parts[0].shape.len() >= 2
+}
+
+impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
+    /// Reads every tensor that `specs` names; gradients and moments are zero.
+    ///
+    /// # Errors
+    /// Fails as [`TensorSource::check`] before anything is read, and if a tensor cannot be read or there
+    /// is no room.
+    pub fn load<S>(device: &D, specs: &S, source: &dyn TensorSource) -> Result<Self>
+    where
+        S: Tree<Spec, With<Place> = P>,
+    {
+        let mut parts = Vec::new();
+        specs.map(&mut |spec| parts.extend(&spec.parts));
+        source.check(&parts)?;
+        let mut sizes = [0, 0];
+        specs.map(&mut |spec| {
+            sizes[usize::from(!is_decayed(spec))] += spec.shape.len().next_multiple_of(ALIGNMENT);
+        });
+        let (len, decayed) = (sizes[0] + sizes[1], sizes[0]);
+        let mut next = [0, decayed];
+        let places = specs.map(&mut |spec| {
+            let next = &mut next[usize::from(!is_decayed(spec))];
+            let first = *next;
+            *next += spec.shape.len().next_multiple_of(ALIGNMENT);
+            Place { spec: spec.clone(), first }
+        });
+        let vector = |purpose| Arena::sized(device, purpose, len * size_of::<D::Stat>());
+        let parameters = vector("the parameters")?;
+        let gradients = vector("the gradients")?;
+        let moments = [vector("the moments")?, vector("the moments")?];
+        let narrower = TypeId::of::<D::Elem>() != TypeId::of::<D::Stat>();
+        let weights = || Arena::sized(device, "the weights", len * size_of::<D::Elem>());
+        let weights = narrower.then(weights).transpose()?;
+        let scalars = Arena::planned(device, "the optimiser's scalars", |c| {
+            Scalars::carve(c);
+        })?;
+        let mut trained = Self { places, len, decayed, parameters, gradients, moments, weights, scalars };
+        trained.fill(device, source)?;
+        Ok(trained)
+    }
+
+    fn fill(&mut self, device: &D, source: &dyn TensorSource) -> Result<()> {
+        let mut result = Ok(());
+        let Self { places, parameters, weights, .. } = self;
+        places.map(&mut |place| {
+            let mut first = 0;
+            for part in &place.spec.parts {
+                let read = source.read(part, &mut |at, values| {
+                    if result.is_ok() {
+                        result = place.write::<D, D::Stat>(device, parameters, first + at, values);
+                    }
+                    if let (Ok(()), Some(weights)) = (&result, &mut *weights) {
+                        result = place.write::<D, D::Elem>(device, weights, first + at, values);
+                    }
+                });
+                if let (Ok(()), Err(error)) = (&result, read) {
+                    result = Err(error);
+                }
+                first += part.len();
+            }
+        });
+        result
+    }
+
+    /// What the graph reads.
+    pub fn view(&self) -> P::With<V<'_, D>> {
+        let arena = self.weights.as_ref().unwrap_or(&self.parameters);
+        // SAFETY: the vectors hold every place, and are borrowed for as long as the views.
+        self.places.map(&mut |place| unsafe { place.view(arena.address(0)) })
+    }
+
+    /// The numbers themselves.
+    pub fn parameters(&self) -> P::With<S<'_, D>> {
+        // SAFETY: as above.
+        self.places.map(&mut |place| unsafe { place.view(self.parameters.address(0)) })
+    }
+
+    /// What the graph reads, and the gradients, to be added to.
+    pub fn view_with_gradients(&mut self) -> (P::With<V<'_, D>>, P::With<S<'_, D>>, P::With<SM<'_, D>>) {
+        let base = self.gradients.cursor().take::<D::Stat>(1, self.len).pointer();
+        // SAFETY: places do not overlap, the vector holds them all, and it is borrowed exclusively.
+        let gradients = self.places.map(&mut |place| unsafe { place.view_mut(base) });
+        (self.view(), self.parameters(), gradients)
+    }
+
+    /// Sets the gradients to zero.
+    ///
+    /// # Errors
+    /// Fails if the device does.
+    pub fn clear_gradients(&mut self, device: &D) -> Result<()> {
+        device.clear(self.gradients.cursor().take::<D::Stat>(1, self.len))
+    }
+
+    /// Lets the optimiser do step number `step`, counted from 1; returns the gradient's norm before it was
+    /// clipped.
+    ///
+    /// # Errors
+    /// Fails if the device does.
+    pub fn update(&mut self, device: &D, constants: AdamW, learning_rate: f64, step: usize) -> Result<f64> {
+        let power = |beta: f64| 1.0 - beta.powf(step as f64);
+        let schedule = [learning_rate, power(constants.beta1), power(constants.beta2)];
+        let mut scalars = Scalars::carve(&mut self.scalars.cursor());
+        device.write(&schedule.map(|x| x as f32), 0, scalars.schedule.reborrow())?;
+        let len = self.len;
+        let gradient: S<'_, D> = self.gradients.first(1, len);
+        device.norm(Norm {
+            x: gradient,
+            partial_sums: scalars.partial_sums,
+            norm: scalars.norm.reborrow(),
+        })?;
+        let [first, second] = &mut self.moments;
+        device.adamw_step(AdamWStep {
+            constants,
+            schedule: scalars.schedule.view(),
+            gradient,
+            norm: scalars.norm.view(),
+            decayed: self.decayed,
+            parameters: self.parameters.cursor().take(1, len),
+            first_moment: first.cursor().take(1, len),
+            second_moment: second.cursor().take(1, len),
+            weights: self.weights.as_mut().map(|weights| weights.cursor().take(1, len)),
+        })?;
+        Ok(f64::from(device.read(scalars.norm.view())?[0]))
+    }
+
+    /// How many numbers are trained.
+    pub fn count(&self) -> usize {
+        let mut count = 0;
+        self.places.map(&mut |place| count += place.spec.shape.len());
+        count
+    }
+
+    /// The tensors of a checkpoint with their values.
+    ///
+    /// # Errors
+    /// Fails as `each` does, and if the device does.
+    pub fn for_each_tensor(
+        &self,
+        device: &D,
+        each: impl FnMut(&Part, HostTensor) -> Result<()>,
+    ) -> Result<()> {
+        self.read(device, &self.parameters, each)
+    }
+
+    /// The gradients of the tensors of a checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::for_each_tensor`].
+    pub fn for_each_gradient(
+        &self,
+        device: &D,
+        each: impl FnMut(&Part, HostTensor) -> Result<()>,
+    ) -> Result<()> {
+        self.read(device, &self.gradients, each)
+    }
+
+    fn read(
+        &self,
+        device: &D,
+        vector: &Arena<D>,
+        mut each: impl FnMut(&Part, HostTensor) -> Result<()>,
+    ) -> Result<()> {
+        let mut result = Ok(());
+        self.places.map(&mut |place| {
+            let mut first = place.first;
+            for part in &place.spec.parts {
+                if result.is_ok() {
+                    let all: S<'_, D> = vector.first(1, self.len);
+                    result = device
+                        .read(all.columns(first..first + part.len()))
+                        .and_then(|values| each(part, HostTensor::new(&part.shape, values)));
+                }
+                first += part.len();
+            }
+        });
+        result
+    }
+}
+
+impl Place {
+    fn layout(&self) -> Layout {
+        Layout::Rows { pitch: self.spec.shape.cols }
+    }
+
+    /// # Safety
+    /// A vector of `E` at `base` on device `D` must hold this place, and be borrowed for 'a.
+    unsafe fn view<'a, D, E: Number>(&self, base: *const u8) -> View<'a, D, E> {
+        // SAFETY: as the caller promises.
+        unsafe { View::new(base.cast::<E>().add(self.first), self.spec.shape, self.layout()) }
+    }
+
+    /// # Safety
+    /// As above, and the place must be borrowed by nothing else.
+    unsafe fn view_mut<'a, D, E: Number>(&self, base: *mut E) -> ViewMut<'a, D, E> {
+        // SAFETY: as the caller promises.
+        unsafe { ViewMut::new(base.add(self.first), self.spec.shape, self.layout()) }
+    }
+
+    /// Writes `values` from element `at` of this parameter on.
+    fn write<D: Device, E: Number>(
+        &self,
+        device: &D,
+        vector: &mut Arena<D>,
+        at: usize,
+        values: &[f32],
+    ) -> Result<()> {
+        let Shape { rows, cols } = self.spec.shape;
+        let whole = vector.cursor().take::<E>(1, self.first + rows * cols);
+        device.write(values, at, whole.split_columns(self.first).1)
+    }
+}

@@ -1,0 +1,231 @@
+//! The products on the GPU against those on the CPU in double precision, for every kernel.
+
+use super::Linear;
+use crate::common::{Matrix, Random};
+use crate::device::{Tensor, TestDevice, assert_rounded, rounded};
+use qformer::config::Activation;
+use qformer::device::{Cpu, Cuda, Write};
+use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
+use std::process::Command;
+
+/// Rows, inputs, outputs. Which kernel a product goes to is a matter of its size, of whether rows start at
+/// multiples of 16 bytes, and of the GPU; the simulated one has 4 multiprocessors.
+const SHAPES: [[usize; 3]; 9] = [
+    // Large tiles, none of them whole, for y, dx and dW.
+    [300, 200, 264],
+    // Many steps along each of the three sums.
+    [264, 648, 136],
+    [136, 264, 648],
+    [648, 136, 264],
+    // Medium tiles, then one image's queries: a few rows.
+    [40, 96, 72],
+    [32, 768, 40],
+    [7, 40, 16],
+    // Rows that are not aligned: primes, and the matching head.
+    [67, 131, 71],
+    [40, 768, 2],
+];
+
+/// A linear layer's operands beyond the layer itself.
+struct Epilogue {
+    activation: Option<Activation>,
+    residual: Option<Matrix>,
+}
+
+/// What a forward pass is computed with: saved, where asked for, and y.
+fn forward<D: TestDevice + GemmOp>(linear: &Linear, epilogue: &Epilogue, save: bool) -> [Matrix; 2] {
+    let (rows, outputs) = (linear.x.rows, linear.weight.rows);
+    let (mut y, mut saved) = (Tensor::<D>::output(rows, outputs), Tensor::<D>::output(rows, outputs));
+    let mut residual = epilogue.residual.as_ref().map(Tensor::<D>::pitched);
+    D::get()
+        .gemm_forward(GemmForward {
+            x: Tensor::pitched(&linear.x).view(),
+            weight: Tensor::pitched(&linear.weight).view(),
+            bias: Some(Tensor::pitched(&linear.bias).view()),
+            activation: epilogue.activation,
+            residual: residual.as_mut().map(Tensor::view),
+            pre_activation: save.then(|| saved.view_mut()),
+            y: y.view_mut(),
+        })
+        .unwrap();
+    [saved.read(), y.read()]
+}
+
+/// Whole numbers between -8 and 8.
+fn whole(random: &mut Random, rows: usize, cols: usize) -> Matrix {
+    Matrix::from_fn(rows, cols, |_, _| random.below(17) as f64 - 8.0)
+}
+
+fn whole_linear(random: &mut Random, [rows, inputs, outputs]: [usize; 3]) -> Linear {
+    Linear {
+        x: whole(random, rows, inputs),
+        weight: whole(random, outputs, inputs),
+        bias: whole(random, 1, outputs),
+    }
+}
+
+/// Sums stay below 768·8·8 + 8 < 2²⁴: `f32` holds every one of them, in any order, and only the result is rounded.
+#[test]
+fn whole_numbers_give_exact_outputs_and_gradients() {
+    let mut random = Random::new(11);
+    for shape @ [rows, inputs, outputs] in SHAPES {
+        let linear = whole_linear(&mut random, shape);
+        let plain = Epilogue { activation: None, residual: Some(whole(&mut random, rows, outputs)) };
+        let [saved, y] = forward::<Cuda>(&linear, &plain, true);
+        let [want_saved, want_y] = forward::<Cpu<f64>>(&linear, &plain, true);
+        assert_eq!(saved, rounded::<Cuda>(&want_saved), "product and bias of {shape:?}");
+        assert_eq!(y, rounded::<Cuda>(&want_y), "y of {shape:?}");
+
+        let dy = whole(&mut random, rows, outputs);
+        let before = whole_linear(&mut random, [rows, inputs, outputs]);
+        for write in [Write::Replace, Write::Add] {
+            let got = linear.backward::<Cuda>(&dy, write, &before);
+            let want = linear.backward::<Cpu<f64>>(&dy, write, &before);
+            assert_eq!(got.x, rounded::<Cuda>(&want.x), "dx of {shape:?}, {write:?}");
+            assert_eq!(got.weight, want.weight, "dW of {shape:?}");
+            assert_eq!(got.bias, want.bias, "db of {shape:?}");
+        }
+    }
+}
+
+#[test]
+fn whatever_follows_the_product_is_rounded_once() {
+    let mut random = Random::new(12);
+    for shape @ [rows, _, outputs] in [[300, 96, 264], [40, 96, 72], [9, 40, 24], [13, 11, 17]] {
+        let linear = Linear::random(shape).rounded::<Cuda>();
+        let activations = [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu];
+        for activation in activations.map(Some).into_iter().chain([None]) {
+            for residual in [None, Some(rounded::<Cuda>(&random.matrix(rows, outputs)))] {
+                let epilogue = Epilogue { activation, residual };
+                let what = format!("{shape:?}, {activation:?}, residual: {}", epilogue.residual.is_some());
+                let [saved, y] = forward::<Cuda>(&linear, &epilogue, true);
+                let [want_saved, want_y] = forward::<Cpu<f64>>(&linear, &epilogue, true);
+                assert_rounded::<Cuda>(&format!("saved of {what}"), &saved, &want_saved);
+                assert_rounded::<Cuda>(&format!("y of {what}"), &y, &want_y);
+                let [_, unsaved_y] = forward::<Cuda>(&linear, &epilogue, false);
+                assert_eq!(unsaved_y, y, "{what}: y depends on whether the pre-activation is saved");
+            }
+        }
+    }
+}
+
+/// Operands whose rows are aligned but not whole vectors long: what lies beyond them is NaN and must not be read as
+/// a part of a sum.
+#[test]
+fn columns_beyond_the_operands_are_not_read() {
+    let mut random = Random::new(13);
+    for [rows, inputs, outputs] in [[300, 197, 259], [40, 93, 70], [5, 35, 11]] {
+        let linear = whole_linear(&mut random, [rows, inputs, outputs]);
+        let dy = whole(&mut random, rows, outputs);
+        // Wider copies, NaN beyond the operand.
+        let wide = |matrix: &Matrix| {
+            Matrix::from_fn(matrix.rows, matrix.cols.next_multiple_of(8), |r, c| {
+                if c < matrix.cols { matrix.at(r, c) } else { f64::NAN }
+            })
+        };
+        let (mut x, mut weight) = (Tensor::rows(&wide(&linear.x)), Tensor::rows(&wide(&linear.weight)));
+        let mut gradient = Tensor::rows(&wide(&dy));
+        let (mut y, mut dx) = (Tensor::<Cuda>::output(rows, outputs), Tensor::<Cuda>::output(rows, inputs));
+        let zeros = |rows, cols| Tensor::<Cuda, f32>::pitched(&Matrix::filled(rows, cols, 0.0));
+        let (mut dweight, mut dbias) = (zeros(outputs, inputs), zeros(1, outputs));
+        Cuda::get()
+            .gemm_forward(GemmForward {
+                x: x.view().columns(0..inputs),
+                weight: weight.view().columns(0..inputs),
+                bias: None,
+                activation: None,
+                residual: None,
+                pre_activation: None,
+                y: y.view_mut(),
+            })
+            .unwrap();
+        Cuda::get()
+            .gemm_backward(GemmBackward {
+                x: x.view().columns(0..inputs),
+                weight: weight.view().columns(0..inputs),
+                dy: gradient.view().columns(0..outputs),
+                dx: Some((Write::Replace, dx.view_mut())),
+                dweight: dweight.view_mut(),
+                dbias: Some(dbias.view_mut()),
+            })
+            .unwrap();
+        let zeros = Linear {
+            x: Matrix::filled(rows, inputs, 0.0),
+            weight: Matrix::filled(outputs, inputs, 0.0),
+            bias: Matrix::filled(1, outputs, 0.0),
+        };
+        let want = linear.backward::<Cpu<f64>>(&dy, Write::Replace, &zeros);
+        assert_eq!(y.read(), rounded::<Cuda>(&linear.forward::<Cpu<f64>>(Tensor::rows, None)));
+        assert_eq!(dx.read(), rounded::<Cuda>(&want.x));
+        assert_eq!(dweight.read(), want.weight);
+        assert_eq!(dbias.read(), want.bias);
+    }
+}
+
+#[test]
+fn the_gpu_has_the_same_gradients() {
+    let mut random = Random::new(14);
+    for shape @ [rows, inputs, outputs] in [[257, 352, 96], [96, 96, 257], [31, 37, 41], [1, 1, 1]] {
+        let linear = Linear::random(shape).rounded::<Cuda>();
+        let dy = rounded::<Cuda>(&random.matrix(rows, outputs));
+        let before = Linear {
+            x: rounded::<Cuda>(&random.matrix(rows, inputs)),
+            weight: random.matrix(outputs, inputs),
+            bias: random.matrix(1, outputs),
+        };
+        let got = linear.backward::<Cuda>(&dy, Write::Add, &before);
+        let want = linear.backward::<Cpu<f64>>(&dy, Write::Add, &before);
+        assert_rounded::<Cuda>(&format!("dx of {shape:?}"), &got.x, &want.x);
+        // In `f32`, as the CPU's own gradients in `f32` are.
+        let tolerance = crate::device::tolerance::<f32>();
+        crate::common::assert_close(&format!("dW of {shape:?}"), &got.weight, &want.weight, tolerance);
+        crate::common::assert_close(&format!("db of {shape:?}"), &got.bias, &want.bias, tolerance);
+    }
+}
+
+#[test]
+fn a_gradient_of_the_weight_alone_is_the_same() {
+    let linear = Linear::random([300, 200, 264]).rounded::<Cuda>();
+    let dy = rounded::<Cuda>(&Random::new(15).matrix(300, 264));
+    let zeros = Matrix::filled(264, 200, 0.0);
+    let mut dweight = Tensor::<Cuda, f32>::pitched(&zeros);
+    Cuda::get()
+        .gemm_backward(GemmBackward {
+            x: Tensor::pitched(&linear.x).view(),
+            weight: Tensor::pitched(&linear.weight).view(),
+            dy: Tensor::pitched(&dy).view(),
+            dx: None,
+            dweight: dweight.view_mut(),
+            dbias: None,
+        })
+        .unwrap();
+    let before = Linear { weight: zeros, ..linear.clone() };
+    assert_eq!(dweight.read(), linear.backward::<Cuda>(&dy, Write::Replace, &before).weight);
+}
+
+#[test]
+fn a_product_is_the_same_bits_every_time() {
+    for shape @ [rows, _, outputs] in [[300, 200, 264], [40, 768, 72], [9, 768, 24], [13, 71, 17]] {
+        let linear = Linear::random(shape).rounded::<Cuda>();
+        let dy = rounded::<Cuda>(&Random::new(16).matrix(rows, outputs));
+        let compute = || {
+            let epilogue = Epilogue { activation: Some(Activation::Gelu), residual: None };
+            let [_, y] = forward::<Cuda>(&linear, &epilogue, false);
+            let gradient = linear.backward::<Cuda>(&dy, Write::Replace, &linear);
+            [y, gradient.x, gradient.weight, gradient.bias].map(|m| m.bits())
+        };
+        assert_eq!(compute(), compute(), "{shape:?}");
+    }
+}
+
+/// In a process of their own, where a simulated GPU is of an earlier generation, these tests run the kernels that are
+/// for every architecture, also where Hopper has its own.
+#[test]
+fn products_are_right_on_an_earlier_gpu() {
+    let tests = Command::new(std::env::current_exe().unwrap())
+        .args(["gemm::gpu::", "--skip", "products_are_right_on_an_earlier_gpu"])
+        .env("SIMGPU_CC", "80")
+        .output()
+        .unwrap();
+    assert!(tests.status.success(), "{}", String::from_utf8_lossy(&tests.stdout));
+}

@@ -1,0 +1,157 @@
+//! The simulated device with the kernels of this program loaded, through the driver's C interface.
+
+use libloading::os::unix::Library;
+use std::{
+    ffi::CString,
+    path::Path,
+    ptr::null_mut,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+type Handle = *mut u8;
+type Launch =
+    unsafe extern "C" fn(Handle, u32, u32, u32, u32, u32, u32, u32, Handle, *mut *mut u8, Handle) -> i32;
+
+pub(crate) struct Device {
+    driver: Library,
+    context: Handle,
+    module: Handle,
+}
+
+// SAFETY: the handles are the driver's, which may be used from any thread.
+unsafe impl Send for Device {}
+
+/// The one device. Tests take turns, since an error of one kernel would end all the others.
+pub(crate) fn device() -> MutexGuard<'static, Device> {
+    static DEVICE: OnceLock<Mutex<Device>> = OnceLock::new();
+    let device = DEVICE.get_or_init(|| Mutex::new(Device::open()));
+    // A failed assertion while holding the device leaves it usable.
+    let device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    device.set_current();
+    device
+}
+
+impl Device {
+    fn open() -> Self {
+        let ptx = crate::ptx();
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simgpu");
+        let units = [simgpu::Unit { name: "instructions", ptx: &ptx }];
+        let folder = simgpu::build(&units, &cache).unwrap();
+        simgpu::load(&folder).unwrap();
+        // SAFETY: the library is loaded already; this finds it by its name.
+        let driver = unsafe { Library::new("libcuda.so") }.unwrap();
+        let mut device = Self { driver, context: null_mut(), module: null_mut() };
+        let text = CString::new(ptx).unwrap();
+        // SAFETY: the types are cuda.h's, the pointers live through the calls.
+        unsafe {
+            assert_eq!(device.call::<unsafe extern "C" fn(u32) -> i32>("cuInit")(0), 0);
+            let retain: unsafe extern "C" fn(*mut Handle, i32) -> i32 =
+                device.call("cuDevicePrimaryCtxRetain");
+            assert_eq!(retain(&mut device.context, 0), 0);
+            device.set_current();
+            let load: unsafe extern "C" fn(*mut Handle, *const u8) -> i32 = device.call("cuModuleLoadData");
+            assert_eq!(load(&mut device.module, text.as_ptr().cast()), 0);
+        }
+        device
+    }
+
+    fn call<F: Copy>(&self, name: &str) -> F {
+        // SAFETY: the callers give the types cuda.h declares.
+        *unsafe { self.driver.get::<F>(name.as_bytes()) }.unwrap()
+    }
+
+    fn set_current(&self) {
+        let set: unsafe extern "C" fn(Handle) -> i32 = self.call("cuCtxSetCurrent");
+        // SAFETY: the context lives as long as the process.
+        assert_eq!(unsafe { set(self.context) }, 0);
+    }
+
+    /// Runs a kernel whose one parameter is the addresses of `input`, of which it gets a copy, and of as many bytes as
+    /// `output` has. Gives the bytes back.
+    pub(crate) fn run<I: Copy, O: Copy + Default>(
+        &self,
+        kernel: &str,
+        grid: [u32; 2],
+        input: &[I],
+        output: usize,
+    ) -> Vec<O> {
+        self.run_with_shared(kernel, grid, 0, input, output)
+    }
+
+    /// As [`Device::run`], with `shared` bytes of dynamic shared memory.
+    pub(crate) fn run_with_shared<I: Copy, O: Copy + Default>(
+        &self,
+        kernel: &str,
+        [blocks, threads]: [u32; 2],
+        shared: u32,
+        input: &[I],
+        output: usize,
+    ) -> Vec<O> {
+        let input = self.upload(input);
+        let result = self.upload(&vec![O::default(); output]);
+        self.launch(kernel, [blocks, threads], shared, &mut [[input, result]]);
+        self.download(result, output)
+    }
+
+    pub(crate) fn upload<T: Copy>(&self, values: &[T]) -> u64 {
+        let mut address = 0;
+        let bytes = size_of_val(values);
+        let allocate: unsafe extern "C" fn(*mut u64, usize) -> i32 = self.call("cuMemAlloc_v2");
+        let copy: unsafe extern "C" fn(u64, *const T, usize) -> i32 = self.call("cuMemcpyHtoD_v2");
+        // SAFETY: `values` is alive, `bytes` is its size.
+        unsafe {
+            assert_eq!(allocate(&mut address, bytes), 0);
+            assert_eq!(copy(address, values.as_ptr(), bytes), 0);
+        }
+        address
+    }
+
+    pub(crate) fn download<T: Copy + Default>(&self, address: u64, count: usize) -> Vec<T> {
+        let mut values = vec![T::default(); count];
+        let copy: unsafe extern "C" fn(*mut T, u64, usize) -> i32 = self.call("cuMemcpyDtoH_v2");
+        // SAFETY: `values` has room for `count` elements.
+        assert_eq!(
+            unsafe { copy(values.as_mut_ptr(), address, size_of::<T>() * count) },
+            0,
+            "the kernel failed"
+        );
+        values
+    }
+
+    /// Launches a kernel that takes `parameters`.
+    pub(crate) fn launch<P>(
+        &self,
+        kernel: &str,
+        [blocks, threads]: [u32; 2],
+        shared: u32,
+        parameters: &mut [P],
+    ) {
+        let find: unsafe extern "C" fn(*mut Handle, Handle, *const u8) -> i32 =
+            self.call("cuModuleGetFunction");
+        let set: unsafe extern "C" fn(Handle, i32, i32) -> i32 = self.call("cuFuncSetAttribute");
+        let launch: Launch = self.call("cuLaunchKernel");
+        const MAX_DYNAMIC_SHARED_SIZE_BYTES: i32 = 8;
+        let (mut function, name) = (null_mut(), CString::new(kernel).unwrap());
+        let mut places: Vec<*mut u8> =
+            parameters.iter_mut().map(|parameter| (&raw mut *parameter).cast()).collect();
+        // SAFETY: `places` are the kernel's parameters, which the driver copies at the call.
+        unsafe {
+            assert_eq!(find(&mut function, self.module, name.as_ptr().cast()), 0, "{kernel}");
+            assert_eq!(set(function, MAX_DYNAMIC_SHARED_SIZE_BYTES, shared as i32), 0);
+            let error = launch(
+                function,
+                blocks,
+                1,
+                1,
+                threads,
+                1,
+                1,
+                shared,
+                null_mut(),
+                places.as_mut_ptr(),
+                null_mut(),
+            );
+            assert_eq!(error, 0, "{kernel}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+pub(crate) fn ptx() -> String {
+    String::new()
+}
