@@ -1,6 +1,6 @@
 use crate::common::{Matrix, Random, assert_gradient, assert_independent_of_threads};
 use crate::device::{Tensor, TestDevice, assert_rounded, rounded};
-use qformer::device::Cpu;
+use qformer::device::{Cpu, Cuda};
 use qformer::ops::fold::{FoldBackward, FoldForward, FoldOp};
 
 /// Outputs, inputs: the model's, one of each, primes, and a vector's width.
@@ -104,6 +104,7 @@ fn forward_matches<D: TestDevice + FoldOp>() {
 fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f64>>();
     forward_matches::<Cpu<f32>>();
+    forward_matches::<Cuda>();
 }
 
 #[test]
@@ -125,6 +126,24 @@ fn backward_matches_finite_differences() {
         assert_gradient("norm weight", &fold.norm_weight, &gradient.norm_weight, with);
         let with = |norm: &Matrix| loss(&Fold { norm_bias: norm.clone(), ..fold.clone() });
         assert_gradient("norm bias", &fold.norm_bias, &gradient.norm_bias, with);
+    }
+}
+
+#[test]
+fn the_gpu_has_the_same_gradients() {
+    for shape in SHAPES {
+        let fold = Fold::random(shape).rounded::<Cuda>();
+        let mut random = Random::new(5);
+        let [out, inputs] = shape;
+        let (dweight, dbias) = (random.matrix(out, inputs), random.matrix(1, out));
+        let want = fold.backward::<Cpu<f64>>(&dweight, &dbias, &fold);
+        let got = fold.backward::<Cuda>(&dweight, &dbias, &fold);
+        assert_rounded::<Cuda>("weight", &got.weight, &want.weight);
+        assert_rounded::<Cuda>("bias", &got.bias, &want.bias);
+        assert_rounded::<Cuda>("norm weight", &got.norm_weight, &want.norm_weight);
+        assert_rounded::<Cuda>("norm bias", &got.norm_bias, &want.norm_bias);
+        let again = fold.backward::<Cuda>(&dweight, &dbias, &fold);
+        assert_eq!(got.norm_weight, again.norm_weight, "in every run the same");
     }
 }
 
