@@ -74,7 +74,7 @@ const FORWARD_THREADS: u32 = 256;
 const BACKWARD_THREADS: u32 = 128;
 /// Threads of the last kernel's blocks, each for 32 columns.
 const PARAMETERS_THREADS: u32 = 256;
-/// Backward blocks a multiprocessor: as many as run at a time there with rows of 768.
+/// Backward blocks a multiprocessor: as many as a Hopper has registers for, with rows of up to 768.
 const BLOCKS_PER_MULTIPROCESSOR: u32 = 4;
 /// Widths whose backward pass has a kernel of its own.
 const WIDE: std::ops::RangeInclusive<u32> = 769..=1536;
