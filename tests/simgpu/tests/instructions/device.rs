@@ -111,11 +111,8 @@ impl Device {
         let mut values = vec![T::default(); count];
         let copy: unsafe extern "C" fn(*mut T, u64, usize) -> i32 = self.call("cuMemcpyDtoH_v2");
         // SAFETY: `values` has room for `count` elements.
-        assert_eq!(
-            unsafe { copy(values.as_mut_ptr(), address, size_of::<T>() * count) },
-            0,
-            "the kernel failed"
-        );
+        let error = unsafe { copy(values.as_mut_ptr(), address, size_of::<T>() * count) };
+        assert_eq!(error, 0, "the kernel failed");
         values
     }
 
@@ -133,8 +130,6 @@ impl Device {
         let launch: Launch = self.call("cuLaunchKernel");
         const MAX_DYNAMIC_SHARED_SIZE_BYTES: i32 = 8;
         let (mut function, name) = (null_mut(), CString::new(kernel).unwrap());
-        let mut places: Vec<*mut u8> =
-            parameters.iter_mut().map(|parameter| (&raw mut *parameter).cast()).collect();
         // SAFETY: `places` are the kernel's parameters, which the driver copies at the call.
         unsafe {
             assert_eq!(find(&mut function, self.module, name.as_ptr().cast()), 0, "{kernel}");
