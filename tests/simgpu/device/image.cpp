@@ -12,7 +12,8 @@ constexpr uint16_t EM_CUDA_MACHINE = 190;
 constexpr uint8_t NEW_ABI = 8; // from CUDA 13 on, or for sm_100 and later
 constexpr uint32_t ARCHITECTURE_SPECIFIC = 0x800;
 // Attributes of .nv.info sections.
-constexpr uint8_t MAX_THREADS = 0x05, REQUIRED_THREADS = 0x10, FRAME_SIZE = 0x11, KPARAM_INFO = 0x17, SIZED_VALUE = 4;
+constexpr uint8_t MAX_THREADS = 0x05, REQUIRED_THREADS = 0x10, FRAME_SIZE = 0x11, KPARAM_INFO = 0x17, REGISTER_COUNT = 0x2f;
+constexpr uint8_t SIZED_VALUE = 4; // the format of attributes with a value of their own
 constexpr uint32_t RESERVED_SHARED = 1024; // counted by cubins from sm_90 on
 
 template <class T> T read(const unsigned char *from)
@@ -68,7 +69,7 @@ ImageError read_cubin(const unsigned char *data, int compute_capability, Image &
         Elf64_Shdr s = section(i);
         std::string kernel = after(names + s.sh_name, ".text.");
         if (kernel.empty()) continue;
-        image.kernels[kernel].registers = s.sh_info >> 24;
+        image.kernels[kernel];
         by_symbol[s.sh_info & 0xffffff] = kernel;
     }
     for (int i = 0; i < header.e_shnum; ++i) {
@@ -77,9 +78,11 @@ ImageError read_cubin(const unsigned char *data, int compute_capability, Image &
         const unsigned char *at = data + s.sh_offset;
         if (name == ".nv.info")
             for_attributes(at, at + s.sh_size, [&](uint8_t attribute, const unsigned char *value) {
+                if (attribute != FRAME_SIZE && attribute != REGISTER_COUNT) return;
                 auto owner = by_symbol.find(read<uint32_t>(value));
-                if (attribute == FRAME_SIZE && owner != by_symbol.end())
-                    image.kernels[owner->second].local = read<uint32_t>(value + 4);
+                if (owner == by_symbol.end()) return;
+                if (attribute == FRAME_SIZE) image.kernels[owner->second].local = read<uint32_t>(value + 4);
+                if (attribute == REGISTER_COUNT) image.kernels[owner->second].registers = read<uint32_t>(value + 4);
             });
         else if (!(kernel = after(name, ".nv.info.")).empty())
             read_kernel_info(at, at + s.sh_size, image.kernels[kernel]);

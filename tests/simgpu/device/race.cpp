@@ -74,8 +74,9 @@ void record_read(Cell &cell, const Accessor &by, bool has_read)
 // What is wrong with the access, or null.
 const char *update(Cell &cell, uint8_t bytes, Access access, Space space, const Accessor &by)
 {
-    uint32_t oldest = space == Space::shared ? by.block.run : by.block.launch->first_run;
-    bool has_write = cell.write_run >= oldest, has_read = cell.read_run >= oldest;
+    // Shared memory begins anew with every block, device memory with every launch.
+    auto counts = [&](uint32_t run) { return space == Space::shared ? run == by.block.run : run >= by.block.launch->first_run; };
+    bool has_write = counts(cell.write_run), has_read = counts(cell.read_run);
     uint16_t me = uint16_t(by.warp.index * 32 + by.lane);
     if (!has_write && !has_read) {
         cell.bytes = 0;
