@@ -59,7 +59,7 @@ impl<B> Backend for B where
         + DropoutOp
         + DropoutOp
         + SimilarityOp
-    + ContrastiveOp
-    + MatchingOp
+        + ContrastiveOp
+        + MatchingOp
 {
 }

@@ -5,6 +5,7 @@ mod absorbed_attention;
 mod activation;
 mod attention;
 mod common;
+mod contrastive;
 #[path = "../support/cuda.rs"]
 mod cuda;
 mod device;
@@ -12,6 +13,7 @@ mod dropout;
 mod embedding;
 mod gemm;
 mod layer_norm;
+mod matching;
 mod normalize;
 mod pool;
 mod similarity;
