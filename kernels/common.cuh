@@ -100,4 +100,15 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
+// ---- Blocks
+
+// The sum over a block of so many warps, in an order that depends on nothing else; whole in its first warp.
+template <u32 WARPS> __device__ float block_sum(float x, float (&sums)[WARPS]) {
+    static_assert(WARPS <= WARP);
+    x = warp_sum(x);
+    if (lane_index() == 0) sums[warp_index()] = x;
+    __syncthreads();
+    return warp_sum(lane_index() < WARPS ? sums[lane_index()] : 0.0f);
+}
+
 __device__ constexpr u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
