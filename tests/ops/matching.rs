@@ -1,6 +1,6 @@
 use crate::common::{Matrix, Random, assert_gradient};
 use crate::device::{Tensor, TestDevice, rounded};
-use qformer::device::Cpu;
+use qformer::device::{Cpu, Cuda};
 use qformer::ops::matching::{
     LEFT_OUT, MatchingBackward, MatchingForm, MatchingForward, MatchingGradient, MatchingOp,
 };
@@ -151,6 +151,7 @@ fn matches<D: TestDevice + MatchingOp>() {
 fn either_form_matches_a_plain_computation() {
     matches::<Cpu<f64>>();
     matches::<Cpu<f32>>();
+    matches::<Cuda>();
 }
 
 #[test]
@@ -193,6 +194,7 @@ fn extremes<D: TestDevice + MatchingOp>() {
 fn logits_far_apart_give_finite_losses() {
     extremes::<Cpu<f64>>();
     extremes::<Cpu<f32>>();
+    extremes::<Cuda>();
 }
 
 fn nothing_counts<D: TestDevice + MatchingOp>() {
@@ -210,4 +212,17 @@ fn nothing_counts<D: TestDevice + MatchingOp>() {
 fn without_a_pair_that_counts_the_loss_is_zero() {
     nothing_counts::<Cpu<f64>>();
     nothing_counts::<Cpu<f32>>();
+    nothing_counts::<Cuda>();
+}
+
+#[test]
+fn nan_reaches_the_loss() {
+    for mut case in Case::both::<Cuda>(13) {
+        match &mut case.form {
+            Form::Classifier(x) | Form::MaxSimilarity(x, ..) => x.set(3, 0, f64::NAN),
+        }
+        for (loss, _, [dx, ..]) in [case.run::<Cpu<f32>>(1.0, 0.0), case.run::<Cuda>(1.0, 0.0)] {
+            assert!(loss.at(0, 0).is_nan() && dx.at(3, 0).is_nan() && !dx.at(2, 0).is_nan());
+        }
+    }
 }

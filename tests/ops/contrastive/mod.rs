@@ -3,7 +3,7 @@ mod case;
 use crate::common::{Matrix, assert_gradient, assert_independent_of_threads};
 use crate::device::TestDevice;
 use case::{Case, Choice, Forward};
-use qformer::device::Cpu;
+use qformer::device::{Cpu, Cuda};
 use qformer::ops::contrastive::{ContrastiveGradient, ContrastiveOp, NO_NEGATIVE};
 
 /// Images, queries of each, texts, width: the model's, ragged; more than one block of texts, and of
@@ -75,6 +75,7 @@ fn forward_matches<D: TestDevice + ContrastiveOp>() {
 fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f64>>();
     forward_matches::<Cpu<f32>>();
+    forward_matches::<Cuda>();
 }
 
 #[test]
@@ -183,7 +184,8 @@ fn negatives_are_drawn_from_the_softmax_of_what_is_not_positive() {
     const DRAWS: u32 = 4000;
     let mut case = Case::random::<Cpu<f64>>([6, 2, 7, 5]);
     case.temperature = 0.3;
-    let logit = |i: usize, t: usize| case.plain(|x| x).similarity.at(i, t) / case.temperature;
+    let similarity = case.plain(|x| x).similarity;
+    let logit = |i: usize, t: usize| similarity.at(i, t) / case.temperature;
     let positive = |i: usize, t: usize| case.image_ids[i] == case.text_ids[t];
     let drawn: Vec<Forward> =
         (0..DRAWS).map(|step| case.forward::<Cpu<f64>>(Choice::Sampled([1, step]))).collect();
@@ -225,6 +227,7 @@ fn there_is_no_negative_of<D: TestDevice + ContrastiveOp>() {
 #[test]
 fn lines_without_a_possible_negative_have_none() {
     there_is_no_negative_of::<Cpu<f32>>();
+    there_is_no_negative_of::<Cuda>();
 }
 
 fn nan_reaches_the_loss_of<D: TestDevice + ContrastiveOp>() {
@@ -241,6 +244,7 @@ fn nan_reaches_the_loss_of<D: TestDevice + ContrastiveOp>() {
 #[test]
 fn nan_reaches_the_loss() {
     nan_reaches_the_loss_of::<Cpu<f32>>();
+    nan_reaches_the_loss_of::<Cuda>();
 }
 
 #[test]
@@ -252,4 +256,56 @@ fn results_do_not_depend_on_the_number_of_threads() {
         all.extend(case.backward::<Cpu<f32>>(ContrastiveGradient::Full, 1.0, 0.0));
         all
     });
+}
+
+#[test]
+fn the_gpu_has_the_same_gradients() {
+    for (shape, gradient) in SHAPES.into_iter().flat_map(|shape| GRADIENTS.map(|kind| (shape, kind))) {
+        let case = Case::random::<Cuda>(shape);
+        let got = case.backward::<Cuda>(gradient, 0.7, 0.0);
+        if shape == [1; 4] {
+            // The loss of one pair is 0 whatever the features are.
+            got.iter().for_each(|d| assert!(d.values.iter().all(|d| d.abs() < 1e-6)));
+            continue;
+        }
+        let want = case.backward::<Cpu<f64>>(gradient, 0.7, 0.0);
+        let reference = case.plain_gradient(gradient, 0.7, Cuda::round);
+        for (i, what) in ["dqueries", "dtexts", "dtemperature"].into_iter().enumerate() {
+            Cuda::assert_near(&format!("{what} of {shape:?}"), &got[i], &want[i], &reference[i]);
+        }
+    }
+}
+
+#[test]
+fn the_gpu_draws_the_same_negatives() {
+    for shape in SHAPES {
+        let case = Case::random::<Cuda>(shape);
+        let choice = Choice::Sampled([7, shape[0] as u32]);
+        let (got, want) = (case.forward::<Cuda>(choice), case.forward::<Cpu<f64>>(choice));
+        assert_eq!(got.negative_texts, want.negative_texts, "{shape:?}");
+        assert_eq!(got.negative_images, want.negative_images, "{shape:?}");
+    }
+}
+
+#[test]
+fn the_gpu_gives_the_same_bits_twice() {
+    let case = Case::random::<Cuda>(SHAPES[0]);
+    let both = || {
+        let forward = case.forward::<Cuda>(Choice::Sampled([1, 2]));
+        (forward, case.backward::<Cuda>(ContrastiveGradient::Full, 1.0, 0.0))
+    };
+    assert_eq!(both(), both());
+}
+
+#[test]
+fn without_tensor_cores_the_winners_are_the_same() {
+    // Images of 33 queries are too many for tensor cores; those of the first 32 are the same.
+    let case = Case::random::<Cuda>([6, 32, 5, 256]);
+    let more = Matrix::from_fn(6 * 33, 256, |r, e| match r % 33 {
+        32 => -case.texts.at(0, e),
+        q => case.queries.at(r / 33 * 32 + q, e),
+    });
+    let scalar = Case { queries: more, ..case.clone() }.forward::<Cuda>(Choice::Hardest);
+    let tensor = case.forward::<Cuda>(Choice::Hardest);
+    assert_eq!((scalar.winner, scalar.negative_texts), (tensor.winner, tensor.negative_texts));
 }
