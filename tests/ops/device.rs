@@ -226,3 +226,34 @@ impl<D: TestDevice> Tensor<D, u32> {
         D::get().read_indices(self.view()).unwrap()
     }
 }
+
+impl<D: TestDevice> Tensor<D, u8> {
+    /// A pitched tensor of 255s, for an operation to write.
+    pub(crate) fn bytes(rows: usize, cols: usize) -> Self {
+        let width = cols + 2 * D::MARGIN;
+        let mut tensor = Self::zeros(rows, cols, Layout::Rows { pitch: width }, D::MARGIN);
+        let words = tensor.words();
+        D::get().write_indices(&vec![u32::MAX; words.cols()], words).unwrap();
+        tensor
+    }
+
+    /// All of the arena.
+    fn words(&mut self) -> ViewMut<'_, D, u32> {
+        let words = self.arena.capacity() / size_of::<u32>();
+        self.arena.cursor().take(1, words)
+    }
+
+    /// The elements; asserts that the margins were left alone.
+    pub(crate) fn read_bytes(&mut self) -> Vec<u8> {
+        let words = D::get().read_indices(self.words().into_view()).unwrap();
+        let (margin, Shape { rows, cols }) = (self.margin, self.shape);
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        let mut elements = Vec::new();
+        for (r, row) in bytes.chunks(cols + 2 * margin).take(rows).enumerate() {
+            let alone = row[..margin].iter().chain(&row[margin + cols..]).all(|&x| x == u8::MAX);
+            assert!(alone, "row {r} was written outside of its columns");
+            elements.extend(&row[margin..margin + cols]);
+        }
+        elements
+    }
+}

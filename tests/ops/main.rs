@@ -7,6 +7,7 @@ mod adamw;
 mod attention;
 mod common;
 mod cross_entropy;
+mod contrastive;
 #[path = "../support/cuda.rs"]
 mod cuda;
 mod device;
@@ -16,6 +17,7 @@ mod fold;
 mod gemm;
 mod layer_norm;
 mod norm;
+mod matching;
 mod normalize;
 mod pool;
 mod similarity;

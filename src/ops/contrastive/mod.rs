@@ -10,6 +10,7 @@
 //! Of what there is for every pair, memory holds the winning query alone, a byte.
 
 mod cpu;
+mod cuda;
 
 use crate::device::{Device, M, S, SM, V};
 use crate::error::Result;

@@ -2,6 +2,7 @@
 //! LAVIS `blip2_qformer.py`).
 
 mod cpu;
+mod cuda;
 
 use crate::device::{Device, M, S, SM, V};
 use crate::error::Result;

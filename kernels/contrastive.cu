@@ -1,0 +1,555 @@
+// contrastive: the contrastive loss of I images of Q queries and T texts, in both directions, with hard negatives.
+//
+// Forward. A block has up to 128 texts and a range of images, taken four at a time, an image a warp; grid
+// [blocks of texts, blocks of images]. With BLIP-2's Q = 32 and E = 256, products are on tensor cores: the block's
+// texts lie in shared memory, an image's queries in its warp's registers. The warp takes the largest of its 32 rows,
+// a lane a text, and what a row or a column of logits is known by (`Part`) grows lane by lane: no [I, T] numbers
+// leave the block but winners, a byte each. `contrastive_lines` then puts parts of lines together, in order, and
+// `contrastive_loss` sums over lines. Bytes moved: queries T/128 times, texts I/(images of a block) times, from L2.
+// Saved: winners, and of each line its log-sum-exp and its number of positives.
+//
+// Backward. A warp a query, and then a warp a text: it meets those texts that the query won, or all images' winning
+// queries, and adds up their features. That is a product with a matrix of which one in Q elements is not zero, made
+// of its nonzero elements alone; logits are computed again, a product of one query instead of Q. A row is read
+// once for every pair: 2·E·I·T bytes a side, from L2. `contrastive_dtemperature` sums over texts.
+//
+// Every sum is of a fixed order.
+#include "random.cuh"
+
+// Twin of `BatchArgs` in src/ops/contrastive/cuda.rs.
+struct Batch {
+    In<bf16> queries;       // [images·count, width]
+    In<bf16> texts;         // [texts_count, width]
+    In<float> temperature;  // [1, 1]
+    In<u32> image_ids;      // [1, images]
+    In<u32> text_ids;       // [1, texts_count]
+    u32 images, texts_count;
+    u32 count;             // queries of an image
+    u32 width;             // of a feature
+    u32 images_of_block;   // a multiple of IMAGES_OF_STEP
+    float smoothing;
+
+    __device__ bool is_positive(u32 image, u32 text) const {
+        return image_ids.data[image] == text_ids.data[text];
+    }
+};
+static_assert(sizeof(Batch) == 104);
+
+constexpr u32 NONE = 0xffffffffu;
+
+constexpr u32 TEXTS_OF_BLOCK = 128;
+constexpr u32 IMAGES_OF_STEP = 4;
+constexpr u32 THREADS = IMAGES_OF_STEP * WARP;
+static_assert(THREADS == TEXTS_OF_BLOCK, "in the end a thread has a text");
+
+// What tensor cores do.
+constexpr u32 QUERIES = 32, WIDTH = 256;
+
+// What is known of some of a line's logits, a line being an image's or a text's.
+struct alignas(16) Part {
+    float largest, sum;      // Σ e^(logit − largest)
+    float total, positive;   // sums of all logits, and of the positives'
+    u32 positives;           // how many are positive
+    u32 first;               // where the largest is; NONE if there is no logit
+    u32 negative;            // where the largest score of what is not positive is; NONE if all are
+    float negative_score;
+
+    __device__ static Part empty() { return {-3.402823466e38f, 0.0f, 0.0f, 0.0f, 0, NONE, NONE, 0.0f}; }
+
+    // Takes the next logit in.
+    __device__ void add(float logit, float score, u32 place, bool is_positive) {
+        const float e = expf(-fabsf(logit - largest));
+        if (logit > largest) {
+            sum = sum * e + 1.0f;
+            largest = logit;
+            first = place;
+        } else {
+            sum += e;
+        }
+        total += logit;
+        if (is_positive) {
+            positive += logit;
+            positives += 1;
+        } else if (negative == NONE || score > negative_score) {
+            negative = place;
+            negative_score = score;
+        }
+    }
+
+    // Takes another part of the same line in. Of equals the first in the line wins.
+    __device__ void add(const Part &other) {
+        const float e = expf(-fabsf(other.largest - largest));
+        const bool larger = other.largest > largest;
+        sum = larger ? sum * e + other.sum : sum + other.sum * e;
+        if (larger || (other.largest == largest && other.first < first)) first = other.first;
+        largest = larger ? other.largest : largest;
+        total += other.total;
+        positive += other.positive;
+        positives += other.positives;
+        const bool equal = other.negative_score == negative_score && other.negative < negative;
+        if (other.negative != NONE && (negative == NONE || other.negative_score > negative_score || equal)) {
+            negative = other.negative;
+            negative_score = other.negative_score;
+        }
+    }
+
+    __device__ Part shuffled(u32 step) const {
+        return {__shfl_xor_sync(ALL_LANES, largest, step),   __shfl_xor_sync(ALL_LANES, sum, step),
+                __shfl_xor_sync(ALL_LANES, total, step),     __shfl_xor_sync(ALL_LANES, positive, step),
+                __shfl_xor_sync(ALL_LANES, positives, step), __shfl_xor_sync(ALL_LANES, first, step),
+                __shfl_xor_sync(ALL_LANES, negative, step),  __shfl_xor_sync(ALL_LANES, negative_score, step)};
+    }
+};
+static_assert(sizeof(Part) == 32);
+
+// Scratch: twin of `workspace_words` in src/ops/contrastive/mod.rs.
+struct Workspace {
+    Part *of_rows;         // [blocks of texts, images]
+    Part *of_columns;      // [blocks of images, texts]
+    float *cross_entropy;  // [images + texts]; in the backward pass, Σ gradient·logit of texts
+    float *recalled;       // [images + texts], 0 or 1
+    u32 row_parts, column_parts;
+
+    __device__ Workspace(u32 *words, const Batch &batch) {
+        row_parts = ceil_div(batch.texts_count, TEXTS_OF_BLOCK);
+        column_parts = ceil_div(batch.images, batch.images_of_block);
+        of_rows = reinterpret_cast<Part *>(words);
+        of_columns = of_rows + static_cast<u64>(row_parts) * batch.images;
+        cross_entropy = reinterpret_cast<float *>(of_columns + static_cast<u64>(column_parts) * batch.texts_count);
+        recalled = cross_entropy + batch.images + batch.texts_count;
+    }
+};
+
+// ---- Forward: winners
+
+// The largest score so far, and whose it is.
+struct Best {
+    float score;
+    u32 query;
+
+    // Takes a later query in. A NaN must not be passed over.
+    __device__ void add(float other, u32 other_query) {
+        if (other > score || isnan(other)) {
+            score = other;
+            query = other_query;
+        }
+    }
+
+    // The better of two, of equals the first.
+    __device__ static Best of(Best a, Best b) {
+        const bool second = b.score > a.score || (b.score == a.score && b.query < a.query) || isnan(b.score);
+        return second ? b : a;
+    }
+};
+
+// Of the 32 texts of a tile, the one that a lane has.
+__device__ inline u32 text_of_lane() {
+    return lane_index() / 8 * 8 + lane_index() % 4 * 2 + lane_index() / 4 % 2;
+}
+
+// Scores of a warp's image with 32 texts, a lane a text, without tensor cores.
+struct ScalarScores {
+    u32 image;
+
+    __device__ ScalarScores(const Batch &, const bf16 *, u32) {}
+    __device__ void load_image(const Batch &, u32 index) { image = index; }
+    __device__ Best best(const Batch &batch, const bf16 *, u32 text, u32) const {
+        Best best = {0.0f, NONE};
+        if (text >= batch.texts_count) return best;
+        for (u32 q = 0; q < batch.count; ++q) {
+            const bf16 *query = batch.queries.row(image * batch.count + q), *feature = batch.texts.row(text);
+            float score = 0.0f;
+            for (u32 e = 0; e < batch.width; ++e) score = fmaf(to_float(query[e]), to_float(feature[e]), score);
+            if (q == 0)
+                best = {score, 0};
+            else
+                best.add(score, q);
+        }
+        return best;
+    }
+};
+
+// The same on tensor cores.
+//
+// The sum over a feature's elements is of any order, so both operands take them in the one that makes loads of 16
+// bytes: of 32 elements, lane l has 8·(l % 4) .. 8·(l % 4) + 8, of which the first four go into one product and
+// the others into the next.
+struct TensorScores {
+    static constexpr u32 STEPS = WIDTH / 32;
+    // [half of the queries][step][rows l/4, l/4 + 8]
+    uint4 queries[2][STEPS][2];
+
+    // Element (text, 8·chunk) of the texts in shared memory [128, 256]. A quarter of a warp reads four chunks of two
+    // rows: those of odd rows are swapped by fours, so that they lie in different banks.
+    __device__ static u32 place(u32 text, u32 chunk) { return text * WIDTH + (chunk ^ (text % 2 * 4)) * VECTOR; }
+
+    // Brings the block's texts, zeros beyond the last.
+    __device__ TensorScores(const Batch &batch, bf16 *texts, u32 first_text) {
+        for (u32 i = threadIdx.x; i < TEXTS_OF_BLOCK * (WIDTH / VECTOR); i += THREADS) {
+            const u32 text = i / (WIDTH / VECTOR), chunk = i % (WIDTH / VECTOR);
+            const bool there = first_text + text < batch.texts_count;
+            cp_async(shared_address(texts + place(text, chunk)),
+                     batch.texts.row(there ? first_text + text : first_text) + chunk * VECTOR, there ? 16 : 0);
+        }
+        cp_async_commit_group();
+        cp_async_wait_group<0>();
+        __syncthreads();
+    }
+
+    __device__ void load_image(const Batch &batch, u32 image) {
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half)
+#pragma unroll
+            for (u32 row = 0; row < 2; ++row) {
+                const bf16 *from = batch.queries.row(image * QUERIES + half * 16 + row * 8 + lane_index() / 4);
+#pragma unroll
+                for (u32 step = 0; step < STEPS; ++step)
+                    queries[half][step][row] =
+                        *reinterpret_cast<const uint4 *>(from + step * 32 + lane_index() % 4 * VECTOR);
+            }
+    }
+
+    // Of the 32 texts from `tile` of the block on.
+    __device__ Best best(const Batch &, const bf16 *texts, u32, u32 tile) const {
+        float scores[2][4][4] = {};
+#pragma unroll
+        for (u32 step = 0; step < STEPS; ++step)
+#pragma unroll
+            for (u32 n = 0; n < 4; ++n) {
+                const u32 at = place(tile + n * 8 + lane_index() / 4, step * 4 + lane_index() % 4);
+                const uint4 text = *reinterpret_cast<const uint4 *>(texts + at);
+#pragma unroll
+                for (u32 half = 0; half < 2; ++half) {
+                    const uint4 top = queries[half][step][0], bottom = queries[half][step][1];
+                    mma(scores[half][n], {top.x, bottom.x, top.y, bottom.y}, text.x, text.y);
+                    mma(scores[half][n], {top.z, bottom.z, top.w, bottom.w}, text.z, text.w);
+                }
+            }
+        // A lane has four queries of eight texts: 8·n + 2·(lane % 4) + odd.
+        Best best[8];
+#pragma unroll
+        for (u32 n = 0; n < 4; ++n)
+#pragma unroll
+            for (u32 odd = 0; odd < 2; ++odd) {
+                const u32 query = lane_index() / 4;
+                Best of_lane = {scores[0][n][odd], query};
+                of_lane.add(scores[0][n][odd + 2], query + 8);
+                of_lane.add(scores[1][n][odd], query + 16);
+                of_lane.add(scores[1][n][odd + 2], query + 24);
+                best[n * 2 + odd] = of_lane;
+            }
+        // Half of what a lane has goes to the lane that has the other half of the queries, three times over; it is
+        // left with all queries of one text, `text_of_lane`.
+#pragma unroll
+        for (u32 left = 4; left > 0; left /= 2) {
+            const bool upper = lane_index() & left * 4;
+#pragma unroll
+            for (u32 i = 0; i < left; ++i) {
+                const Best keep = upper ? best[i + left] : best[i], give = upper ? best[i] : best[i + left];
+                const Best taken = {__shfl_xor_sync(ALL_LANES, give.score, left * 4),
+                                    __shfl_xor_sync(ALL_LANES, give.query, left * 4)};
+                best[i] = Best::of(keep, taken);
+            }
+        }
+        return best[0];
+    }
+};
+
+// ---- Forward: lines
+
+// Gumbel noise from a word: twin of `noise` in src/ops/contrastive/mod.rs.
+__device__ inline float gumbel(u32 word) {
+    // Of a number in (0, 1) that is finest near 0, where the noise is large. The largest words would round to 1.
+    const float uniform = fminf((static_cast<float>(word) + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
+    // −ln(1 − uniform): the rounding of 1 − uniform is made good by the factor (Kahan).
+    const float rest = 1.0f - uniform;
+    return -logf(rest == 1.0f ? uniform : -logf(rest) * (uniform / (1.0f - rest)));
+}
+
+struct ContrastiveForwardArgs {
+    Batch batch;
+    In<u32> key;      // [1, 2]: seed and step; absent if the negatives are the hardest
+    Out<u8> winner;   // [images, texts]
+    Out<u32> workspace;
+    u32 site;
+    u32 tensor_cores;  // whether they can do it
+};
+static_assert(sizeof(ContrastiveForwardArgs) == 160);
+
+// Dynamic shared memory: what is known of the block's columns, its logits and texts' scores, and its texts for tensor
+// cores.
+extern __shared__ uint4 shared[];
+
+template <class Scores> __device__ void forward(const ContrastiveForwardArgs &a) {
+    const Batch &batch = a.batch;
+    const Workspace workspace(a.workspace.data, batch);
+    Part *columns = reinterpret_cast<Part *>(shared);  // [TEXTS_OF_BLOCK], each its thread's own
+    // [IMAGES_OF_STEP, TEXTS_OF_BLOCK]: logit, text's score
+    float2 *pairs = reinterpret_cast<float2 *>(columns + TEXTS_OF_BLOCK);
+    bf16 *texts = reinterpret_cast<bf16 *>(pairs + IMAGES_OF_STEP * TEXTS_OF_BLOCK);
+    const u32 first_text = blockIdx.x * TEXTS_OF_BLOCK, first_image = blockIdx.y * batch.images_of_block;
+    const u32 end_image = min(first_image + batch.images_of_block, batch.images);
+    const float inverse = 1.0f / *batch.temperature.data;
+    const bool drawn = a.key.present();
+    const uint2 key = drawn ? make_uint2(a.key.data[0], a.key.data[1]) : make_uint2(0, 0);
+    Scores scores(batch, texts, first_text);
+    const u32 own_text = first_text + threadIdx.x;
+    columns[threadIdx.x] = Part::empty();
+    for (u32 step = first_image; step < end_image; step += IMAGES_OF_STEP) {
+        const u32 image = step + warp_index();
+        if (image < end_image) {
+            scores.load_image(batch, image);
+            Part row = Part::empty();
+            for (u32 tile = 0; tile < TEXTS_OF_BLOCK && first_text + tile < batch.texts_count; tile += WARP) {
+                const u32 in_block = tile + text_of_lane(), text = first_text + in_block;
+                const Best best = scores.best(batch, texts, text, tile);
+                if (text >= batch.texts_count) continue;
+                a.winner.row(image)[text] = static_cast<u8>(best.query);
+                const float logit = best.score * inverse;
+                float row_score = logit, column_score = logit;
+                if (drawn) {
+                    const uint4 words = philox(make_uint4(text, image, a.site, 0), key);
+                    row_score += gumbel(words.x);
+                    column_score += gumbel(words.y);
+                }
+                row.add(logit, row_score, text, batch.is_positive(image, text));
+                pairs[warp_index() * TEXTS_OF_BLOCK + in_block] = make_float2(logit, column_score);
+            }
+#pragma unroll
+            for (u32 lanes = WARP / 2; lanes > 0; lanes /= 2) row.add(row.shuffled(lanes));
+            if (lane_index() == 0) workspace.of_rows[static_cast<u64>(blockIdx.x) * batch.images + image] = row;
+        }
+        __syncthreads();
+        if (own_text < batch.texts_count) {
+            Part column = columns[threadIdx.x];
+            for (u32 i = 0; i < IMAGES_OF_STEP && step + i < end_image; ++i) {
+                const float2 pair = pairs[i * TEXTS_OF_BLOCK + threadIdx.x];
+                column.add(pair.x, pair.y, step + i, batch.is_positive(step + i, own_text));
+            }
+            columns[threadIdx.x] = column;
+        }
+        __syncthreads();
+    }
+    if (own_text < batch.texts_count)
+        workspace.of_columns[static_cast<u64>(blockIdx.y) * batch.texts_count + own_text] = columns[threadIdx.x];
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    contrastive_forward(const __grid_constant__ ContrastiveForwardArgs a) {
+    a.tensor_cores ? forward<TensorScores>(a) : forward<ScalarScores>(a);
+}
+
+struct ContrastiveLinesArgs {
+    Batch batch;
+    Out<u32> workspace;
+    Out<float> image_statistics;  // [2, images]: log-sum-exp, number of positives
+    Out<float> text_statistics;   // [2, texts]
+    Out<u32> negative_texts;      // [1, images]
+    Out<u32> negative_images;     // [1, texts]
+};
+static_assert(sizeof(ContrastiveLinesArgs) == 184);
+
+// A thread a line: images, then texts.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    contrastive_lines(const __grid_constant__ ContrastiveLinesArgs a) {
+    const Batch &batch = a.batch;
+    const Workspace workspace(a.workspace.data, batch);
+    const u32 line = blockIdx.x * THREADS + threadIdx.x;
+    if (line >= batch.images + batch.texts_count) return;
+    const bool is_image = line < batch.images;
+    const u32 index = is_image ? line : line - batch.images;
+    const u32 lines = is_image ? batch.images : batch.texts_count;
+    const u32 length = is_image ? batch.texts_count : batch.images;
+    const u32 parts = is_image ? workspace.row_parts : workspace.column_parts;
+    const Part *from = is_image ? workspace.of_rows : workspace.of_columns;
+    Part all = Part::empty();
+    for (u32 part = 0; part < parts; ++part) all.add(from[static_cast<u64>(part) * lines + index]);
+
+    const float log_sum_exp = all.largest + logf(all.sum);
+    const Out<float> &statistics = is_image ? a.image_statistics : a.text_statistics;
+    statistics.row(0)[index] = log_sum_exp;
+    statistics.row(1)[index] = static_cast<float>(all.positives);
+    (is_image ? a.negative_texts : a.negative_images).data[index] = all.negative;
+    float cross_entropy = 0.0f;
+    if (all.positives > 0)
+        cross_entropy = log_sum_exp - (1.0f - batch.smoothing) * all.positive / static_cast<float>(all.positives) -
+                        batch.smoothing * all.total / static_cast<float>(length);
+    workspace.cross_entropy[line] = cross_entropy;
+    const bool known = all.first != NONE && !isnan(log_sum_exp);
+    const u32 image = is_image ? index : all.first, text = is_image ? all.first : index;
+    workspace.recalled[line] = known && batch.is_positive(image, text) ? 1.0f : 0.0f;
+}
+
+struct ContrastiveLossArgs {
+    Batch batch;
+    Out<u32> workspace;
+    Out<float> loss;    // [1, 1]
+    Out<u32> recalled;  // [1, 2]
+};
+static_assert(sizeof(ContrastiveLossArgs) == 152);
+
+constexpr u32 SUM_THREADS = 1024;
+constexpr u32 SUM_WARPS = SUM_THREADS / WARP;
+
+// The sum of `count` numbers, by one block; whole in its first warp.
+__device__ inline float sum_of(const float *numbers, u32 count, float (&sums)[SUM_WARPS]) {
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x; i < count; i += SUM_THREADS) sum += numbers[i];
+    return block_sum(sum, sums);
+}
+
+// One block.
+extern "C" __global__ void __launch_bounds__(SUM_THREADS)
+    contrastive_loss(const __grid_constant__ ContrastiveLossArgs a) {
+    __shared__ float sums[4][SUM_WARPS];
+    const u32 images = a.batch.images, texts = a.batch.texts_count;
+    const Workspace workspace(a.workspace.data, a.batch);
+    const float of_images = sum_of(workspace.cross_entropy, images, sums[0]) / static_cast<float>(images);
+    const float of_texts = sum_of(workspace.cross_entropy + images, texts, sums[1]) / static_cast<float>(texts);
+    // Counts below 2²⁴ are exact.
+    const float images_recalled = sum_of(workspace.recalled, images, sums[2]);
+    const float texts_recalled = sum_of(workspace.recalled + images, texts, sums[3]);
+    if (threadIdx.x == 0) {
+        *a.loss.data = 0.5f * (of_images + of_texts);
+        a.recalled.data[0] = static_cast<u32>(images_recalled);
+        a.recalled.data[1] = static_cast<u32>(texts_recalled);
+    }
+}
+
+// ---- Backward
+
+struct ContrastiveBackwardArgs {
+    Batch batch;
+    In<float> image_statistics;  // [2, images]
+    In<float> text_statistics;   // [2, texts]
+    In<u8> winner;               // [images, texts]
+    Out<bf16> dqueries;          // [images·count, width], written
+    Out<bf16> dtexts;            // [texts_count, width], written
+    Out<u32> workspace;
+    float weight;    // of the loss, over 2
+    u32 full;        // whether both directions are differentiated by these features, not only their own
+    u32 vector, unused;
+
+    // Gradients of the cross-entropies of an image and of a text by their logit.
+    __device__ float2 dlogit(u32 image, u32 text, float logit) const {
+        const bool is_positive = batch.is_positive(image, text);
+        const float images = static_cast<float>(batch.images), texts = static_cast<float>(batch.texts_count);
+        return make_float2(of_line(image_statistics, image, texts, logit, is_positive) * weight / images,
+                           of_line(text_statistics, text, images, logit, is_positive) * weight / texts);
+    }
+
+    __device__ float of_line(const In<float> &statistics, u32 line, float length, float logit, bool is_positive) const {
+        const float log_sum_exp = statistics.row(0)[line], positives = statistics.row(1)[line];
+        // A line without a positive counts as 0.
+        if (positives == 0.0f) return 0.0f;
+        const float of_positive = is_positive ? (1.0f - batch.smoothing) / positives : 0.0f;
+        return expf(logit - log_sum_exp) - of_positive - batch.smoothing / length;
+    }
+};
+static_assert(sizeof(ContrastiveBackwardArgs) == 216);
+
+// Whose gradient a warp computes.
+enum class Side { Queries, Texts };
+
+// Pairs that a warp takes at a time, so that their rows are on their way together.
+constexpr u32 PAIRS_OF_STEP = 4;
+
+// One warp: the gradient of a row, a query or a text, N elements a lane, of which the block has N·32 columns.
+template <Side SIDE, int N> __device__ void backward(const ContrastiveBackwardArgs &a, u32 row) {
+    const Batch &batch = a.batch;
+    const bool of_query = SIDE == Side::Queries;
+    const u32 own_image = row / batch.count, own_query = row % batch.count;
+    const u32 others = of_query ? batch.texts_count : batch.images;
+    const bf16 *own = (of_query ? batch.queries : batch.texts).row(row);
+    const u32 own_column = (blockIdx.y * WARP + lane_index()) * N;
+    const float inverse = 1.0f / *batch.temperature.data;
+    float gradient[N] = {};
+    float product = 0.0f;  // of gradients and logits
+    for (u32 first = 0; first < others; first += WARP) {
+        const u32 other = first + lane_index();
+        const bool there = other < others;
+        const u32 image = of_query ? own_image : other, text = of_query ? other : row;
+        const u32 winner = there ? a.winner.row(image)[text] : 0;
+        u32 pairs = __ballot_sync(ALL_LANES, there && (!of_query || winner == own_query));
+        while (pairs != 0) {
+            // Rows of up to four pairs; if there are fewer, the last one's again.
+            float features[PAIRS_OF_STEP][N] = {}, logits[PAIRS_OF_STEP];
+            u32 taken = 0, last = 0, in_warp[PAIRS_OF_STEP];
+#pragma unroll
+            for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
+                if (pairs != 0) last = __ffs(pairs) - 1;
+                in_warp[k] = last;
+                taken += pairs != 0;
+                pairs &= pairs - 1;
+                const u32 won_by = __shfl_sync(ALL_LANES, winner, in_warp[k]);
+                const bf16 *from = of_query ? batch.texts.row(first + in_warp[k])
+                                            : batch.queries.row((first + in_warp[k]) * batch.count + won_by);
+                logits[k] = 0.0f;
+                for (u32 column = lane_index() * N; column < batch.width; column += WARP * N) {
+                    float x[N], y[N];
+                    load(x, own + column);
+                    load(y, from + column);
+#pragma unroll
+                    for (int i = 0; i < N; ++i) {
+                        logits[k] = fmaf(x[i], y[i], logits[k]);
+                        if (column == own_column) features[k][i] = y[i];
+                    }
+                }
+            }
+            // A lane for each pair.
+            float logit = 0.0f;
+            u32 mine = 0;
+#pragma unroll
+            for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
+                const float sum = warp_sum(logits[k]);
+                if (lane_index() % PAIRS_OF_STEP == k) logit = sum * inverse, mine = first + in_warp[k];
+            }
+            const float2 both = a.dlogit(of_query ? own_image : mine, of_query ? mine : row, logit);
+            const bool counts = lane_index() < taken;
+            if (counts) product += (both.x + both.y) * logit;
+            const float one = of_query ? both.x : both.y;
+            const float dlogit = counts ? (a.full ? both.x + both.y : one) * inverse : 0.0f;
+#pragma unroll
+            for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
+                const float d = __shfl_sync(ALL_LANES, dlogit, k);
+#pragma unroll
+                for (int i = 0; i < N; ++i) gradient[i] = fmaf(d, features[k][i], gradient[i]);
+            }
+        }
+    }
+    if (own_column < batch.width) store((of_query ? a.dqueries : a.dtexts).row(row) + own_column, gradient);
+    if (!of_query && blockIdx.y == 0) {
+        product = warp_sum(product);
+        if (lane_index() == 0) Workspace(a.workspace.data, batch).cross_entropy[row] = product;
+    }
+}
+
+// A warp a row: texts, which take longest, then queries.
+template <int N> __device__ void backward(const ContrastiveBackwardArgs &a) {
+    const u32 row = blockIdx.x * (THREADS / WARP) + warp_index(), texts = a.batch.texts_count;
+    if (row < texts)
+        backward<Side::Texts, N>(a, row);
+    else if (row < texts + a.batch.images * a.batch.count)
+        backward<Side::Queries, N>(a, row - texts);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    contrastive_backward(const __grid_constant__ ContrastiveBackwardArgs a) {
+    a.vector == VECTOR ? backward<VECTOR>(a) : backward<1>(a);
+}
+
+struct ContrastiveDtemperatureArgs {
+    Batch batch;
+    Out<u32> workspace;
+    Out<float> dtemperature;  // [1, 1], added to
+};
+static_assert(sizeof(ContrastiveDtemperatureArgs) == 136);
+
+// One block. A logit is s/temperature, whose derivative is −logit/temperature.
+extern "C" __global__ void __launch_bounds__(SUM_THREADS)
+    contrastive_dtemperature(const __grid_constant__ ContrastiveDtemperatureArgs a) {
+    __shared__ float sums[SUM_WARPS];
+    const Workspace workspace(a.workspace.data, a.batch);
+    const float sum = sum_of(workspace.cross_entropy, a.batch.texts_count, sums);
+    if (threadIdx.x == 0) *a.dtemperature.data -= sum / *a.batch.temperature.data;
+}
