@@ -2,6 +2,9 @@
 
 mod checkpoints;
 mod common;
+#[path = "../support/cuda.rs"]
+mod cuda;
+mod device;
 mod embed;
 mod errors;
 mod init;
