@@ -1,7 +1,7 @@
 //! `--device`
 
 use crate::common::*;
-use crate::cuda::simulated_driver;
+use crate::simulated;
 use qformer::Cuda;
 use serde_json::Value;
 use std::process::Command;
@@ -44,7 +44,7 @@ fn the_gpu_scores_as_the_cpu_does() {
     let on_gpu = match Cuda::open(0) {
         Ok(_) => score("cuda", |_| ()),
         Err(_) => score("cuda", |command| {
-            command.env("LD_LIBRARY_PATH", simulated_driver());
+            command.env("LD_LIBRARY_PATH", simulated::driver());
         }),
     };
     let (gpu, cpu) = (numbers_of(&on_gpu.succeeds()), numbers_of(&score("cpu", |_| ()).succeeds()));

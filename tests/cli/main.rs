@@ -2,11 +2,11 @@
 
 mod checkpoints;
 mod common;
-#[path = "../support/cuda.rs"]
-mod cuda;
 mod device;
 mod embed;
 mod errors;
 mod init;
 mod inspect;
 mod score;
+#[path = "../support/simulated.rs"]
+mod simulated;
