@@ -155,11 +155,6 @@ impl Cuda {
         self.0.stream.synchronize().map_err(|error| failure(error, "run the kernels"))
     }
 
-    /// Free and total memory, in bytes.
-    pub(crate) fn memory(&self) -> Result<(usize, usize)> {
-        self.0.context.mem_get_info().map_err(|error| failure(error, "ask for its memory"))
-    }
-
     /// Makes the GPU the calling thread's own.
     fn bind(&self) -> Result<()> {
         self.0.context.bind_to_thread().map_err(|error| failure(error, "use the GPU"))
@@ -218,6 +213,10 @@ impl Device for Cuda {
         unsafe { result::memset_d8_async(address, 0, bytes, stream) }
             .map_err(|error| failure(error, "clear memory"))?;
         Ok(buffer)
+    }
+
+    fn free_memory(&self) -> Option<usize> {
+        self.0.context.mem_get_info().ok().map(|(free, _)| free)
     }
 
     fn buffer_address(buffer: &CudaBuffer) -> *mut u8 {
