@@ -83,12 +83,12 @@ fn tokens() -> Vec<Vec<u32>> {
 
 #[test]
 fn photographs_and_texts_score_as_transformers_scores_them() {
-    scores_match(Cpu::new(), single);
+    scores_match(Cpu::<f32>::new(), single);
 }
 
 #[test]
 fn they_do_so_without_amx() {
-    scores_match(Cpu::without_amx(), single);
+    scores_match(Cpu::<f32>::without_amx(), single);
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn they_do_so_on_the_gpu() {
 #[test]
 fn a_replayed_pass_gives_the_same_bits() {
     let model = QFormer::load(cuda().clone(), golden().join("model")).unwrap();
-    let vision_output = vision_output(Cpu::new());
+    let vision_output = vision_output(Cpu::<f32>::new());
     let once = || model.encode_image(&vision_output).unwrap().query_output;
     let first = once();
     // Another batch in the same memory, recorded and replayed in between.
