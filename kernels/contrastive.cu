@@ -8,117 +8,22 @@
 // `contrastive_loss` sums over lines. Bytes moved: queries T/128 times, texts I/(images of a block) times, from L2.
 // Saved: winners, and of each line its log-sum-exp and its number of positives.
 //
-// Backward. A warp a query, and then a warp a text: it meets those texts that the query won, or all images' winning
-// queries, and adds up their features. That is a product with a matrix of which one in Q elements is not zero, made
-// of its nonzero elements alone; logits are computed again, a product of one query instead of Q. A row is read
-// once for every pair: 2·E·I·T bytes a side, from L2. `contrastive_dtemperature` sums over texts.
+// Backward. A warp a text, which adds up the winning queries of all images, and a warp a query, which adds up the
+// texts that it won. These are products with a matrix of which one in Q elements is not zero, made of its nonzero
+// elements alone; logits are computed again, products of one query instead of Q. Grid [rows / 4, columns / 256].
+// Bytes moved: a row of the other side for every pair, 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over
+// texts.
 //
 // Every sum is of a fixed order.
+#include "contrastive.cuh"
 #include "random.cuh"
 
-// Twin of `BatchArgs` in src/ops/contrastive/cuda.rs.
-struct Batch {
-    In<bf16> queries;       // [images·count, width]
-    In<bf16> texts;         // [texts_count, width]
-    In<float> temperature;  // [1, 1]
-    In<u32> image_ids;      // [1, images]
-    In<u32> text_ids;       // [1, texts_count]
-    u32 images, texts_count;
-    u32 count;             // queries of an image
-    u32 width;             // of a feature
-    u32 images_of_block;   // a multiple of IMAGES_OF_STEP
-    float smoothing;
-
-    __device__ bool is_positive(u32 image, u32 text) const {
-        return image_ids.data[image] == text_ids.data[text];
-    }
-};
-static_assert(sizeof(Batch) == 104);
-
-constexpr u32 NONE = 0xffffffffu;
-
-constexpr u32 TEXTS_OF_BLOCK = 128;
 constexpr u32 IMAGES_OF_STEP = 4;
 constexpr u32 THREADS = IMAGES_OF_STEP * WARP;
 static_assert(THREADS == TEXTS_OF_BLOCK, "in the end a thread has a text");
 
 // What tensor cores do.
 constexpr u32 QUERIES = 32, WIDTH = 256;
-
-// What is known of some of a line's logits, a line being an image's or a text's.
-struct alignas(16) Part {
-    float largest, sum;      // Σ e^(logit − largest)
-    float total, positive;   // sums of all logits, and of the positives'
-    u32 positives;           // how many are positive
-    u32 first;               // where the largest is; NONE if there is no logit
-    u32 negative;            // where the largest score of what is not positive is; NONE if all are
-    float negative_score;
-
-    __device__ static Part empty() { return {-3.402823466e38f, 0.0f, 0.0f, 0.0f, 0, NONE, NONE, 0.0f}; }
-
-    // Takes the next logit in.
-    __device__ void add(float logit, float score, u32 place, bool is_positive) {
-        const float e = expf(-fabsf(logit - largest));
-        if (logit > largest) {
-            sum = sum * e + 1.0f;
-            largest = logit;
-            first = place;
-        } else {
-            sum += e;
-        }
-        total += logit;
-        if (is_positive) {
-            positive += logit;
-            positives += 1;
-        } else if (negative == NONE || score > negative_score) {
-            negative = place;
-            negative_score = score;
-        }
-    }
-
-    // Takes another part of the same line in. Of equals the first in the line wins.
-    __device__ void add(const Part &other) {
-        const float e = expf(-fabsf(other.largest - largest));
-        const bool larger = other.largest > largest;
-        sum = larger ? sum * e + other.sum : sum + other.sum * e;
-        if (larger || (other.largest == largest && other.first < first)) first = other.first;
-        largest = larger ? other.largest : largest;
-        total += other.total;
-        positive += other.positive;
-        positives += other.positives;
-        const bool equal = other.negative_score == negative_score && other.negative < negative;
-        if (other.negative != NONE && (negative == NONE || other.negative_score > negative_score || equal)) {
-            negative = other.negative;
-            negative_score = other.negative_score;
-        }
-    }
-
-    __device__ Part shuffled(u32 step) const {
-        return {__shfl_xor_sync(ALL_LANES, largest, step),   __shfl_xor_sync(ALL_LANES, sum, step),
-                __shfl_xor_sync(ALL_LANES, total, step),     __shfl_xor_sync(ALL_LANES, positive, step),
-                __shfl_xor_sync(ALL_LANES, positives, step), __shfl_xor_sync(ALL_LANES, first, step),
-                __shfl_xor_sync(ALL_LANES, negative, step),  __shfl_xor_sync(ALL_LANES, negative_score, step)};
-    }
-};
-static_assert(sizeof(Part) == 32);
-
-// Scratch: twin of `workspace_words` in src/ops/contrastive/mod.rs.
-struct Workspace {
-    Part *of_rows;         // [blocks of texts, images]
-    Part *of_columns;      // [blocks of images, texts]
-    float *cross_entropy;  // [images + texts]; in the backward pass, Σ gradient·logit of texts
-    float *recalled;       // [images + texts], 0 or 1
-    u32 row_parts, column_parts;
-
-    __device__ Workspace(u32 *words, const Batch &batch) {
-        row_parts = ceil_div(batch.texts_count, TEXTS_OF_BLOCK);
-        column_parts = ceil_div(batch.images, batch.images_of_block);
-        of_rows = reinterpret_cast<Part *>(words);
-        of_columns = of_rows + static_cast<u64>(row_parts) * batch.images;
-        cross_entropy = reinterpret_cast<float *>(of_columns + static_cast<u64>(column_parts) * batch.texts_count);
-        recalled = cross_entropy + batch.images + batch.texts_count;
-    }
-};
 
 // ---- Forward: winners
 
@@ -438,7 +343,8 @@ struct ContrastiveBackwardArgs {
                            of_line(text_statistics, text, images, logit, is_positive) * weight / texts);
     }
 
-    __device__ float of_line(const In<float> &statistics, u32 line, float length, float logit, bool is_positive) const {
+    __device__ float of_line(const In<float> &statistics, u32 line, float length, float logit,
+                             bool is_positive) const {
         const float log_sum_exp = statistics.row(0)[line], positives = statistics.row(1)[line];
         // A line without a positive counts as 0.
         if (positives == 0.0f) return 0.0f;

@@ -61,14 +61,20 @@ impl Tensor {
             (mixed >> 40) as f32 / (1u32 << 23) as f32 - 1.0
         };
         let values: Vec<f32> = (0..shape.len()).map(number).collect();
-        Cpu::new().write(&values, 0, tensor.view_mut());
+        Cpu::new().write(&values, 0, tensor.view_mut()).unwrap();
         tensor
     }
 
     /// Asserts that an operation has written numbers here.
     pub(crate) fn assert_written(&mut self) {
-        let values = Cpu::<f32>::new().read(self.view());
+        let values = Cpu::<f32>::new().read(self.view()).unwrap();
         assert!(values.iter().all(|x| x.is_finite()) && values.iter().any(|&x| x != 0.0));
+    }
+}
+
+impl Tensor<u8> {
+    pub(crate) fn bytes(rows: usize, cols: usize) -> Self {
+        Self::zeros(Shape::new(rows, cols), Layout::Rows { pitch: cols })
     }
 }
 

@@ -6,9 +6,11 @@
 mod absorbed_attention;
 mod attention;
 mod common;
+mod contrastive;
 mod embedding;
 mod gemm;
 mod layer_norm;
+mod matching;
 mod normalize;
 mod similarity;
 
@@ -33,5 +35,7 @@ criterion_group! {
         embedding::benchmark,
         normalize::benchmark,
         similarity::benchmark,
+        contrastive::benchmark,
+        matching::benchmark,
 }
 criterion_main!(operations);
