@@ -8,254 +8,17 @@
 // `contrastive_loss` sums over lines. Bytes moved: queries T/128 times, texts I/(images of a block) times, from L2.
 // Saved: winners, and of each line its log-sum-exp and its number of positives.
 //
-// Backward. A warp a query, and then a warp a text: it meets those texts that the query won, or all images' winning
-// queries, and adds up their features. That is a product with a matrix of which one in Q elements is not zero, made
-// of its nonzero elements alone; logits are computed again, a product of one query instead of Q. A row is read
-// once for every pair: 2·E·I·T bytes a side, from L2. `contrastive_dtemperature` sums over texts.
+// Backward. A warp a text, which adds up the winning queries of all images, and a warp a query, which adds up the
+// texts that it won. These are products with a matrix of which one in Q elements is not zero, made of its nonzero
+// elements alone; logits are computed again, products of one query instead of Q. Grid [rows / 4, columns / 256].
+// Bytes moved: a row of the other side for every pair, 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over
+// texts.
 //
 // Every sum is of a fixed order.
+#include "contrastive_scores.cuh"
 #include "random.cuh"
 
-// Twin of `BatchArgs` in src/ops/contrastive/cuda.rs.
-struct Batch {
-    In<bf16> queries;       // [images·count, width]
-    In<bf16> texts;         // [texts_count, width]
-    In<float> temperature;  // [1, 1]
-    In<u32> image_ids;      // [1, images]
-    In<u32> text_ids;       // [1, texts_count]
-    u32 images, texts_count;
-    u32 count;             // queries of an image
-    u32 width;             // of a feature
-    u32 images_of_block;   // a multiple of IMAGES_OF_STEP
-    float smoothing;
-
-    __device__ bool is_positive(u32 image, u32 text) const {
-        return image_ids.data[image] == text_ids.data[text];
-    }
-};
-static_assert(sizeof(Batch) == 104);
-
-constexpr u32 NONE = 0xffffffffu;
-
-constexpr u32 TEXTS_OF_BLOCK = 128;
-constexpr u32 IMAGES_OF_STEP = 4;
-constexpr u32 THREADS = IMAGES_OF_STEP * WARP;
-static_assert(THREADS == TEXTS_OF_BLOCK, "in the end a thread has a text");
-
-// What tensor cores do.
-constexpr u32 QUERIES = 32, WIDTH = 256;
-
-// What is known of some of a line's logits, a line being an image's or a text's.
-struct alignas(16) Part {
-    float largest, sum;      // Σ e^(logit − largest)
-    float total, positive;   // sums of all logits, and of the positives'
-    u32 positives;           // how many are positive
-    u32 first;               // where the largest is; NONE if there is no logit
-    u32 negative;            // where the largest score of what is not positive is; NONE if all are
-    float negative_score;
-
-    __device__ static Part empty() { return {-3.402823466e38f, 0.0f, 0.0f, 0.0f, 0, NONE, NONE, 0.0f}; }
-
-    // Takes the next logit in.
-    __device__ void add(float logit, float score, u32 place, bool is_positive) {
-        const float e = expf(-fabsf(logit - largest));
-        if (logit > largest) {
-            sum = sum * e + 1.0f;
-            largest = logit;
-            first = place;
-        } else {
-            sum += e;
-        }
-        total += logit;
-        if (is_positive) {
-            positive += logit;
-            positives += 1;
-        } else if (negative == NONE || score > negative_score) {
-            negative = place;
-            negative_score = score;
-        }
-    }
-
-    // Takes another part of the same line in. Of equals the first in the line wins.
-    __device__ void add(const Part &other) {
-        const float e = expf(-fabsf(other.largest - largest));
-        const bool larger = other.largest > largest;
-        sum = larger ? sum * e + other.sum : sum + other.sum * e;
-        if (larger || (other.largest == largest && other.first < first)) first = other.first;
-        largest = larger ? other.largest : largest;
-        total += other.total;
-        positive += other.positive;
-        positives += other.positives;
-        const bool equal = other.negative_score == negative_score && other.negative < negative;
-        if (other.negative != NONE && (negative == NONE || other.negative_score > negative_score || equal)) {
-            negative = other.negative;
-            negative_score = other.negative_score;
-        }
-    }
-
-    __device__ Part shuffled(u32 step) const {
-        return {__shfl_xor_sync(ALL_LANES, largest, step),   __shfl_xor_sync(ALL_LANES, sum, step),
-                __shfl_xor_sync(ALL_LANES, total, step),     __shfl_xor_sync(ALL_LANES, positive, step),
-                __shfl_xor_sync(ALL_LANES, positives, step), __shfl_xor_sync(ALL_LANES, first, step),
-                __shfl_xor_sync(ALL_LANES, negative, step),  __shfl_xor_sync(ALL_LANES, negative_score, step)};
-    }
-};
-static_assert(sizeof(Part) == 32);
-
-// Scratch: twin of `workspace_words` in src/ops/contrastive/mod.rs.
-struct Workspace {
-    Part *of_rows;         // [blocks of texts, images]
-    Part *of_columns;      // [blocks of images, texts]
-    float *cross_entropy;  // [images + texts]; in the backward pass, Σ gradient·logit of texts
-    float *recalled;       // [images + texts], 0 or 1
-    u32 row_parts, column_parts;
-
-    __device__ Workspace(u32 *words, const Batch &batch) {
-        row_parts = ceil_div(batch.texts_count, TEXTS_OF_BLOCK);
-        column_parts = ceil_div(batch.images, batch.images_of_block);
-        of_rows = reinterpret_cast<Part *>(words);
-        of_columns = of_rows + static_cast<u64>(row_parts) * batch.images;
-        cross_entropy = reinterpret_cast<float *>(of_columns + static_cast<u64>(column_parts) * batch.texts_count);
-        recalled = cross_entropy + batch.images + batch.texts_count;
-    }
-};
-
-// ---- Forward: winners
-
-// The largest score so far, and whose it is.
-struct Best {
-    float score;
-    u32 query;
-
-    // Takes a later query in. A NaN must not be passed over.
-    __device__ void add(float other, u32 other_query) {
-        if (other > score || isnan(other)) {
-            score = other;
-            query = other_query;
-        }
-    }
-
-    // The better of two, of equals the first.
-    __device__ static Best of(Best a, Best b) {
-        const bool second = b.score > a.score || (b.score == a.score && b.query < a.query) || isnan(b.score);
-        return second ? b : a;
-    }
-};
-
-// Of the 32 texts of a tile, the one that a lane has.
-__device__ inline u32 text_of_lane() {
-    return lane_index() / 8 * 8 + lane_index() % 4 * 2 + lane_index() / 4 % 2;
-}
-
-// Scores of a warp's image with 32 texts, a lane a text, without tensor cores.
-struct ScalarScores {
-    u32 image;
-
-    __device__ ScalarScores(const Batch &, const bf16 *, u32) {}
-    __device__ void load_image(const Batch &, u32 index) { image = index; }
-    __device__ Best best(const Batch &batch, const bf16 *, u32 text, u32) const {
-        Best best = {0.0f, NONE};
-        if (text >= batch.texts_count) return best;
-        for (u32 q = 0; q < batch.count; ++q) {
-            const bf16 *query = batch.queries.row(image * batch.count + q), *feature = batch.texts.row(text);
-            float score = 0.0f;
-            for (u32 e = 0; e < batch.width; ++e) score = fmaf(to_float(query[e]), to_float(feature[e]), score);
-            if (q == 0)
-                best = {score, 0};
-            else
-                best.add(score, q);
-        }
-        return best;
-    }
-};
-
-// The same on tensor cores.
-//
-// The sum over a feature's elements is of any order, so both operands take them in the one that makes loads of 16
-// bytes: of 32 elements, lane l has 8·(l % 4) .. 8·(l % 4) + 8, of which the first four go into one product and
-// the others into the next.
-struct TensorScores {
-    static constexpr u32 STEPS = WIDTH / 32;
-    // [half of the queries][step][rows l/4, l/4 + 8]
-    uint4 queries[2][STEPS][2];
-
-    // Element (text, 8·chunk) of the texts in shared memory [128, 256]. A quarter of a warp reads four chunks of two
-    // rows: those of odd rows are swapped by fours, so that they lie in different banks.
-    __device__ static u32 place(u32 text, u32 chunk) { return text * WIDTH + (chunk ^ (text % 2 * 4)) * VECTOR; }
-
-    // Brings the block's texts, zeros beyond the last.
-    __device__ TensorScores(const Batch &batch, bf16 *texts, u32 first_text) {
-        for (u32 i = threadIdx.x; i < TEXTS_OF_BLOCK * (WIDTH / VECTOR); i += THREADS) {
-            const u32 text = i / (WIDTH / VECTOR), chunk = i % (WIDTH / VECTOR);
-            const bool there = first_text + text < batch.texts_count;
-            cp_async(shared_address(texts + place(text, chunk)),
-                     batch.texts.row(there ? first_text + text : first_text) + chunk * VECTOR, there ? 16 : 0);
-        }
-        cp_async_commit_group();
-        cp_async_wait_group<0>();
-        __syncthreads();
-    }
-
-    __device__ void load_image(const Batch &batch, u32 image) {
-#pragma unroll
-        for (u32 half = 0; half < 2; ++half)
-#pragma unroll
-            for (u32 row = 0; row < 2; ++row) {
-                const bf16 *from = batch.queries.row(image * QUERIES + half * 16 + row * 8 + lane_index() / 4);
-#pragma unroll
-                for (u32 step = 0; step < STEPS; ++step)
-                    queries[half][step][row] =
-                        *reinterpret_cast<const uint4 *>(from + step * 32 + lane_index() % 4 * VECTOR);
-            }
-    }
-
-    // Of the 32 texts from `tile` of the block on.
-    __device__ Best best(const Batch &, const bf16 *texts, u32, u32 tile) const {
-        float scores[2][4][4] = {};
-#pragma unroll
-        for (u32 step = 0; step < STEPS; ++step)
-#pragma unroll
-            for (u32 n = 0; n < 4; ++n) {
-                const u32 at = place(tile + n * 8 + lane_index() / 4, step * 4 + lane_index() % 4);
-                const uint4 text = *reinterpret_cast<const uint4 *>(texts + at);
-#pragma unroll
-                for (u32 half = 0; half < 2; ++half) {
-                    const uint4 top = queries[half][step][0], bottom = queries[half][step][1];
-                    mma(scores[half][n], {top.x, bottom.x, top.y, bottom.y}, text.x, text.y);
-                    mma(scores[half][n], {top.z, bottom.z, top.w, bottom.w}, text.z, text.w);
-                }
-            }
-        // A lane has four queries of eight texts: 8·n + 2·(lane % 4) + odd.
-        Best best[8];
-#pragma unroll
-        for (u32 n = 0; n < 4; ++n)
-#pragma unroll
-            for (u32 odd = 0; odd < 2; ++odd) {
-                const u32 query = lane_index() / 4;
-                Best of_lane = {scores[0][n][odd], query};
-                of_lane.add(scores[0][n][odd + 2], query + 8);
-                of_lane.add(scores[1][n][odd], query + 16);
-                of_lane.add(scores[1][n][odd + 2], query + 24);
-                best[n * 2 + odd] = of_lane;
-            }
-        // Half of what a lane has goes to the lane that has the other half of the queries, three times over; it is
-        // left with all queries of one text, `text_of_lane`.
-#pragma unroll
-        for (u32 left = 4; left > 0; left /= 2) {
-            const bool upper = lane_index() & left * 4;
-#pragma unroll
-            for (u32 i = 0; i < left; ++i) {
-                const Best keep = upper ? best[i + left] : best[i], give = upper ? best[i] : best[i + left];
-                const Best taken = {__shfl_xor_sync(ALL_LANES, give.score, left * 4),
-                                    __shfl_xor_sync(ALL_LANES, give.query, left * 4)};
-                best[i] = Best::of(keep, taken);
-            }
-        }
-        return best[0];
-    }
-};
-
-// ---- Forward: lines
+// ---- Forward
 
 // Gumbel noise from a word: twin of `noise` in src/ops/contrastive/mod.rs.
 __device__ inline float gumbel(u32 word) {
@@ -263,7 +26,7 @@ __device__ inline float gumbel(u32 word) {
     const float uniform = fminf((static_cast<float>(word) + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
     // −ln(1 − uniform): the rounding of 1 − uniform is made good by the factor (Kahan).
     const float rest = 1.0f - uniform;
-    return -logf(rest == 1.0f ? uniform : -logf(rest) * (uniform / (1.0f - rest)));
+    return -logf(rest == 1.0f ? uniform : -logf(rest) * __fdividef(uniform, 1.0f - rest));
 }
 
 struct ContrastiveForwardArgs {
@@ -438,7 +201,8 @@ struct ContrastiveBackwardArgs {
                            of_line(text_statistics, text, images, logit, is_positive) * weight / texts);
     }
 
-    __device__ float of_line(const In<float> &statistics, u32 line, float length, float logit, bool is_positive) const {
+    __device__ float of_line(const In<float> &statistics, u32 line, float length, float logit,
+                             bool is_positive) const {
         const float log_sum_exp = statistics.row(0)[line], positives = statistics.row(1)[line];
         // A line without a positive counts as 0.
         if (positives == 0.0f) return 0.0f;
@@ -453,6 +217,9 @@ enum class Side { Queries, Texts };
 
 // Pairs that a warp takes at a time, so that their rows are on their way together.
 constexpr u32 PAIRS_OF_STEP = 4;
+
+// Blocks of a multiprocessor: with 128 registers a thread nothing is spilled.
+constexpr u32 BLOCKS_OF_BACKWARD = 4;
 
 // One warp: the gradient of a row, a query or a text, N elements a lane, of which the block has N·32 columns.
 template <Side SIDE, int N> __device__ void backward(const ContrastiveBackwardArgs &a, u32 row) {
@@ -474,16 +241,16 @@ template <Side SIDE, int N> __device__ void backward(const ContrastiveBackwardAr
         while (pairs != 0) {
             // Rows of up to four pairs; if there are fewer, the last one's again.
             float features[PAIRS_OF_STEP][N] = {}, logits[PAIRS_OF_STEP];
-            u32 taken = 0, last = 0, in_warp[PAIRS_OF_STEP];
+            u32 taken = 0, in_warp = 0, mine = 0;
 #pragma unroll
             for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
-                if (pairs != 0) last = __ffs(pairs) - 1;
-                in_warp[k] = last;
+                if (pairs != 0) in_warp = __ffs(pairs) - 1;
+                if (lane_index() % PAIRS_OF_STEP == k) mine = first + in_warp;
                 taken += pairs != 0;
                 pairs &= pairs - 1;
-                const u32 won_by = __shfl_sync(ALL_LANES, winner, in_warp[k]);
-                const bf16 *from = of_query ? batch.texts.row(first + in_warp[k])
-                                            : batch.queries.row((first + in_warp[k]) * batch.count + won_by);
+                const u32 won_by = __shfl_sync(ALL_LANES, winner, in_warp);
+                const bf16 *from = of_query ? batch.texts.row(first + in_warp)
+                                            : batch.queries.row((first + in_warp) * batch.count + won_by);
                 logits[k] = 0.0f;
                 for (u32 column = lane_index() * N; column < batch.width; column += WARP * N) {
                     float x[N], y[N];
@@ -498,11 +265,10 @@ template <Side SIDE, int N> __device__ void backward(const ContrastiveBackwardAr
             }
             // A lane for each pair.
             float logit = 0.0f;
-            u32 mine = 0;
 #pragma unroll
             for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
                 const float sum = warp_sum(logits[k]);
-                if (lane_index() % PAIRS_OF_STEP == k) logit = sum * inverse, mine = first + in_warp[k];
+                if (lane_index() % PAIRS_OF_STEP == k) logit = sum * inverse;
             }
             const float2 both = a.dlogit(of_query ? own_image : mine, of_query ? mine : row, logit);
             const bool counts = lane_index() < taken;
@@ -533,7 +299,7 @@ template <int N> __device__ void backward(const ContrastiveBackwardArgs &a) {
         backward<Side::Queries, N>(a, row - texts);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_BACKWARD)
     contrastive_backward(const __grid_constant__ ContrastiveBackwardArgs a) {
     a.vector == VECTOR ? backward<VECTOR>(a) : backward<1>(a);
 }

@@ -72,6 +72,12 @@ impl Tensor {
     }
 }
 
+impl Tensor<u8> {
+    pub(crate) fn bytes(rows: usize, cols: usize) -> Self {
+        Self::zeros(Shape::new(rows, cols), Layout::Rows { pitch: cols })
+    }
+}
+
 impl Tensor<u32> {
     pub(crate) fn indices(values: &[u32]) -> Self {
         let mut tensor = Self::zeros(Shape::new(1, values.len()), Layout::Rows { pitch: values.len() });

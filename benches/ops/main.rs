@@ -7,10 +7,12 @@ mod absorbed_attention;
 mod adamw;
 mod attention;
 mod common;
+mod contrastive;
 mod cross_entropy;
 mod embedding;
 mod gemm;
 mod layer_norm;
+mod matching;
 mod norm;
 mod normalize;
 mod similarity;
@@ -36,8 +38,10 @@ criterion_group! {
         embedding::benchmark,
         normalize::benchmark,
         similarity::benchmark,
-        cross_entropy::benchmark,
-        norm::benchmark,
         adamw::benchmark,
+        contrastive::benchmark,
+        cross_entropy::benchmark,
+        matching::benchmark,
+        norm::benchmark,
 }
 criterion_main!(operations);

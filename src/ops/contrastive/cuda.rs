@@ -14,7 +14,7 @@ const SUM_THREADS: u32 = 1024;
 /// Queries and width that tensor cores do.
 const TENSOR_CORES: [usize; 2] = [32, 256];
 
-/// Twin of `Batch` in kernels/contrastive.cu.
+/// Twin of `Batch` in kernels/contrastive.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct BatchArgs<'a> {

@@ -133,7 +133,7 @@ pub(crate) const TEXTS_OF_BLOCK: usize = 128;
 pub(crate) const IMAGES_OF_STEP: usize = 4;
 /// Most blocks that share a text's column of logits.
 const MOST_IMAGE_BLOCKS: usize = 64;
-/// Words of what is known of a line of logits: twin of `Part` in kernels/contrastive.cu.
+/// Words of what is known of a line of logits: twin of `Part` in kernels/contrastive.cuh.
 pub(crate) const PART_WORDS: usize = 8;
 
 /// Images of a block of pairs: a block's part of a text's column of logits.

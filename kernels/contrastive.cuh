@@ -1,0 +1,101 @@
+// What the kernels of the contrastive loss share: the batch, what is known of a line of logits, and the workspace.
+#pragma once
+#include "common.cuh"
+
+// Twin of `BatchArgs` in src/ops/contrastive/cuda.rs.
+struct Batch {
+    In<bf16> queries;       // [images·count, width]
+    In<bf16> texts;         // [texts_count, width]
+    In<float> temperature;  // [1, 1]
+    In<u32> image_ids;      // [1, images]
+    In<u32> text_ids;       // [1, texts_count]
+    u32 images, texts_count;
+    u32 count;             // queries of an image
+    u32 width;             // of a feature
+    u32 images_of_block;   // a multiple of IMAGES_OF_STEP
+    float smoothing;
+
+    __device__ bool is_positive(u32 image, u32 text) const {
+        return image_ids.data[image] == text_ids.data[text];
+    }
+};
+static_assert(sizeof(Batch) == 104);
+
+constexpr u32 NONE = 0xffffffffu;
+
+constexpr u32 TEXTS_OF_BLOCK = 128;
+
+// What is known of some of a line's logits, a line being an image's or a text's.
+struct alignas(16) Part {
+    float largest, sum;      // Σ e^(logit − largest)
+    float total, positive;   // sums of all logits, and of the positives'
+    u32 positives;           // how many are positive
+    u32 first;               // where the largest is; NONE if there is no logit
+    u32 negative;            // where the largest score of what is not positive is; NONE if all are
+    float negative_score;
+
+    __device__ static Part empty() { return {-3.402823466e38f, 0.0f, 0.0f, 0.0f, 0, NONE, NONE, 0.0f}; }
+
+    // Takes the next logit in.
+    __device__ void add(float logit, float score, u32 place, bool is_positive) {
+        const float e = expf(-fabsf(logit - largest));
+        if (logit > largest) {
+            sum = sum * e + 1.0f;
+            largest = logit;
+            first = place;
+        } else {
+            sum += e;
+        }
+        total += logit;
+        if (is_positive) {
+            positive += logit;
+            positives += 1;
+        } else if (negative == NONE || score > negative_score) {
+            negative = place;
+            negative_score = score;
+        }
+    }
+
+    // Takes another part of the same line in. Of equals the first in the line wins.
+    __device__ void add(const Part &other) {
+        const float e = expf(-fabsf(other.largest - largest));
+        const bool larger = other.largest > largest;
+        sum = larger ? sum * e + other.sum : sum + other.sum * e;
+        if (larger || (other.largest == largest && other.first < first)) first = other.first;
+        largest = larger ? other.largest : largest;
+        total += other.total;
+        positive += other.positive;
+        positives += other.positives;
+        const bool equal = other.negative_score == negative_score && other.negative < negative;
+        if (other.negative != NONE && (negative == NONE || other.negative_score > negative_score || equal)) {
+            negative = other.negative;
+            negative_score = other.negative_score;
+        }
+    }
+
+    __device__ Part shuffled(u32 step) const {
+        return {__shfl_xor_sync(ALL_LANES, largest, step),   __shfl_xor_sync(ALL_LANES, sum, step),
+                __shfl_xor_sync(ALL_LANES, total, step),     __shfl_xor_sync(ALL_LANES, positive, step),
+                __shfl_xor_sync(ALL_LANES, positives, step), __shfl_xor_sync(ALL_LANES, first, step),
+                __shfl_xor_sync(ALL_LANES, negative, step),  __shfl_xor_sync(ALL_LANES, negative_score, step)};
+    }
+};
+static_assert(sizeof(Part) == 32);
+
+// Scratch: twin of `workspace_words` in src/ops/contrastive/mod.rs.
+struct Workspace {
+    Part *of_rows;         // [blocks of texts, images]
+    Part *of_columns;      // [blocks of images, texts]
+    float *cross_entropy;  // [images + texts]; in the backward pass, Σ gradient·logit of texts
+    float *recalled;       // [images + texts], 0 or 1
+    u32 row_parts, column_parts;
+
+    __device__ Workspace(u32 *words, const Batch &batch) {
+        row_parts = ceil_div(batch.texts_count, TEXTS_OF_BLOCK);
+        column_parts = ceil_div(batch.images, batch.images_of_block);
+        of_rows = reinterpret_cast<Part *>(words);
+        of_columns = of_rows + static_cast<u64>(row_parts) * batch.images;
+        cross_entropy = reinterpret_cast<float *>(of_columns + static_cast<u64>(column_parts) * batch.texts_count);
+        recalled = cross_entropy + batch.images + batch.texts_count;
+    }
+};
