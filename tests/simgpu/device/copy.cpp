@@ -78,12 +78,13 @@ void cp_async_mbar_arrive(uint32_t bar, bool noinc, Site site)
 
 void check_nothing_in_flight(Fiber &fiber)
 {
-    if (!fiber.copies.copies.empty())
-        stop(Fault::launch_failed, "asynchronous copy", fiber.copies.copies.front().site,
-             "the thread ends without waiting for its cp.async");
-    if (!fiber.stores.stores.empty())
-        stop(Fault::launch_failed, "asynchronous copy", fiber.stores.stores.front().site,
-             "the thread ends without waiting for its bulk store to read shared memory");
+    auto left = [](Site site, const char *what) {
+        stop(Fault::launch_failed, "asynchronous operation", site, std::string("the thread ends without waiting for ") + what);
+    };
+    if (!fiber.copies.copies.empty()) left(fiber.copies.copies.front().site, "its cp.async");
+    if (!fiber.stores.stores.empty()) left(fiber.stores.stores.front().site, "its bulk store to read shared memory");
+    for (const Warpgroup::Product &product : tls.block->warpgroups[fiber.index / Warpgroup::THREADS].in_flight)
+        left(product.site, "its warpgroup's wgmma");
 }
 
 } // namespace sim

@@ -117,7 +117,7 @@ void tma_store(int rank, const TensorMap *map, const int32_t *coords, uint32_t s
 void bulk_commit();
 void bulk_wait(int pending, bool read);
 
-// ---- wgmma: d (f32) is written when the instruction is issued; its shared operands count as read until wg_wait ----
+// ---- wgmma: d (f32) holds NaN from issue until wg_wait, which needs it to stay where it is until the thread ends ----
 struct WgmmaShape {
     int n;
     bool f16; // else bf16

@@ -90,7 +90,8 @@ struct ProductArgs {
 };
 
 enum Source { SHARED, REGISTERS };
-template <Source SOURCE, int SIGN_A, int SIGN_B, int TRANSPOSE_A, int TRANSPOSE_B>
+enum Wait { IN_TIME, TOO_LATE };
+template <Source SOURCE, int SIGN_A, int SIGN_B, int TRANSPOSE_A, int TRANSPOSE_B, Wait WAIT = IN_TIME>
 __device__ __forceinline__ void product(const ProductArgs &args)
 {
     extern __shared__ __align__(1024) u8 shared[];
@@ -119,8 +120,9 @@ __device__ __forceinline__ void product(const ProductArgs &args)
         wgmma_64x32x16<TRANSPOSE_B>(d, fragment, b_desc);
     }
     wgmma_commit();
-    wgmma_wait();
+    if (WAIT == IN_TIME) wgmma_wait();
     put(args.out, d);
+    if (WAIT == TOO_LATE) wgmma_wait();
 }
 
 #define PRODUCT(name, ...)                                                                                             \
@@ -135,6 +137,7 @@ PRODUCT(product_mn_mn, SHARED, 1, 1, 1, 1)
 PRODUCT(product_minus_a, SHARED, -1, 1, 0, 0)
 PRODUCT(product_minus_b, SHARED, 1, -1, 0, 0)
 PRODUCT(product_registers, REGISTERS, 1, 1, 0, 0)
+PRODUCT(product_too_late, SHARED, 1, 1, 0, 0, TOO_LATE)
 
 // ---- out (64 x 32) = a (64 x count) * b (32 x count)^T: a warp that fetches, a warpgroup that multiplies, two stages ----
 struct RingArgs {
