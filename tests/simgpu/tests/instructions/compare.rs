@@ -73,7 +73,7 @@ fn list() -> Vec<Row> {
         // Two destinations: the comparison and its opposite, each combined.
         exact("{ .reg .pred %q; setp.lt.s32 %dp|%q, %a32, %b32; xor.pred %dp, %dp, %q; }", |_, _, _| 1),
         exact("{ .reg .pred %q; setp.lt.and.f32 %q|%dp, %a32, %b32, %cp; }", |a, b, c| {
-            both(a, b, |a, b| !(a < b)) & c & 1
+            both(a, b, |a, b| a >= b || unordered(a, b)) & c & 1
         }),
         exact(
             "{ .reg .pred %q; setp.geu.or.f32 %dp|%q, %a32, %b32, %cp; @%q not.pred %dp, %dp; }",

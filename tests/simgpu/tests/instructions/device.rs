@@ -89,7 +89,8 @@ impl Device {
     ) -> Vec<O> {
         let input = self.upload(input);
         let result = self.upload(&vec![O::default(); output]);
-        self.launch(kernel, [blocks, threads], shared, &mut [[input, result]]);
+        let mut args = [input, result];
+        self.launch(kernel, [blocks, threads], shared, &mut [(&raw mut args).cast()]);
         self.download(result, output)
     }
 
@@ -110,21 +111,18 @@ impl Device {
         let mut values = vec![T::default(); count];
         let copy: unsafe extern "C" fn(*mut T, u64, usize) -> i32 = self.call("cuMemcpyDtoH_v2");
         // SAFETY: `values` has room for `count` elements.
-        assert_eq!(
-            unsafe { copy(values.as_mut_ptr(), address, size_of::<T>() * count) },
-            0,
-            "the kernel failed"
-        );
+        let error = unsafe { copy(values.as_mut_ptr(), address, size_of::<T>() * count) };
+        assert_eq!(error, 0, "the kernel failed");
         values
     }
 
-    /// Launches a kernel that takes `parameters`.
-    pub(crate) fn launch<P>(
+    /// Launches a kernel; `parameters` are the places of its parameters.
+    pub(crate) fn launch(
         &self,
         kernel: &str,
         [blocks, threads]: [u32; 2],
         shared: u32,
-        parameters: &mut [P],
+        parameters: &mut [*mut u8],
     ) {
         let find: unsafe extern "C" fn(*mut Handle, Handle, *const u8) -> i32 =
             self.call("cuModuleGetFunction");
@@ -132,8 +130,6 @@ impl Device {
         let launch: Launch = self.call("cuLaunchKernel");
         const MAX_DYNAMIC_SHARED_SIZE_BYTES: i32 = 8;
         let (mut function, name) = (null_mut(), CString::new(kernel).unwrap());
-        let mut places: Vec<*mut u8> =
-            parameters.iter_mut().map(|parameter| (&raw mut *parameter).cast()).collect();
         // SAFETY: `places` are the kernel's parameters, which the driver copies at the call.
         unsafe {
             assert_eq!(find(&mut function, self.module, name.as_ptr().cast()), 0, "{kernel}");
@@ -148,10 +144,70 @@ impl Device {
                 1,
                 shared,
                 null_mut(),
-                places.as_mut_ptr(),
+                parameters.as_mut_ptr(),
                 null_mut(),
             );
             assert_eq!(error, 0, "{kernel}");
         }
     }
+
+    /// A tensor map of 16-bit elements: sizes and box with the contiguous dimension first, row strides in bytes.
+    pub(crate) fn tensor_map<const RANK: usize>(
+        &self,
+        address: u64,
+        sizes: [u64; RANK],
+        strides: &[u64],
+        tile: [u32; RANK],
+        swizzle: Swizzle,
+    ) -> TensorMap {
+        const UINT16: u32 = 1;
+        type Encode = unsafe extern "C" fn(
+            *mut TensorMap,
+            u32,
+            u32,
+            u64,
+            *const u64,
+            *const u64,
+            *const u32,
+            *const u32,
+            u32,
+            Swizzle,
+            u32,
+            u32,
+        ) -> i32;
+        assert_eq!(strides.len() + 1, RANK);
+        let encode: Encode = self.call("cuTensorMapEncodeTiled");
+        let mut map = TensorMap([0; 16]);
+        let steps = [1u32; RANK];
+        // SAFETY: the arrays have as many elements as the rank asks for.
+        let error = unsafe {
+            encode(
+                &mut map,
+                UINT16,
+                RANK as u32,
+                address,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                tile.as_ptr(),
+                steps.as_ptr(),
+                0,
+                swizzle,
+                0,
+                0,
+            )
+        };
+        assert_eq!(error, 0);
+        map
+    }
+}
+
+/// The driver's description of a tensor in memory.
+#[repr(C, align(64))]
+pub(crate) struct TensorMap([u64; 16]);
+
+/// CUtensorMapSwizzle.
+#[repr(u32)]
+pub(crate) enum Swizzle {
+    None = 0,
+    Bytes128 = 3,
 }

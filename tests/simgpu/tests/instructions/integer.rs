@@ -65,7 +65,7 @@ fn list() -> Vec<Row> {
         exact("mul.hi.s32 %d32, %a32, %b32;", |a, b, _| {
             s32(((i64::from(i32_of(a)) * i64::from(i32_of(b))) >> 32) as i32)
         }),
-        exact("mul.hi.u32 %d32, %a32, %b32;", |a, b, _| (a & 0xffff_ffff) * (b & 0xffff_ffff) >> 32),
+        exact("mul.hi.u32 %d32, %a32, %b32;", |a, b, _| ((a & 0xffff_ffff) * (b & 0xffff_ffff)) >> 32),
         exact("mul.hi.s16 %d16, %a16, %b16;", |a, b, _| {
             s16(((i32::from(i16_of(a)) * i32::from(i16_of(b))) >> 16) as i16)
         }),
@@ -82,7 +82,7 @@ fn list() -> Vec<Row> {
         exact("mul24.lo.s32 %d32, %a32, %b32;", |a, b, _| {
             s32((i64::from(i32_of(a) << 8 >> 8) * i64::from(i32_of(b) << 8 >> 8)) as i32)
         }),
-        exact("mul24.hi.u32 %d32, %a32, %b32;", |a, b, _| (a & 0xff_ffff) * (b & 0xff_ffff) >> 16),
+        exact("mul24.hi.u32 %d32, %a32, %b32;", |a, b, _| ((a & 0xff_ffff) * (b & 0xff_ffff)) >> 16),
         exact("mad.lo.s32 %d32, %a32, %b32, %c32;", |a, b, c| {
             s32(i32_of(a).wrapping_mul(i32_of(b)).wrapping_add(i32_of(c)))
         }),
@@ -93,7 +93,7 @@ fn list() -> Vec<Row> {
             s32((((i64::from(i32_of(a)) * i64::from(i32_of(b))) >> 32) as i32).saturating_add(i32_of(c)))
         }),
         exact("mad.hi.u32 %d32, %a32, %b32, %c32;", |a, b, c| {
-            s32((((a & 0xffff_ffff) * (b & 0xffff_ffff) >> 32) as i32).wrapping_add(i32_of(c)))
+            s32(((((a & 0xffff_ffff) * (b & 0xffff_ffff)) >> 32) as i32).wrapping_add(i32_of(c)))
         }),
         exact("mad.wide.s32 %d64, %a32, %b32, %c64;", |a, b, c| {
             (i64::from(i32_of(a)) * i64::from(i32_of(b))).wrapping_add(c as i64) as u64

@@ -297,7 +297,8 @@ fn atomics_return_the_old_value_and_leave_the_new() {
     set(96, &1.25_f64.to_le_bytes());
     let device = device();
     let (input, output) = (device.upload(&cells), device.upload(&[0u32; 32]));
-    device.launch("atomics", [1, 1], 0, &mut [[input, output]]);
+    let mut args = [input, output];
+    device.launch("atomics", [1, 1], 0, &mut [(&raw mut args).cast()]);
     let after: Vec<u8> = device.download(input, 120);
     let returned: Vec<u32> = device.download(output, 32);
     drop(device);

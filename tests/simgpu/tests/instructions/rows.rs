@@ -107,7 +107,8 @@ impl Rows {
         let device = device();
         let input = device.upload(&inputs);
         let output = device.upload(&vec![0u64; inputs.len() * count]);
-        device.launch(self.kernel, [blocks, THREADS as u32], 0, &mut [[input, output]]);
+        let mut args = [input, output];
+        device.launch(self.kernel, [blocks, THREADS as u32], 0, &mut [(&raw mut args).cast()]);
         let results: Vec<u64> = device.download(output, inputs.len() * count);
         drop(device);
         let mut wrong = vec![];

@@ -77,13 +77,18 @@ fn integer(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>, kind: Type) 
         ("neg", 1) => format!("{}(-{})", unsigned.value(), u(0)?),
         ("abs", 1) => format!("{}({} < 0 ? -{} : {})", unsigned.value(), s[0], u(0)?, u(0)?),
         ("min" | "max", 2) => {
-            let best = format!("std::{opcode}({}, {})", s[0], s[1]);
+            let best = format!("{}({}, {})", extreme(opcode), s[0], s[1]);
             let relu = kind == Type::Signed(32) && m.take("relu");
-            if relu { format!("std::max({best}, 0)") } else { best }
+            if relu { format!("greatest({best}, 0)") } else { best }
         }
         _ => return Err("no such integer arithmetic".into()),
     };
     c.write(&i.operands[0], kind, &format!("{value}({expression})"))
+}
+
+/// C++ name of min and max of integers.
+pub(super) fn extreme(name: &str) -> &'static str {
+    if name == "min" { "least" } else { "greatest" }
 }
 
 /// The condition code's carry goes in (addc, subc, madc) or out (.cc) or both.
@@ -147,22 +152,22 @@ fn float(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>, kind: Type) ->
         ("add", [a, b]) => format!("{a} + {b}"),
         ("sub", [a, b]) => format!("{a} - {b}"),
         ("mul", [a, b]) => format!("{a} * {b}"),
-        ("fma" | "mad", [a, b, addend]) => format!("std::fma({a}, {b}, {addend})"),
+        ("fma" | "mad", [a, b, addend]) => format!("fma({a}, {b}, {addend})"),
         ("div", [a, b]) if approximate == Some("approx") => format!("div_approx({a}, {b})"),
         ("div", [a, b]) => format!("{a} / {b}"),
         ("rcp", [a]) if approximate.is_some() && !single => format!("rcp_approx({a})"),
         ("rcp", [a]) => format!("{one} / {a}"),
-        ("sqrt", [a]) => format!("std::sqrt({a})"),
+        ("sqrt", [a]) => format!("sqrt({a})"),
         ("rsqrt", [a]) if single => format!("rsqrt({a})"),
         ("rsqrt", [a]) if flush => format!("rsqrt_approx({a})"),
-        ("rsqrt", [a]) => format!("1.0 / std::sqrt({a})"),
+        ("rsqrt", [a]) => format!("1.0 / sqrt({a})"),
         ("ex2" | "lg2" | "sin" | "cos" | "tanh", [a]) if single && approximate == Some("approx") => {
             format!("{}({a})", i.opcode)
         }
         ("neg", [a]) => format!("-{a}"),
-        ("abs", [a]) => format!("std::fabs({a})"),
+        ("abs", [a]) => format!("fabs({a})"),
         // The sign of the first, the magnitude of the second.
-        ("copysign", [a, b]) => format!("std::copysign({b}, {a})"),
+        ("copysign", [a, b]) => format!("copysign({b}, {a})"),
         ("min" | "max", [a, b]) => extremum(&i.opcode, m, a, b),
         _ => return Err("no such floating-point arithmetic".into()),
     };
@@ -179,7 +184,7 @@ fn float(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>, kind: Type) ->
 fn extremum(opcode: &str, m: &mut Modifiers<'_>, a: &str, b: &str) -> String {
     let function = if m.take("NaN") { format!("{opcode}_nan") } else { opcode.to_owned() };
     if m.take("xorsign") && m.take("abs") {
-        return format!("xorsign({function}(std::fabs({a}), std::fabs({b})), {a}, {b})");
+        return format!("xorsign({function}(fabs({a}), fabs({b})), {a}, {b})");
     }
     format!("{function}({a}, {b})")
 }

@@ -32,10 +32,10 @@ pub(super) fn emit(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> R
             let [d, a] = exactly(i)?;
             let function =
                 match m.require(&["finite", "infinite", "number", "notanumber", "normal", "subnormal"])? {
-                    "finite" => "std::isfinite",
-                    "infinite" => "std::isinf",
-                    "number" => "!std::isnan",
-                    "notanumber" => "std::isnan",
+                    "finite" => "isfinite",
+                    "infinite" => "isinf",
+                    "number" => "!isnan",
+                    "notanumber" => "isnan",
                     "normal" => "is_normal",
                     _ => "is_subnormal",
                 };

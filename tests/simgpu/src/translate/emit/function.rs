@@ -61,7 +61,7 @@ pub(super) fn translate(
     }
     // Local memory starts as NaNs.
     let frame = context.frame.max(1);
-    head += &format!("  alignas(16) unsigned char frame[{frame}]; std::memset(frame, 0xff, {frame});\n");
+    head += &format!("  alignas(16) unsigned char frame[{frame}]; __builtin_memset(frame, 0xff, {frame});\n");
     head += "  bool carry = false;\n";
     Ok(format!(
         "{head}{}{text}\n}}\n{}",

@@ -2,6 +2,7 @@
 
 use super::{
     Result,
+    arithmetic::extreme,
     context::{Context, elements, exactly},
     half::half_format,
     modifiers::{CacheHint, Modifiers},
@@ -186,7 +187,7 @@ fn atomic(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Result<Str
         ("add", Type::F16x2 | Type::Bf16x2, [b]) => format!("both(half_add<{half}>, x, {b})"),
         _ if !kind.is_integer() => return Err("such an atomic of this type".into()),
         ("add", _, [b]) => format!("{value}(x + {b})"),
-        ("min" | "max", _, [b]) => format!("std::{operation}(x, {b})"),
+        ("min" | "max", _, [b]) => format!("{}(x, {b})", extreme(operation)),
         ("exch", _, [b]) => b.clone(),
         ("cas", _, [expected, b]) => format!("x == {expected} ? {b} : x"),
         ("and", _, [b]) => format!("{value}(x & {b})"),

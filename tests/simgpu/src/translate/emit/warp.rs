@@ -2,6 +2,7 @@
 
 use super::{
     Result,
+    arithmetic::extreme,
     context::{Context, exactly},
     modifiers::Modifiers,
 };
@@ -52,7 +53,7 @@ pub(super) fn emit(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> R
             let kind = m.one_type()?;
             let value = kind.value();
             let step = match operation {
-                "min" | "max" => format!("std::{operation}(x, y)"),
+                "min" | "max" => format!("{}(x, y)", extreme(operation)),
                 "add" => "x + y".to_owned(),
                 "and" => "x & y".to_owned(),
                 "or" => "x | y".to_owned(),

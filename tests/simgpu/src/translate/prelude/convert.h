@@ -3,10 +3,10 @@
 // A float rounded to an integral value of the same type.
 template <class T> static inline T integral(Rounding mode, T x) {
   switch (mode) {
-    case RN: return std::nearbyint(x);
-    case RZ: return std::trunc(x);
-    case RM: return std::floor(x);
-    default: return std::ceil(x);
+    case RN: return nearbyint(x);
+    case RZ: return trunc(x);
+    case RM: return floor(x);
+    default: return ceil(x);
   }
 }
 // An integral float to an integer. What does not fit becomes the nearest that does. A NaN becomes zero, or the highest
@@ -15,7 +15,7 @@ template <class I, class F> static inline I to_integer(F x) {
   using L = std::numeric_limits<I>;
   if (x != x) return sizeof(I) == 8 || sizeof(F) == 8 ? I(std::make_unsigned_t<I>(1) << (sizeof(I) * 8 - 1)) : I(0);
   if (x < F(L::min())) return L::min();
-  return x >= std::ldexp(F(1), L::digits) ? L::max() : I(x);
+  return x >= F(__builtin_ldexp(1, L::digits)) ? L::max() : I(x);
 }
 // An integer to a float.
 template <class F, class I> static inline F from_integer(Rounding mode, I v) {
@@ -23,8 +23,8 @@ template <class F, class I> static inline F from_integer(Rounding mode, I v) {
   if (mode == RN) return f;
   __int128 above = __int128(f) - __int128(v);
   bool down = mode == RM || (mode == RZ && v > 0);
-  if (above > 0 && down) return std::nextafter(f, -std::numeric_limits<F>::infinity());
-  if (above < 0 && !down) return std::nextafter(f, std::numeric_limits<F>::infinity());
+  if (above > 0 && down) return nextafter(f, -F(__builtin_inff()));
+  if (above < 0 && !down) return nextafter(f, F(__builtin_inff()));
   return f;
 }
 // Integers: into the range of a narrower or otherwise signed type.

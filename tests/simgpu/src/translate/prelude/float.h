@@ -1,3 +1,21 @@
+// The host's functions of both precisions.
+#define HOST(name)                                                                    \
+  static inline float name(float x) { return __builtin_##name##f(x); }                \
+  static inline double name(double x) { return __builtin_##name(x); }
+HOST(fabs) HOST(sqrt) HOST(nearbyint) HOST(trunc) HOST(floor) HOST(ceil) HOST(exp2) HOST(log2) HOST(sin) HOST(cos) HOST(tanh)
+#undef HOST
+#define HOST(name)                                                                    \
+  static inline float name(float x, float y) { return __builtin_##name##f(x, y); }    \
+  static inline double name(double x, double y) { return __builtin_##name(x, y); }
+HOST(copysign) HOST(nextafter)
+#undef HOST
+static inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+template <class T> static inline bool isnan(T x) { return x != x; }
+template <class T> static inline bool isinf(T x) { return __builtin_isinf(x); }
+template <class T> static inline bool isfinite(T x) { return __builtin_isfinite(x); }
+template <class T> static inline bool signbit(T x) { return __builtin_signbit(x); }
+
 // Floating-point instructions of PTX. A NaN's payload is the host's, except where an instruction makes a canonical one.
 
 static inline __attribute__((always_inline)) float f32(uint32_t v) { return __builtin_bit_cast(float, v); }
@@ -8,7 +26,7 @@ constexpr uint32_t NAN_F32 = 0x7fffffff;
 constexpr uint16_t NAN_HALF = 0x7fff;
 
 template <class T> static inline T ftz(T x) {
-  return std::fabs(x) < std::numeric_limits<T>::min() ? std::copysign(T(0), x) : x;
+  return fabs(x) < std::numeric_limits<T>::min() ? copysign(T(0), x) : x;
 }
 // Into [0, 1]; a NaN becomes +0.
 template <class T> static inline T sat(T x) { return x > 0 ? (x < 1 ? x : T(1)) : T(0); }
@@ -18,22 +36,22 @@ enum Rounding { RN, RZ, RM, RP };
 // `x` + `error` rounded to float, where `error` only says on which side of the double `x` the exact value lies.
 template <Rounding R> static inline float narrow(double x, double error) {
   float f = float(x);
-  if (R == RN || std::isnan(x) || (std::isinf(x) && error == 0)) return f;
+  if (R == RN || isnan(x) || (isinf(x) && error == 0)) return f;
   double above = double(f) - x;                 // an infinite f lies beyond a finite x
   int side = above > 0 ? 1 : above < 0 ? -1 : error < 0 ? 1 : error > 0 ? -1 : 0;
   bool down = R == RM || (R == RZ && x > 0);
-  if (side > 0 && down) return std::nextafterf(f, -INFINITY);
-  if (side < 0 && !down) return std::nextafterf(f, INFINITY);
+  if (side > 0 && down) return nextafter(f, -__builtin_inff());
+  if (side < 0 && !down) return nextafter(f, __builtin_inff());
   return f;
 }
 // What the rounded sum of two doubles leaves out.
 static inline double sum_error(double a, double b, double sum) {
   double part = sum - a;
-  return std::isfinite(sum) ? (a - (sum - part)) + (b - part) : 0;
+  return isfinite(sum) ? (a - (sum - part)) + (b - part) : 0;
 }
 template <Rounding R> static inline float zero_sum(float f, float a, float b) {
   // An exact zero from unlike signs is negative when rounding down.
-  return R == RM && f == 0 && !(a == 0 && b == 0 && std::signbit(a) == std::signbit(b)) ? -0.f : f;
+  return R == RM && f == 0 && !(a == 0 && b == 0 && signbit(a) == signbit(b)) ? -0.f : f;
 }
 template <Rounding R> static inline float add(float a, float b) {
   double x = a, y = b, sum = x + y, error = sum_error(x, y, sum);
@@ -48,12 +66,12 @@ template <Rounding R> static inline float fma(float a, float b, float c) {
 }
 template <Rounding R> static inline float div(float a, float b) {
   double x = double(a) / b;
-  if (!std::isfinite(x) || x == 0) return float(x);
-  return narrow<R>(x, std::fma(-x, double(b), double(a)) * (b < 0 ? -1 : 1));
+  if (!isfinite(x) || x == 0) return float(x);
+  return narrow<R>(x, fma(-x, double(b), double(a)) * (b < 0 ? -1 : 1));
 }
 template <Rounding R> static inline float sqrt(float a) {
-  double x = std::sqrt(double(a));
-  return narrow<R>(x, std::isfinite(x) ? std::fma(-x, x, double(a)) : 0);
+  double x = sqrt(double(a));
+  return narrow<R>(x, isfinite(x) ? fma(-x, x, double(a)) : 0);
 }
 
 // ---- comparisons and selections
@@ -65,37 +83,34 @@ template <> inline double canonical_nan() { return f64(0x7fffffffffffffff); }
 template <class T> static inline T min(T a, T b) {
   if (a != a) return b != b ? canonical_nan<T>() : b;
   if (b != b) return a;
-  return a < b || (a == b && std::signbit(a)) ? a : b;
+  return a < b || (a == b && signbit(a)) ? a : b;
 }
 template <class T> static inline T max(T a, T b) {
   if (a != a) return b != b ? canonical_nan<T>() : b;
   if (b != b) return a;
-  return a > b || (a == b && !std::signbit(a)) ? a : b;
+  return a > b || (a == b && !signbit(a)) ? a : b;
 }
 template <class T> static inline T min_nan(T a, T b) { return unordered(a, b) ? canonical_nan<T>() : min(a, b); }
 template <class T> static inline T max_nan(T a, T b) { return unordered(a, b) ? canonical_nan<T>() : max(a, b); }
 // The result of min or max of magnitudes takes the product's sign.
 template <class T> static inline T xorsign(T magnitude, T a, T b) {
-  return std::copysign(magnitude, std::signbit(a) != std::signbit(b) ? T(-1) : T(1));
+  return copysign(magnitude, signbit(a) != signbit(b) ? T(-1) : T(1));
 }
-template <class T> static inline bool is_subnormal(T x) { return std::fpclassify(x) == FP_SUBNORMAL; }
-template <class T> static inline bool is_normal(T x) { return std::isnormal(x); }
+template <class T> static inline bool is_subnormal(T x) { return x != 0 && fabs(x) < std::numeric_limits<T>::min(); }
+template <class T> static inline bool is_normal(T x) { return __builtin_isnormal(x); }
 
 // ---- approximations: here as good as the host's functions
 static inline float div_approx(float a, float b) {
-  bool huge = std::fabs(b) > 0x1p126f && std::isfinite(b);   // the reciprocal is flushed to zero
-  return huge ? (std::isinf(a) || a != a ? f32(NAN_F32) : std::copysign(0.f, a) * std::copysign(1.f, b)) : a / b;
+  bool huge = fabs(b) > 0x1p126f && isfinite(b);   // the reciprocal is flushed to zero
+  return huge ? (isinf(a) || a != a ? f32(NAN_F32) : copysign(0.f, a) * copysign(1.f, b)) : a / b;
 }
-static inline float rsqrt(float x) { return float(1 / std::sqrt(double(x))); }
+static inline float rsqrt(float x) { return float(1 / sqrt(double(x))); }
 // The f64 approximations give the upper half of the bits.
 static inline double upper_half(double x) { return f64(bits(x) >> 32 << 32); }
 static inline double rcp_approx(double x) { return upper_half(ftz(1 / ftz(x))); }
-static inline double rsqrt_approx(double x) { return upper_half(1 / std::sqrt(ftz(x))); }
-static inline float ex2(float x) { return std::exp2(x); }
-static inline float lg2(float x) { return std::log2(x); }
-static inline float sin(float x) { return std::sin(x); }
-static inline float cos(float x) { return std::cos(x); }
-static inline float tanh(float x) { return std::tanh(x); }
+static inline double rsqrt_approx(double x) { return upper_half(1 / sqrt(ftz(x))); }
+static inline float ex2(float x) { return exp2(x); }
+static inline float lg2(float x) { return log2(x); }
 
 // ---- half precision: values are bits
 struct F16 {
@@ -117,15 +132,15 @@ template <class H> static inline float widen(uint16_t h) {
 // `x` + `error` (a side, as in `narrow`) rounded to half precision.
 template <class H, Rounding R = RN> static inline uint16_t round_half(double x, double error = 0) {
   if (x != x) return NAN_HALF;
-  uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  if (std::isinf(x)) return sign | H::infinity;
+  uint16_t sign = signbit(x) ? 0x8000 : 0;
+  if (isinf(x)) return sign | H::infinity;
   if (x == 0) return sign;
-  double magnitude = std::fabs(x), beyond = sign ? -error : error;
-  int exponent = std::max(std::ilogb(magnitude), H::emin);
-  double units = std::ldexp(magnitude, H::precision - 1 - exponent), whole = std::floor(units), rest = units - whole;
+  double magnitude = fabs(x), beyond = sign ? -error : error;
+  int exponent = greatest(__builtin_ilogb(magnitude), H::emin);
+  double units = __builtin_ldexp(magnitude, H::precision - 1 - exponent), whole = floor(units), rest = units - whole;
   bool inexact = rest != 0 || beyond != 0;
   if (rest == 0 && beyond < 0) whole -= 1, rest = 1;         // just under a whole number of units
-  bool up = R == RN   ? rest > 0.5 || (rest == 0.5 && (beyond > 0 || (beyond == 0 && std::fmod(whole, 2) == 1)))
+  bool up = R == RN   ? rest > 0.5 || (rest == 0.5 && (beyond > 0 || (beyond == 0 && __builtin_fmod(whole, 2) == 1)))
             : R == RP ? inexact && !sign
             : R == RM ? inexact && sign
                       : false;
@@ -165,8 +180,8 @@ template <class H> static inline uint16_t half_min_nan(uint16_t a, uint16_t b) {
 template <class H> static inline uint16_t half_max_nan(uint16_t a, uint16_t b) {
   return round_half<H>(max_nan(widen<H>(a), widen<H>(b)));
 }
-template <class H> static inline uint16_t half_ex2(uint16_t a) { return round_half<H>(std::exp2(widen<H>(a))); }
-template <class H> static inline uint16_t half_tanh(uint16_t a) { return round_half<H>(std::tanh(widen<H>(a))); }
+template <class H> static inline uint16_t half_ex2(uint16_t a) { return round_half<H>(exp2(widen<H>(a))); }
+template <class H> static inline uint16_t half_tanh(uint16_t a) { return round_half<H>(tanh(widen<H>(a))); }
 // Subnormals (of half precision) to zero.
 template <class H> static inline uint16_t half_ftz(uint16_t a) {
   return (a & 0x7fff) < (1 << (H::precision - 1)) ? a & 0x8000 : a;

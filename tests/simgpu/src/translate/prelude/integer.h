@@ -11,6 +11,10 @@ template <> struct Wide<int64_t> { using type = __int128; };
 template <> struct Wide<uint64_t> { using type = unsigned __int128; };
 template <class T> using wide = typename Wide<T>::type;
 
+// Of integers; floats have their own.
+template <class T> static inline T least(T a, T b) { return a < b ? a : b; }
+template <class T> static inline T greatest(T a, T b) { return a > b ? a : b; }
+
 template <class T> static inline T mul_hi(T a, T b) { return T((wide<T>(a) * wide<T>(b)) >> width<T>); }
 template <class T> static inline T mul24_lo(T a, T b) {
   a = T(a << 8) >> 8, b = T(b << 8) >> 8;
@@ -44,8 +48,10 @@ static inline uint32_t shf_l(uint32_t lo, uint32_t hi, uint32_t n) { return uint
 static inline uint32_t shf_r(uint32_t lo, uint32_t hi, uint32_t n) { return uint32_t(funnel(lo, hi) >> n); }
 static inline uint32_t clamp32(uint32_t n) { return n < 32 ? n : 32; }
 
-template <class T> static inline uint32_t popc(T v) { return uint32_t(std::popcount(v)); }
-template <class T> static inline uint32_t clz(T v) { return uint32_t(std::countl_zero(v)); }
+template <class T> static inline uint32_t popc(T v) { return uint32_t(sizeof(T) == 8 ? __builtin_popcountll(v) : __builtin_popcount(v)); }
+template <class T> static inline uint32_t clz(T v) {
+  return v == 0 ? width<T> : uint32_t(sizeof(T) == 8 ? __builtin_clzll(v) : __builtin_clz(v));
+}
 template <class T> static inline T brev(T v) {
   T r = 0;
   for (uint32_t i = 0; i < width<T>; ++i) r |= T(v >> i & 1) << (width<T> - 1 - i);
@@ -66,9 +72,9 @@ template <class T> static inline T bfe(T a, uint32_t position, uint32_t length) 
   position &= 255, length &= 255;
   if (!length) return 0;
   U field = shr(U(a), position), sign = 0;
-  if (std::is_signed_v<T>) sign = U(a) >> std::min(position + length - 1, width<T> - 1) & 1;
+  if (std::is_signed_v<T>) sign = U(a) >> least(position + length - 1, width<T> - 1) & 1;
   // Bits past the operand are the sign's; so are those past the field.
-  uint32_t given = std::min(length, position < width<T> ? width<T> - position : 0u);
+  uint32_t given = least(length, position < width<T> ? width<T> - position : 0u);
   U mask = given >= width<T> ? U(~U(0)) : U((U(1) << given) - 1);
   return T((field & mask) | (sign ? U(~mask) : U(0)));
 }

@@ -2,11 +2,11 @@
 
 template <class T> static inline __attribute__((always_inline)) T load(const unsigned char *p, unsigned index = 0) {
   T value;
-  std::memcpy(&value, p + index * sizeof value, sizeof value);
+  __builtin_memcpy(&value, p + index * sizeof value, sizeof value);
   return value;
 }
 template <class T> static inline __attribute__((always_inline)) void store(unsigned char *p, unsigned index, T value) {
-  std::memcpy(p + index * sizeof value, &value, sizeof value);
+  __builtin_memcpy(p + index * sizeof value, &value, sizeof value);
 }
 static inline uint64_t address(const void *p) { return reinterpret_cast<uint64_t>(p); }
 static inline unsigned char *pointer(uint64_t a) { return reinterpret_cast<unsigned char *>(a); }

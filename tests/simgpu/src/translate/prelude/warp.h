@@ -84,7 +84,7 @@ template <class T> static inline uint32_t match_all(T value, uint32_t mask, bool
 }
 template <class T, class F> static inline T redux(T value, uint32_t mask, F combine, sim::Site site) {
   auto gathered = gather(value, REDUCE, mask, site);
-  int first = std::countr_zero(gathered.lanes);
+  int first = __builtin_ctz(gathered.lanes);
   T result = gathered.all[first];
   for (int l = first + 1; l < 32; ++l)
     if (gathered.lanes >> l & 1) result = combine(result, gathered.all[l]);
@@ -92,7 +92,7 @@ template <class T, class F> static inline T redux(T value, uint32_t mask, F comb
 }
 // The lowest lane leads: one legal choice of many.
 static inline uint32_t elect(uint32_t mask, bool &leader, sim::Site site) {
-  uint32_t first = uint32_t(std::countr_zero(gather(0u, ELECT, mask, site).lanes));
+  uint32_t first = uint32_t(__builtin_ctz(gather(0u, ELECT, mask, site).lanes));
   leader = sim::tls.lane == first;
   return first;
 }
