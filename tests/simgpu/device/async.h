@@ -83,7 +83,8 @@ struct Warpgroup {
         bool done;
         Site site;
     };
-    // Accumulators of products under way: [thread][n / 2]. A thread's own hold NaN until it has waited for the last.
+    // Accumulators of products under way: [thread][n / 2]. A thread's own hold NaN until it has waited for
+    // the last.
     struct Accumulators {
         std::array<float *, THREADS> d;
         uint32_t count;

@@ -1,8 +1,9 @@
 // Who has touched a place of memory last, and whether the present access is ordered after it.
 //
-// Every warp has a vector clock: its own time, and how far it knows each other warp of its block. Barriers, mbarriers and
-// fences pass knowledge on. Every two bytes of memory have a cell: the last write, and the reads since. An access
-// that is not ordered after the last write, or a write not ordered after the reads, is a race, whatever the schedule was.
+// Every warp has a vector clock: its own time, and how far it knows each other warp of its block. Barriers,
+// mbarriers and fences pass knowledge on. Every two bytes of memory have a cell: the last write, and the
+// reads since. An access that is not ordered after the last write, or a write not ordered after the reads, is
+// a race, whatever the schedule was.
 #pragma once
 #include "kernel.h"
 #include <algorithm>
@@ -28,7 +29,8 @@ constexpr uint16_t SEVERAL_LANES = 1024; // + warp: more than one lane
 constexpr uint16_t COPY = 2048;          // + warp: an asynchronous copy issued by the warp
 constexpr uint16_t READERS = 0xffff;     // several warps: `read_time` names a set of the block
 
-// `run` numbers the executions of blocks: a cell of an earlier launch (or, in shared memory, of an earlier block) is blank.
+// `run` numbers the executions of blocks: a cell of an earlier launch (or, in shared memory, of an earlier
+// block) is blank.
 struct Cell {
     uint32_t write_run = 0, read_run = 0;
     uint32_t write_time = 0, read_time = 0;
@@ -64,7 +66,8 @@ struct Conflict {
     uint32_t other_run;
 };
 
-// Checks and updates `count` neighbouring cells; `first` and `last` are the bytes touched in the first and last one.
+// Checks and updates `count` neighbouring cells; `first` and `last` are the bytes touched in the first and
+// last one.
 enum class Space : uint8_t { shared, device };
 Conflict check_cells(Cell *cells, size_t count, uint8_t first, uint8_t last, Access access, Space space,
                      const Accessor &by);
@@ -88,7 +91,10 @@ class ReaderSets {
         bool operator==(const Step &) const = default;
     };
     struct HashStep {
-        size_t operator()(const Step &s) const { return (s.base * 0x9E3779B1u ^ s.time) * 0x85EBCA77u + s.warp; }
+        size_t operator()(const Step &s) const
+        {
+            return (s.base * 0x9E3779B1u ^ s.time) * 0x85EBCA77u + s.warp;
+        }
     };
     std::unordered_map<Step, uint32_t, HashStep> steps;
 };

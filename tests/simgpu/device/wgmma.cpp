@@ -1,6 +1,6 @@
 // wgmma: 64 x N products of four warps, operands named by descriptors of shared memory.
-#include "tensor_core.h"
 #include "fiber.h"
+#include "tensor_core.h"
 #include <cstring>
 #include <memory>
 
@@ -13,7 +13,8 @@ constexpr uint32_t M = 64, K = 16, MAX_N = 256, THREADS = Warpgroup::THREADS;
 Warpgroup &warpgroup(Site site)
 {
     Block &block = *tls.block;
-    if (block.threads % THREADS) stop(Fault::launch_failed, "wgmma", site, "the block is not made of whole warpgroups");
+    if (block.threads % THREADS)
+        stop(Fault::launch_failed, "wgmma", site, "the block is not made of whole warpgroups");
     return block.warpgroups[tls.fiber->index / THREADS];
 }
 
@@ -28,14 +29,18 @@ struct Descriptor {
     {
     }
 
-    // The address of 8 neighbouring elements: `unit` counts eights along the contiguous direction, `row` goes across it.
+    // The address of 8 neighbouring elements: `unit` counts eights along the contiguous direction, `row` goes
+    // across it.
     uint32_t address(uint32_t unit, uint32_t row, bool transpose) const
     {
         uint32_t offset;
-        if (!transpose) // K is contiguous: rows of an atom 16 << swizzle bytes apart, atoms of 8 rows `stride` apart
+        if (!transpose) // K is contiguous: rows of an atom 16 << swizzle bytes apart, atoms of 8 rows
+                        // `stride` apart
             offset = row % 8 * (16u << swizzle) + row / 8 * stride + unit * (swizzle ? 16 : leading);
-        else if (swizzle) // M or N is contiguous: 1 << swizzle units in an atom, atoms `leading` apart; 8 k `stride` apart
-            offset = unit % (1u << swizzle) * 16 + (unit >> swizzle) * leading + row % 8 * (16u << swizzle) + row / 8 * stride;
+        else if (swizzle) // M or N is contiguous: 1 << swizzle units in an atom, atoms `leading` apart; 8 k
+                          // `stride` apart
+            offset = unit % (1u << swizzle) * 16 + (unit >> swizzle) * leading + row % 8 * (16u << swizzle) +
+                     row / 8 * stride;
         else
             offset = unit * stride + row % 8 * 16 + row / 8 * leading;
         uint32_t at = start + offset;
@@ -99,10 +104,13 @@ void multiply(const Warpgroup::Product &product, std::vector<float> &values)
     for (uint32_t row = 0; row < M; ++row) {
         uint32_t half = row % 16 / 8, first = row / 16 * 32 + row % 8 * 4;
         // Each of four threads holds pairs of columns of this row, and of the one eight below it.
-        auto held = [&](uint32_t q, uint32_t j) { return values.data() + (first + q) * (n / 2) + j * 2 + half * 2; };
+        auto held = [&](uint32_t q, uint32_t j) {
+            return values.data() + (first + q) * (n / 2) + j * 2 + half * 2;
+        };
         for (uint32_t q = 0; q < 4; ++q)
             for (uint32_t j = 0; j < quarter; j += 2)
-                for (uint32_t i = 0; i < 2; ++i) c[q * quarter + j + i] = product.scale_d ? held(q, j)[i] : 0.f;
+                for (uint32_t i = 0; i < 2; ++i)
+                    c[q * quarter + j + i] = product.scale_d ? held(q, j)[i] : 0.f;
         for (uint32_t k = 0; k < K; ++k)
             for (uint32_t j = 0; j < n; ++j) c[j] += a[row][k] * b[k][j];
         for (uint32_t q = 0; q < 4; ++q)
@@ -134,7 +142,9 @@ void give_back(Warpgroup &group, uint32_t thread)
 {
     for (Warpgroup::Accumulators &a : group.accumulators) {
         if (!a.taken[thread]) continue;
-        auto writes = [&](const Warpgroup::Product &product) { return !product.done && product.d[0] == a.d[0]; };
+        auto writes = [&](const Warpgroup::Product &product) {
+            return !product.done && product.d[0] == a.d[0];
+        };
         if (std::any_of(group.in_flight.begin(), group.in_flight.end(), writes)) continue;
         memcpy(a.d[thread], a.values.data() + thread * a.count, a.count * sizeof(float));
         a.taken[thread] = false;
@@ -186,8 +196,8 @@ void wg_wait(int pending)
     give_back(group, tls.fiber->index % THREADS);
 }
 
-void wgmma(float *d, const WgmmaShape &shape, uint64_t a_desc, const uint32_t *a_regs, uint64_t b_desc, bool scale_d,
-           Site site)
+void wgmma(float *d, const WgmmaShape &shape, uint64_t a_desc, const uint32_t *a_regs, uint64_t b_desc,
+           bool scale_d, Site site)
 {
     Block &block = *tls.block;
     Fiber &fiber = *tls.fiber;
@@ -199,7 +209,8 @@ void wgmma(float *d, const WgmmaShape &shape, uint64_t a_desc, const uint32_t *a
         product.b_desc = b_desc;
         product.a_in_registers = a_regs != nullptr;
         product.scale_d = scale_d;
-    } else if ((!a_regs && product.a_desc != a_desc) || product.b_desc != b_desc || product.shape.n != shape.n) {
+    } else if ((!a_regs && product.a_desc != a_desc) || product.b_desc != b_desc ||
+               product.shape.n != shape.n) {
         stop(Fault::launch_failed, "divergence", site, "threads of a warpgroup issue different wgmma");
     }
     uint32_t thread = fiber.index % THREADS;
