@@ -183,16 +183,12 @@ namespace {
 void check_range(Allocation &a, const unsigned char *first, size_t bytes, Access access, const Accessor &by,
                  Site site)
 {
-    size_t from = size_t(first - a.start), to = from + bytes;
-    size_t cell = from / GRANULE, end = (to + GRANULE - 1) / GRANULE;
-    uint8_t first_bytes = uint8_t(from % GRANULE ? 2 : to == from + 1 ? 1 : 3);
-    uint8_t last_bytes = uint8_t(to % GRANULE ? 1 : 3);
     LineLock lock(first, by.block.launch->several_cores);
     Conflict conflict =
-        check_cells(cells_of(a) + cell, end - cell, first_bytes, last_bytes, access, Space::device, by);
+        check_cells(cells_of(a), Span(size_t(first - a.start), bytes), access, Space::device, by);
     if (conflict.what)
         report(Fault::launch_failed, "race in device memory", site,
-               describe(conflict, by) + ", at byte " + std::to_string((cell + conflict.index) * GRANULE) +
+               describe(conflict, by) + ", at byte " + std::to_string(conflict.index * GRANULE) +
                    " of an allocation of " + std::to_string(a.bytes) + " bytes");
 }
 

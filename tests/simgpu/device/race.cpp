@@ -121,14 +121,17 @@ const char *update(Cell &cell, uint8_t bytes, Access access, Space space, const 
 
 } // namespace
 
-Conflict check_cells(Cell *cells, size_t count, uint8_t first, uint8_t last, Access access, Space space,
-                     const Accessor &by)
+Conflict check_cells(Cell *cells, const Span &span, Access access, Space space, const Accessor &by)
 {
     // Neighbours mostly have the same history: then the outcome is the same too.
     Cell before_update, after_update;
     uint8_t same_bytes = 0;
-    for (size_t i = 0; i < count; ++i) {
-        uint8_t bytes = i == 0 ? first : i == count - 1 ? last : ALL_BYTES;
+    for (size_t i = span.first; i < span.first + span.count; ++i) {
+        uint8_t bytes = ALL_BYTES;
+        if (i == span.first)
+            bytes = span.first_bytes;
+        else if (i == span.first + span.count - 1)
+            bytes = span.last_bytes;
         if (bytes == same_bytes && cells[i] == before_update) {
             cells[i] = after_update;
             continue;

@@ -66,11 +66,22 @@ struct Conflict {
     uint32_t other_run;
 };
 
-// Checks and updates `count` neighbouring cells; `first` and `last` are the bytes touched in the first and
-// last one.
+// The cells of some bytes, and which bytes of the first and the last cell are touched.
+struct Span {
+    size_t first, count;
+    uint8_t first_bytes, last_bytes;
+
+    Span(size_t from, size_t bytes)
+        : first(from / GRANULE), count((from + bytes + GRANULE - 1) / GRANULE - first),
+          first_bytes(from % GRANULE ? 2 : 3), last_bytes((from + bytes) % GRANULE ? 1 : 3)
+    {
+        if (count == 1) first_bytes = last_bytes = first_bytes & last_bytes;
+    }
+};
+
+// Checks and updates the cells of a span; `cells` are those of the whole window or allocation.
 enum class Space : uint8_t { shared, device };
-Conflict check_cells(Cell *cells, size_t count, uint8_t first, uint8_t last, Access access, Space space,
-                     const Accessor &by);
+Conflict check_cells(Cell *cells, const Span &span, Access access, Space space, const Accessor &by);
 // A copy issued by `warp` at `time` has written the cells.
 void stamp_copy(Cell *cells, size_t count, uint32_t run, uint32_t warp, uint32_t time);
 std::string describe(const Conflict &conflict, const Accessor &by);
