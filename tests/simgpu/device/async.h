@@ -70,16 +70,33 @@ struct StoreQueue {
 
 // Four warps that issue wgmma together.
 struct Warpgroup {
-    struct Operands {
-        std::vector<uint32_t> rows; // 16-byte rows of shared memory that are read
+    static constexpr uint32_t THREADS = 128;
+
+    struct Product {
+        WgmmaShape shape;
+        uint64_t a_desc, b_desc;
+        bool a_in_registers, scale_d;
+        std::array<std::array<uint32_t, 4>, THREADS> a;
+        std::array<float *, THREADS> d;
+        std::vector<uint32_t> rows; // 16-byte rows of shared memory that it reads
         int group;
+        bool done;
+        Site site;
     };
+    // Accumulators of products under way: [thread][n / 2]. A thread's own hold NaN until it has waited for
+    // the last.
+    struct Accumulators {
+        std::array<float *, THREADS> d;
+        uint32_t count;
+        std::vector<float> values;
+        std::array<bool, THREADS> taken; // else the thread has them back
+    };
+
     uint32_t arrived = 0;
-    uint64_t a_desc = 0, b_desc = 0;
-    float *d[128];
-    const uint32_t *a[128];
+    Product issued;
     int group = 0;
-    std::vector<Operands> in_flight;
+    std::vector<Product> in_flight;
+    std::vector<Accumulators> accumulators;
 };
 
 Mbarrier &find_mbarrier(uint32_t address, Site site);

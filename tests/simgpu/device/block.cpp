@@ -85,7 +85,10 @@ int arrive(uint32_t id, int threads, Stay stay, Reduction reduction, int predica
 
 } // namespace
 
-void block_barrier(uint32_t id, int threads, Site site) { arrive(id, threads, Stay::wait, Reduction::popc, 0, site); }
+void block_barrier(uint32_t id, int threads, Site site)
+{
+    arrive(id, threads, Stay::wait, Reduction::popc, 0, site);
+}
 
 void block_barrier_arrive(uint32_t id, int threads, Site site)
 {
@@ -99,7 +102,10 @@ int block_barrier_red(uint32_t id, int threads, Reduction reduction, int predica
 
 constexpr int SYNC_WARP = -1;
 
-void sync_warp(uint32_t mask, Site site) { warp_collective(mask, SYNC_WARP, nullptr, nullptr, nullptr, site); }
+void sync_warp(uint32_t mask, Site site)
+{
+    warp_collective(mask, SYNC_WARP, nullptr, nullptr, nullptr, site);
+}
 
 void warp_collective(uint32_t mask, int operation, void *arg, Collective run, void *context, Site site)
 {
@@ -107,25 +113,20 @@ void warp_collective(uint32_t mask, int operation, void *arg, Collective run, vo
     Fiber &fiber = *tls.fiber;
     Warp &warp = *fiber.warp;
     uint32_t own = 1u << fiber.lane;
-    if (!(mask & own)) stop(Fault::launch_failed, "divergence", site, "the calling lane is not in its own mask");
+    if (!(mask & own))
+        stop(Fault::launch_failed, "divergence", site, "the calling lane is not in its own mask");
     if (mask == ~0u) mask = warp.members; // the last warp of a block may be a part of one
-    Gathering *gathering = nullptr;
-    for (Gathering &g : warp.gatherings)
-        if (g.arrived && g.mask & mask) {
-            gathering = &g;
-            break;
-        }
-    if (!gathering) {
-        for (Gathering &g : warp.gatherings)
-            if (!g.arrived) {
-                gathering = &g;
-                break;
-            }
+    // Lanes that meet under another mask are no concern of these, even if the masks overlap.
+    auto waits = [&](const Gathering &g) { return g.arrived && g.mask == mask; };
+    auto gathering = std::find_if(warp.gatherings.begin(), warp.gatherings.end(), waits);
+    if (gathering == warp.gatherings.end()) {
+        auto free = [](const Gathering &g) { return !g.arrived; };
+        gathering = std::find_if(warp.gatherings.begin(), warp.gatherings.end(), free);
+        if (gathering == warp.gatherings.end()) gathering = warp.gatherings.insert(gathering, Gathering());
         gathering->mask = mask;
         gathering->operation = operation;
         gathering->site = site;
     }
-    if (gathering->mask != mask) stop(Fault::launch_failed, "divergence", site, "lanes of a warp name different masks");
     if (gathering->operation != operation)
         stop(Fault::launch_failed, "divergence", site,
              "other lanes of the warp are at another warp-wide operation, in line " +
@@ -133,7 +134,8 @@ void warp_collective(uint32_t mask, int operation, void *arg, Collective run, vo
     gathering->args[fiber.lane] = arg;
     gathering->arrived |= own;
     if (gathering->arrived != mask) {
-        if (mask & ~warp.alive) stop(Fault::launch_failed, "divergence", site, "a lane named in the mask has ended");
+        if (mask & ~warp.alive)
+            stop(Fault::launch_failed, "divergence", site, "a lane named in the mask has ended");
         wait(block, Waiting::warp, 0);
         return;
     }
@@ -183,7 +185,8 @@ void Block::prepare_shared_memory()
         state.assign(needed / GRANULE, OUTSIDE);
     }
     // Only what the block before used needs to be taken back.
-    memset(state.data() + SHARED_BASE / GRANULE, OUTSIDE, (static_end > SHARED_BASE ? static_end - SHARED_BASE : 0) / GRANULE);
+    memset(state.data() + SHARED_BASE / GRANULE, OUTSIDE,
+           (static_end > SHARED_BASE ? static_end - SHARED_BASE : 0) / GRANULE);
     memset(state.data() + dynamic_offset / GRANULE, OUTSIDE, state.size() - dynamic_offset / GRANULE);
     memset(state.data() + dynamic_offset / GRANULE, 0, (dynamic + 1) / GRANULE);
     memset(arena + dynamic_offset, POISON, dynamic);
@@ -215,7 +218,8 @@ uint32_t smem_offset(const void *generic)
     const Block &block = *tls.block;
     auto *address = static_cast<const unsigned char *>(generic);
     if (address < block.arena || address > block.arena + block.arena_bytes)
-        stop(Fault::illegal_address, "address", {}, "a generic address that is not shared memory is used as one");
+        stop(Fault::illegal_address, "address", {},
+             "a generic address that is not shared memory is used as one");
     return uint32_t(address - block.arena);
 }
 

@@ -15,13 +15,16 @@ uint32_t swizzled(uint32_t address, uint32_t swizzle)
 
 const TensorMap &checked(int rank, const TensorMap *map, uint32_t shared, Site site)
 {
-    if (uintptr_t(map) % 64) stop(Fault::launch_failed, "TMA", site, "the tensor map is not aligned to 64 bytes");
+    if (uintptr_t(map) % 64)
+        stop(Fault::launch_failed, "TMA", site, "the tensor map is not aligned to 64 bytes");
     if (map->magic != TensorMap::MAGIC) stop(Fault::launch_failed, "TMA", site, "this is not a tensor map");
-    if (map->rank != rank) stop(Fault::launch_failed, "TMA", site, "the tensor map has another rank than the instruction");
+    if (map->rank != rank)
+        stop(Fault::launch_failed, "TMA", site, "the tensor map has another rank than the instruction");
     // A swizzle repeats every 256 << mode bytes; a tile that starts elsewhere would be read back wrongly.
     uint32_t alignment = map->swizzle ? 128u << map->swizzle : 128;
     if (shared % alignment)
-        stop(Fault::misaligned_address, "TMA", site, "the tile in shared memory is not aligned to " + std::to_string(alignment));
+        stop(Fault::misaligned_address, "TMA", site,
+             "the tile in shared memory is not aligned to " + std::to_string(alignment));
     return *map;
 }
 
@@ -44,20 +47,21 @@ std::vector<Piece> pieces_of(const TensorMap &map, const int32_t *coords, uint32
         for (int d = 1; d < map.rank; ++d) {
             int64_t at = int64_t(coords[d]) + rest % map.box[d];
             rest /= map.box[d];
-            outside |= at < 0 || at >= map.size[d];
+            outside |= at < 0 || uint64_t(at) >= map.size[d];
             start += at * int64_t(map.stride[d - 1]);
         }
         for (uint32_t unit = 0; unit < row_bytes; unit += 16) {
             uint32_t to = swizzled(shared + row * row_bytes + unit, map.swizzle);
             int64_t first = int64_t(coords[0]) + unit / map.element_bytes;
             uint32_t elements = 16 / map.element_bytes;
-            if (!outside && first >= 0 && first + elements <= map.size[0]) {
+            if (!outside && first >= 0 && uint64_t(first + elements) <= map.size[0]) {
                 pieces.push_back({to, start + first * map.element_bytes, 16});
                 continue;
             }
             for (uint32_t e = 0; e < elements; ++e) {
-                bool inside = !outside && first + e >= 0 && first + e < map.size[0];
-                pieces.push_back({to + e * map.element_bytes, inside ? start + (first + e) * map.element_bytes : nullptr,
+                bool inside = !outside && first + e >= 0 && uint64_t(first + e) < map.size[0];
+                pieces.push_back({to + e * map.element_bytes,
+                                  inside ? start + (first + e) * map.element_bytes : nullptr,
                                   map.element_bytes});
             }
         }
@@ -81,8 +85,10 @@ void land(Block &block, const BulkLoad &load)
             memcpy(block.arena + piece.shared, piece.global, piece.bytes);
         else
             memset(block.arena + piece.shared, load.fill, piece.bytes);
-        for (uint32_t i = piece.shared / GRANULE; i < (piece.shared + piece.bytes) / GRANULE; ++i) block.state[i] = 0;
-        stamp_copy(block.cells.data() + piece.shared / GRANULE, piece.bytes / GRANULE, block.run, load.warp, load.time);
+        for (uint32_t i = piece.shared / GRANULE; i < (piece.shared + piece.bytes) / GRANULE; ++i)
+            block.state[i] = 0;
+        stamp_copy(block.cells.data() + piece.shared / GRANULE, piece.bytes / GRANULE, block.run, load.warp,
+                   load.time);
     }
     Mbarrier &m = find_mbarrier(load.bar, load.site);
     m.clock.join(load.clock);
@@ -97,14 +103,17 @@ void load(std::vector<Piece> pieces, uint32_t bytes, uint32_t bar, uint8_t fill,
     Warp &warp = *tls.fiber->warp;
     for (const Piece &piece : pieces) {
         shared_range(piece.shared, piece.bytes, Access::write, site);
-        if (piece.global) check_global_range(piece.global, piece.bytes, Access::read, block.accessor(Kind::plain), site);
+        if (piece.global)
+            check_global_range(piece.global, piece.bytes, Access::read, block.accessor(Kind::plain), site);
     }
     for (const Piece &piece : pieces)
-        for (uint32_t i = piece.shared / GRANULE; i < (piece.shared + piece.bytes) / GRANULE; ++i) block.state[i] = IN_FLIGHT;
+        for (uint32_t i = piece.shared / GRANULE; i < (piece.shared + piece.bytes) / GRANULE; ++i)
+            block.state[i] = IN_FLIGHT;
     find_mbarrier(bar, site);
     // The copy has a time of its own in its warp's clock: who does not know it may not read the data.
     warp.tick();
-    BulkLoad issued{std::move(pieces), bar, bytes, fill, warp.index, warp.now(), warp.clock, warp.proxy, site};
+    BulkLoad issued{std::move(pieces), bar,        bytes,      fill, warp.index,
+                    warp.now(),        warp.clock, warp.proxy, site};
     issued.proxy.time[warp.index] = warp.now();
     warp.tick();
     if (settings.async == Async::eager)
@@ -121,9 +130,11 @@ void store(std::vector<Piece> pieces, Site site)
     for (const Piece &piece : pieces) {
         shared_range(piece.shared, piece.bytes, Access::read, site);
         check_proxy(piece.shared, piece.bytes, site);
-        for (uint32_t i = piece.shared / GRANULE; i < (piece.shared + piece.bytes) / GRANULE; ++i) ++block.state[i];
+        for (uint32_t i = piece.shared / GRANULE; i < (piece.shared + piece.bytes) / GRANULE; ++i)
+            ++block.state[i];
         if (piece.global && !device_range_valid(piece.global, piece.bytes))
-            stop(Fault::illegal_address, "illegal address", site, describe_address(piece.global, piece.bytes, Access::write));
+            stop(Fault::illegal_address, "illegal address", site,
+                 describe_address(piece.global, piece.bytes, Access::write));
     }
     queue.stores.push_back({std::move(pieces), queue.group, site});
 }
@@ -131,7 +142,8 @@ void store(std::vector<Piece> pieces, Site site)
 void land(Block &block, const BulkStore &store)
 {
     for (const Piece &piece : store.pieces) {
-        for (uint32_t i = piece.shared / GRANULE; i < (piece.shared + piece.bytes) / GRANULE; ++i) --block.state[i];
+        for (uint32_t i = piece.shared / GRANULE; i < (piece.shared + piece.bytes) / GRANULE; ++i)
+            --block.state[i];
         if (!piece.global) continue;
         check_global_range(piece.global, piece.bytes, Access::write, block.accessor(Kind::plain), store.site);
         memcpy(piece.global, block.arena + piece.shared, piece.bytes);
@@ -150,7 +162,8 @@ void check_proxy(uint32_t address, uint32_t bytes, Site site)
         if (cell.write_run != block.run || cell.writer >= COPY) continue;
         if (cell.write_time <= warp.proxy.time[cell.writer / 32]) continue;
         report(Fault::launch_failed, "missing fence.proxy.async", site,
-               "shared memory written by thread " + std::to_string(cell.writer) + " is read by an asynchronous operation");
+               "shared memory written by thread " + std::to_string(cell.writer) +
+                   " is read by an asynchronous operation");
         return;
     }
 }

@@ -35,8 +35,10 @@ void cp_async(uint32_t dst, const void *src, uint32_t bytes, uint32_t src_bytes,
     Block &block = *tls.block;
     Fiber &fiber = *tls.fiber;
     if (dst % bytes || uintptr_t(src) % bytes)
-        stop(Fault::misaligned_address, "misaligned address", site, "cp.async needs both addresses aligned to its size");
-    if (src_bytes > bytes) stop(Fault::launch_failed, "cp.async", site, "more source bytes than bytes to write");
+        stop(Fault::misaligned_address, "misaligned address", site,
+             "cp.async needs both addresses aligned to its size");
+    if (src_bytes > bytes)
+        stop(Fault::launch_failed, "cp.async", site, "more source bytes than bytes to write");
     shared_range(dst, bytes, Access::write, site);
     if (src_bytes) check_global_range(src, src_bytes, Access::read, block.accessor(Kind::plain), site);
     Copy copy{dst, src, bytes, src_bytes, fiber.copies.group, site};
@@ -69,7 +71,8 @@ void cp_async_mbar_arrive(uint32_t bar, bool noinc, Site site)
     for (const Copy &copy : queue.copies) {
         set_flight(block, copy.dst, copy.bytes, false);
         transfer(block, copy);
-        stamp_copy(block.cells.data() + copy.dst / GRANULE, copy.bytes / GRANULE, block.run, warp.index, warp.now());
+        stamp_copy(block.cells.data() + copy.dst / GRANULE, copy.bytes / GRANULE, block.run, warp.index,
+                   warp.now());
     }
     queue.copies.clear();
     expect_arrival(bar, noinc ? 0 : 1, site);
@@ -78,12 +81,16 @@ void cp_async_mbar_arrive(uint32_t bar, bool noinc, Site site)
 
 void check_nothing_in_flight(Fiber &fiber)
 {
-    if (!fiber.copies.copies.empty())
-        stop(Fault::launch_failed, "asynchronous copy", fiber.copies.copies.front().site,
-             "the thread ends without waiting for its cp.async");
+    auto left = [](Site site, const char *what) {
+        stop(Fault::launch_failed, "asynchronous operation", site,
+             std::string("the thread ends without waiting for ") + what);
+    };
+    if (!fiber.copies.copies.empty()) left(fiber.copies.copies.front().site, "its cp.async");
     if (!fiber.stores.stores.empty())
-        stop(Fault::launch_failed, "asynchronous copy", fiber.stores.stores.front().site,
-             "the thread ends without waiting for its bulk store to read shared memory");
+        left(fiber.stores.stores.front().site, "its bulk store to read shared memory");
+    for (const Warpgroup::Product &product :
+         tls.block->warpgroups[fiber.index / Warpgroup::THREADS].in_flight)
+        left(product.site, "its warpgroup's wgmma");
 }
 
 } // namespace sim

@@ -35,12 +35,14 @@ constexpr ErrorText ERRORS[] = {
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
-    {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU", "no kernel image is available for execution on the device"},
+    {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU",
+     "no kernel image is available for execution on the device"},
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
-    {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
+    {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
+     "too many resources requested for launch"},
     {MISALIGNED_ADDRESS, "CUDA_ERROR_MISALIGNED_ADDRESS", "misaligned address"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
@@ -48,7 +50,8 @@ constexpr ErrorText ERRORS[] = {
      "operation not permitted when stream is capturing"},
     {STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
      "operation failed due to a previous error during capture"},
-    {STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
+    {STREAM_CAPTURE_ISOLATION, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION",
+     "dependency created on uncaptured work in another stream"},
     {STREAM_CAPTURE_IMPLICIT, "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT",
      "operation would make the legacy stream depend on a capturing blocking stream"},
 };
@@ -134,32 +137,40 @@ CU_API cuDeviceGetAttribute(int *value, int attribute, CUdevice)
 {
     const Architecture &a = architecture();
     switch (attribute) {
-    case 1: *value = 1024; break;                                // MAX_THREADS_PER_BLOCK
-    case 2: case 3: *value = 1024; break;                        // MAX_BLOCK_DIM_X, Y
-    case 4: *value = 64; break;                                  // MAX_BLOCK_DIM_Z
-    case 5: *value = 2147483647; break;                          // MAX_GRID_DIM_X
-    case 6: case 7: *value = 65535; break;                       // MAX_GRID_DIM_Y, Z
-    case 8: *value = 48 * 1024; break;                           // MAX_SHARED_MEMORY_PER_BLOCK
-    case 9: *value = 64 * 1024; break;                           // TOTAL_CONSTANT_MEMORY
-    case 10: *value = 32; break;                                 // WARP_SIZE
-    case 12: *value = 65536; break;                              // MAX_REGISTERS_PER_BLOCK
-    case 16:                                                     // MULTIPROCESSOR_COUNT
+    case 1: *value = 1024; break; // MAX_THREADS_PER_BLOCK
+    case 2:
+    case 3: *value = 1024; break;       // MAX_BLOCK_DIM_X, Y
+    case 4: *value = 64; break;         // MAX_BLOCK_DIM_Z
+    case 5: *value = 2147483647; break; // MAX_GRID_DIM_X
+    case 6:
+    case 7: *value = 65535; break;              // MAX_GRID_DIM_Y, Z
+    case 8: *value = 48 * 1024; break;          // MAX_SHARED_MEMORY_PER_BLOCK
+    case 9: *value = 64 * 1024; break;          // TOTAL_CONSTANT_MEMORY
+    case 10: *value = 32; break;                // WARP_SIZE
+    case 12: *value = 65536; break;             // MAX_REGISTERS_PER_BLOCK
+    case 16: // MULTIPROCESSOR_COUNT
         *value = settings.multiprocessors ? int(settings.multiprocessors) : a.multiprocessors;
         break;
-    case 31: case 40: case 41: *value = 1; break;                // CONCURRENT_KERNELS, ASYNC_ENGINE_COUNT, UNIFIED_ADDRESSING
-    case 38: *value = a.l2_bytes; break;                         // L2_CACHE_SIZE
-    case 39: *value = a.threads_per_multiprocessor; break;       // MAX_THREADS_PER_MULTIPROCESSOR
-    case 75: *value = a.compute_capability / 10; break;          // COMPUTE_CAPABILITY_MAJOR
-    case 76: *value = a.compute_capability % 10; break;          // COMPUTE_CAPABILITY_MINOR
-    case 81: *value = a.shared_per_multiprocessor; break;        // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
-    case 82: *value = 65536; break;                              // MAX_REGISTERS_PER_MULTIPROCESSOR
-    case 95: *value = 0; break;                                  // COOPERATIVE_LAUNCH
-    case 97: *value = a.shared_per_block_optin; break;           // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-    case 106: *value = a.blocks_per_multiprocessor; break;       // MAX_BLOCKS_PER_MULTIPROCESSOR
-    case 111: *value = 1024; break;                              // RESERVED_SHARED_MEMORY_PER_BLOCK
-    case 115: *value = 1; break;                                 // MEMORY_POOLS_SUPPORTED
-    case 127: *value = a.compute_capability == 90 || a.compute_capability == 100; break; // TENSOR_MAP_ACCESS_SUPPORTED
-    default: *value = 0; return refuse(INVALID_VALUE, "device attribute " + std::to_string(attribute) + " is not simulated");
+    case 31:
+    case 40:
+    case 41: *value = 1; break;          // CONCURRENT_KERNELS, ASYNC_ENGINE_COUNT, UNIFIED_ADDRESSING
+    case 38: *value = a.l2_bytes; break; // L2_CACHE_SIZE
+    case 39: *value = a.threads_per_multiprocessor; break; // MAX_THREADS_PER_MULTIPROCESSOR
+    case 75: *value = a.compute_capability / 10; break;    // COMPUTE_CAPABILITY_MAJOR
+    case 76: *value = a.compute_capability % 10; break;    // COMPUTE_CAPABILITY_MINOR
+    case 81: *value = a.shared_per_multiprocessor; break;  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+    case 82: *value = 65536; break;                        // MAX_REGISTERS_PER_MULTIPROCESSOR
+    case 95: *value = 0; break;                            // COOPERATIVE_LAUNCH
+    case 97: *value = a.shared_per_block_optin; break;     // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    case 106: *value = a.blocks_per_multiprocessor; break; // MAX_BLOCKS_PER_MULTIPROCESSOR
+    case 111: *value = 1024; break;                        // RESERVED_SHARED_MEMORY_PER_BLOCK
+    case 115: *value = 1; break;                           // MEMORY_POOLS_SUPPORTED
+    case 127:
+        *value = a.compute_capability == 90 || a.compute_capability == 100;
+        break; // TENSOR_MAP_ACCESS_SUPPORTED
+    default:
+        *value = 0;
+        return refuse(INVALID_VALUE, "device attribute " + std::to_string(attribute) + " is not simulated");
     }
     return SUCCESS;
 }

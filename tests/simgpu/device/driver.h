@@ -1,4 +1,5 @@
-// The driver's own state: what the cu* entry points share. Streams are queues of closures that run when somebody waits.
+// The driver's own state: what the cu* entry points share. Streams are queues of closures that run when
+// somebody waits.
 #pragma once
 #include "fiber.h"
 #include <chrono>

@@ -1,6 +1,7 @@
 // The context switch, the scheduler, and a block's life.
 #include "fiber.h"
 #include <bit>
+#include <cstdio>
 #include <cstring>
 #include <string>
 #include <sys/mman.h>
@@ -9,7 +10,8 @@
 #error "simgpu's context switch is written for x86-64"
 #endif
 
-// void switch_stack(void **save, void *to): the callee-saved registers go onto the old stack and come off the new one.
+// void switch_stack(void **save, void *to): the callee-saved registers go onto the old stack and come off the
+// new one.
 extern "C" void simgpu_switch_stack(void **save, void *to);
 asm(R"(.text
 .globl simgpu_switch_stack
@@ -104,16 +106,21 @@ void switch_to(Fiber &to)
     simgpu_switch_stack(&from.stack_pointer, to.stack_pointer);
 }
 
+std::string lanes(uint32_t mask)
+{
+    char text[16];
+    snprintf(text, sizeof text, "0x%08x", mask);
+    return text;
+}
+
 [[noreturn]] void deadlock(Block &block)
 {
     std::string text;
-    uint32_t at_barrier[16]{}, at_warp = 0, at_mbarrier = 0;
-    Site warp_site{};
+    uint32_t at_barrier[16]{}, at_mbarrier = 0;
     for (uint32_t i = 0; i < block.threads; ++i) {
         const Fiber &fiber = block.fibers[i];
         if (fiber.done) continue;
         if (fiber.waiting == Waiting::barrier) ++at_barrier[fiber.waits_for];
-        if (fiber.waiting == Waiting::warp) ++at_warp;
         if (fiber.waiting == Waiting::mbarrier) ++at_mbarrier;
     }
     Site site{};
@@ -126,10 +133,15 @@ void switch_to(Fiber &to)
     }
     for (const Warp &warp : block.warps)
         for (const Gathering &gathering : warp.gatherings)
-            if (gathering.arrived && !warp_site.file) warp_site = gathering.site;
-    if (at_warp) text += std::to_string(at_warp) + " at a warp-wide operation, ";
+            if (gathering.arrived) {
+                if (!site.file) site = gathering.site;
+                text += "lanes " + lanes(gathering.arrived) + " of warp " + std::to_string(warp.index) +
+                        " wait for lanes " + lanes(gathering.mask & ~gathering.arrived) + ", ";
+            }
+    for (const Warpgroup &group : block.warpgroups)
+        if (group.arrived) text += std::to_string(group.arrived) + " threads of a warpgroup are at wgmma, ";
     if (at_mbarrier) text += std::to_string(at_mbarrier) + " at an mbarrier, ";
-    stop(Fault::launch_failed, "deadlock", site.file ? site : warp_site,
+    stop(Fault::launch_failed, "deadlock", site,
          text + std::to_string(block.threads - block.live) + " have ended");
 }
 
@@ -198,6 +210,17 @@ Index unflatten(uint32_t i, Index size) { return {i % size.x, i / size.x % size.
 
 } // namespace
 
+void Warp::begin(uint32_t number, uint32_t lanes)
+{
+    index = number;
+    alive = members = lanes == 32 ? ~0u : (1u << lanes) - 1;
+    for (Gathering &gathering : gatherings) gathering.arrived = 0;
+    clock = proxy = {};
+    clock.time[index] = 1;
+    synced = converged = 1;
+    acquired = 0;
+}
+
 Block::~Block()
 {
     if (stacks) munmap(stacks, stack_count * STACK_BYTES);
@@ -258,15 +281,8 @@ bool run_block(Block &block, const Launch &launch, uint32_t number)
     block.mbarriers.clear();
     block.loads.clear();
     block.warpgroups.assign((warps + 3) / 4, {});
-    block.warps.assign(warps, {});
-    for (uint32_t i = 0; i < warps; ++i) {
-        Warp &warp = block.warps[i];
-        uint32_t lanes = std::min(block.threads - i * 32, 32u);
-        warp.index = i;
-        warp.alive = warp.members = lanes == 32 ? ~0u : (1u << lanes) - 1;
-        warp.clock.time[i] = 1;
-        warp.synced = warp.converged = 1;
-    }
+    block.warps.resize(warps);
+    for (uint32_t i = 0; i < warps; ++i) block.warps[i].begin(i, std::min(block.threads - i * 32, 32u));
     if (block.fibers.size() < block.threads) block.fibers.resize(block.threads);
     memset(block.ready, 0, sizeof block.ready);
     for (uint32_t i = 0; i < block.threads; ++i) {

@@ -23,8 +23,8 @@ struct Fiber {
     Waiting waiting = Waiting::no;
     uint32_t waits_for = 0; // the barrier's number or the mbarrier's address
     int reduced = 0;
-    CopyQueue copies;             // cp.async
-    StoreQueue stores;            // bulk stores
+    CopyQueue copies;  // cp.async
+    StoreQueue stores; // bulk stores
     int wgmma_groups = 0;
     std::optional<Clock> fenced; // what this thread's last gpu-wide fence covers
 };
@@ -40,7 +40,7 @@ struct Gathering {
 struct Warp {
     uint32_t index = 0;
     uint32_t alive = 0, members = 0;
-    std::array<Gathering, 8> gatherings;
+    std::vector<Gathering> gatherings; // one for every mask that lanes wait for, the rest free
     Clock clock;
     Clock proxy;            // what of it the asynchronous proxy sees
     uint32_t synced = 0;    // before this time, lanes see each other's writes
@@ -49,6 +49,7 @@ struct Warp {
 
     uint32_t now() const { return clock.time[index]; }
     void tick() { ++clock.time[index]; }
+    void begin(uint32_t index, uint32_t lanes);
 };
 
 struct Barrier {
@@ -92,7 +93,8 @@ struct Block {
     unsigned char *stacks = nullptr;
     size_t stack_count = 0;
 
-    // Shared memory: the window, and for every granule a state (0 is: inside a variable, nothing in flight) and a cell.
+    // Shared memory: the window, and for every granule a state (0 is: inside a variable, nothing in flight)
+    // and a cell.
     unsigned char *arena = nullptr;
     size_t arena_bytes = 0;
     uint32_t dynamic_offset = 0, static_end = 0;
@@ -118,13 +120,13 @@ struct Block {
 // Granule states of shared memory.
 constexpr uint8_t OUTSIDE = 0x80, IN_FLIGHT = 0x40, READING = 0x3f;
 
-constexpr size_t STACK_BYTES = 64 * 1024;      // of a thread, its local memory included
-constexpr uint32_t SHARED_BASE = 1024;        // the driver keeps the first KiB of the window, as on sm_90
-constexpr uint32_t STATIC_BYTES = 64 * 1024;  // room for static variables and their red zones
+constexpr size_t STACK_BYTES = 64 * 1024;    // of a thread, its local memory included
+constexpr uint32_t SHARED_BASE = 1024;       // the driver keeps the first KiB of the window, as on sm_90
+constexpr uint32_t STATIC_BYTES = 64 * 1024; // room for static variables and their red zones
 constexpr uint32_t RED_ZONE = 64;
 
-// Shared memory from `address` on, checked (bounds, nothing in flight, races) but without a trace of the access; for
-// asynchronous operations.
+// Shared memory from `address` on, checked (bounds, nothing in flight, races) but without a trace of the
+// access; for asynchronous operations.
 unsigned char *shared_range(uint32_t address, uint32_t bytes, Access access, Site site);
 void check_shared_range(uint32_t address, uint32_t bytes, Access access, const Accessor &by, Site site);
 

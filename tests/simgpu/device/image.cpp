@@ -12,8 +12,9 @@ constexpr uint16_t EM_CUDA_MACHINE = 190;
 constexpr uint8_t NEW_ABI = 8; // from CUDA 13 on, or for sm_100 and later
 constexpr uint32_t ARCHITECTURE_SPECIFIC = 0x800;
 // Attributes of .nv.info sections.
-constexpr uint8_t MAX_THREADS = 0x05, REQUIRED_THREADS = 0x10, FRAME_SIZE = 0x11, KPARAM_INFO = 0x17, REGISTER_COUNT = 0x2f;
-constexpr uint8_t SIZED_VALUE = 4; // the format of attributes with a value of their own
+constexpr uint8_t MAX_THREADS = 0x05, REQUIRED_THREADS = 0x10, FRAME_SIZE = 0x11, KPARAM_INFO = 0x17,
+                  REGISTER_COUNT = 0x2f;
+constexpr uint8_t SIZED_VALUE = 4;         // the format of attributes with a value of their own
 constexpr uint32_t RESERVED_SHARED = 1024; // counted by cubins from sm_90 on
 
 template <class T> T read(const unsigned char *from)
@@ -45,7 +46,8 @@ void read_kernel_info(const unsigned char *at, const unsigned char *end, ImageKe
             kernel.param_sizes[ordinal] = read<uint32_t>(value + 8) >> 18;
         }
         if (attribute == MAX_THREADS || attribute == REQUIRED_THREADS)
-            kernel.max_threads = read<uint32_t>(value) * read<uint32_t>(value + 4) * read<uint32_t>(value + 8);
+            kernel.max_threads =
+                read<uint32_t>(value) * read<uint32_t>(value + 4) * read<uint32_t>(value + 8);
     });
 }
 
@@ -57,10 +59,13 @@ ImageError read_cubin(const unsigned char *data, int compute_capability, Image &
     int sm = int(new_abi ? header.e_flags >> 8 & 0xff : header.e_flags & 0xff);
     bool specific = !new_abi && header.e_flags & ARCHITECTURE_SPECIFIC;
     image.target = "sm_" + std::to_string(sm) + (specific ? "a" : "");
-    bool fits = specific ? sm == compute_capability : sm / 10 == compute_capability / 10 && sm <= compute_capability;
+    bool fits =
+        specific ? sm == compute_capability : sm / 10 == compute_capability / 10 && sm <= compute_capability;
     if (!fits) return ImageError::other_architecture;
     std::map<uint32_t, std::string> by_symbol;
-    auto section = [&](int i) { return read<Elf64_Shdr>(data + header.e_shoff + size_t(i) * sizeof(Elf64_Shdr)); };
+    auto section = [&](int i) {
+        return read<Elf64_Shdr>(data + header.e_shoff + size_t(i) * sizeof(Elf64_Shdr));
+    };
     const char *names = reinterpret_cast<const char *>(data) + section(header.e_shstrndx).sh_offset;
     auto after = [](const std::string &name, const char *prefix) {
         return name.rfind(prefix, 0) == 0 ? name.substr(strlen(prefix)) : std::string();
@@ -82,7 +87,8 @@ ImageError read_cubin(const unsigned char *data, int compute_capability, Image &
                 auto owner = by_symbol.find(read<uint32_t>(value));
                 if (owner == by_symbol.end()) return;
                 if (attribute == FRAME_SIZE) image.kernels[owner->second].local = read<uint32_t>(value + 4);
-                if (attribute == REGISTER_COUNT) image.kernels[owner->second].registers = read<uint32_t>(value + 4);
+                if (attribute == REGISTER_COUNT)
+                    image.kernels[owner->second].registers = read<uint32_t>(value + 4);
             });
         else if (!(kernel = after(name, ".nv.info.")).empty())
             read_kernel_info(at, at + s.sh_size, image.kernels[kernel]);

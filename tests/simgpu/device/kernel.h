@@ -1,10 +1,11 @@
-// What a translated kernel sees of the device. One C++ function per PTX entry, `void kernel(void **params)`, is run by
-// every thread of the grid as a fiber; all it does beyond arithmetic goes through the functions declared here.
+// What a translated kernel sees of the device. One C++ function per PTX entry, `void kernel(void **params)`,
+// is run by every thread of the grid as a fiber; all it does beyond arithmetic goes through the functions
+// declared here.
 //
-// Addresses: a shared-memory address is an offset into the block's window (`tls.smem` + offset is its generic address); a
-// global address is a host pointer into the device's own range; generic addresses are host pointers of either kind, of
-// the thread's stack (local memory) or of the parameters.
-// `PC`, the last argument wherever an error can be found, is the source line: the translator writes `#line` directives.
+// Addresses: a shared-memory address is an offset into the block's window (`tls.smem` + offset is its generic
+// address); a global address is a host pointer into the device's own range; generic addresses are host
+// pointers of either kind, of the thread's stack (local memory) or of the parameters. `PC`, the last argument
+// wherever an error can be found, is the source line: the translator writes `#line` directives.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -59,8 +60,9 @@ enum class Access : bool { read, write };
 unsigned char *shared_access(uint32_t address, uint32_t bytes, Access access, Site site);
 unsigned char *global_access(uint64_t address, uint32_t bytes, Access access, Site site);
 unsigned char *generic_access(uint64_t address, uint32_t bytes, Access access, Site site);
-// atom, red, and loads and stores that are relaxed or stronger. The caller performs the operation atomically: blocks
-// run on several cores. An acquire or release order makes the accesses of other blocks visible, as does a fence.
+// atom, red, and loads and stores that are relaxed or stronger. The caller performs the operation atomically:
+// blocks run on several cores. An acquire or release order makes the accesses of other blocks visible, as
+// does a fence.
 enum class Order { relaxed, acquire, release, acquire_release };
 unsigned char *atomic_access(uint64_t generic_address, uint32_t bytes, Order order, Site site);
 unsigned char *shared_atomic_access(uint32_t address, uint32_t bytes, Site site);
@@ -79,8 +81,9 @@ void block_barrier_arrive(uint32_t id, int threads, Site site);
 enum class Reduction { popc, all, any };
 int block_barrier_red(uint32_t id, int threads, Reduction reduction, int predicate, Site site);
 
-// ---- warp collectives: the last lane of `mask` to arrive calls `run(args, mask, context)`; args[lane] is each lane's
-// `arg`. Lanes must agree in `operation`, a number of the translator's below 1000. `__syncwarp` is sync_warp. ----
+// ---- warp collectives: the last lane of `mask` to arrive calls `run(args, mask, context)`; args[lane] is
+// each lane's `arg`. Lanes must agree in `operation`, a number of the translator's below 1000. `__syncwarp`
+// is sync_warp. ----
 using Collective = void (*)(void *const *args, uint32_t mask, void *context);
 void warp_collective(uint32_t mask, int operation, void *arg, Collective run, void *context, Site site);
 void sync_warp(uint32_t mask, Site site);
@@ -117,7 +120,8 @@ void tma_store(int rank, const TensorMap *map, const int32_t *coords, uint32_t s
 void bulk_commit();
 void bulk_wait(int pending, bool read);
 
-// ---- wgmma: d (f32) is written when the instruction is issued; its shared operands count as read until wg_wait ----
+// ---- wgmma: d (f32) holds NaN from issue until wg_wait, which needs it to stay where it is until the thread
+// ends ----
 struct WgmmaShape {
     int n;
     bool f16; // else bf16
@@ -126,7 +130,7 @@ struct WgmmaShape {
 void wg_fence(Site site);
 void wg_commit();
 void wg_wait(int pending);
-void wgmma(float *d, const WgmmaShape &shape, uint64_t a_desc, const uint32_t *a_regs, uint64_t b_desc, bool scale_d,
-           Site site);
+void wgmma(float *d, const WgmmaShape &shape, uint64_t a_desc, const uint32_t *a_regs, uint64_t b_desc,
+           bool scale_d, Site site);
 
 } // namespace sim

@@ -17,7 +17,8 @@ uint32_t next_run = 1;
 // The blocks of one launch, in the order of the schedule.
 class Grid {
   public:
-    explicit Grid(const Launch &launch) : launch(launch), blocks(launch.grid.x * launch.grid.y * launch.grid.z)
+    explicit Grid(const Launch &launch)
+        : launch(launch), blocks(launch.grid.x * launch.grid.y * launch.grid.z)
     {
         if (settings.schedule != Schedule::random) return;
         // A step without a common divisor visits every block once.
@@ -59,7 +60,8 @@ class Helpers {
   public:
     Helpers()
     {
-        for (uint32_t i = 1; i < std::thread::hardware_concurrency(); ++i) std::thread([this] { serve(); }).detach();
+        for (uint32_t i = 1; i < std::thread::hardware_concurrency(); ++i)
+            std::thread([this] { serve(); }).detach();
     }
 
     void run(Grid &grid)

@@ -68,7 +68,6 @@ void mbar_expect_tx(uint32_t bar, uint32_t bytes, Site site) { find_mbarrier(bar
 
 namespace {
 
-
 bool completed(uint32_t bar, uint64_t phase, Site site)
 {
     Mbarrier &m = find_mbarrier(bar, site);

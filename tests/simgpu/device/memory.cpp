@@ -50,7 +50,8 @@ void on_fault(int signal, siginfo_t *info, void *context)
     if (block) {
         auto *address = static_cast<unsigned char *>(info->si_addr);
         if (address >= block->stacks && address < block->stacks + block->stack_count * STACK_BYTES)
-            report(Fault::launch_failed, "local memory", {}, "a thread's local memory is too large for its stack");
+            report(Fault::launch_failed, "local memory", {},
+                   "a thread's local memory is too large for its stack");
         else
             report(Fault::illegal_address, "illegal address", {}, describe_address(address, 1, Access::read));
         block->aborted = true;
@@ -80,7 +81,7 @@ void catch_guard_pages()
     }
     static std::once_flag once;
     std::call_once(once, [] {
-        struct sigaction action{};
+        struct sigaction action {};
         action.sa_sigaction = on_fault;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
         sigaction(SIGSEGV, &action, &previous_handler);
@@ -166,8 +167,10 @@ LineLock::LineLock(const void *address, bool several_cores)
     flag = &flags[uintptr_t(address) / 256 % 1024];
     // Its holder may have lost its core.
     for (int tries = 0; flag->test_and_set(std::memory_order_acquire);)
-        if (++tries % 64) __builtin_ia32_pause();
-        else sched_yield();
+        if (++tries % 64)
+            __builtin_ia32_pause();
+        else
+            sched_yield();
 }
 
 LineLock::~LineLock()
@@ -177,17 +180,15 @@ LineLock::~LineLock()
 
 namespace {
 
-void check_range(Allocation &a, const unsigned char *first, size_t bytes, Access access, const Accessor &by, Site site)
+void check_range(Allocation &a, const unsigned char *first, size_t bytes, Access access, const Accessor &by,
+                 Site site)
 {
-    size_t from = size_t(first - a.start), to = from + bytes;
-    size_t cell = from / GRANULE, end = (to + GRANULE - 1) / GRANULE;
-    uint8_t first_bytes = uint8_t(from % GRANULE ? 2 : to == from + 1 ? 1 : 3);
-    uint8_t last_bytes = uint8_t(to % GRANULE ? 1 : 3);
     LineLock lock(first, by.block.launch->several_cores);
-    Conflict conflict = check_cells(cells_of(a) + cell, end - cell, first_bytes, last_bytes, access, Space::device, by);
+    Conflict conflict =
+        check_cells(cells_of(a), Span(size_t(first - a.start), bytes), access, Space::device, by);
     if (conflict.what)
         report(Fault::launch_failed, "race in device memory", site,
-               describe(conflict, by) + ", at byte " + std::to_string((cell + conflict.index) * GRANULE) +
+               describe(conflict, by) + ", at byte " + std::to_string(conflict.index * GRANULE) +
                    " of an allocation of " + std::to_string(a.bytes) + " bytes");
 }
 
@@ -216,7 +217,8 @@ unsigned char *global_access(uint64_t address, uint32_t bytes, Access access, Si
         if (in_library(at)) return at;
         stop(Fault::illegal_address, "illegal address", site, describe_address(at, bytes, access));
     }
-    if (settings.checks) check_range(*allocation_of(at), at, bytes, access, tls.block->accessor(Kind::plain), site);
+    if (settings.checks)
+        check_range(*allocation_of(at), at, bytes, access, tls.block->accessor(Kind::plain), site);
     return at;
 }
 
@@ -227,7 +229,8 @@ unsigned char *atomic_access(uint64_t address, uint32_t bytes, Order order, Site
     if (at >= block.arena && at < block.arena + block.arena_bytes)
         return shared_atomic_access(uint32_t(at - block.arena), bytes, site);
     if (address % bytes)
-        stop(Fault::misaligned_address, "misaligned address", site, describe_address(at, bytes, Access::write));
+        stop(Fault::misaligned_address, "misaligned address", site,
+             describe_address(at, bytes, Access::write));
     if (!device_range_valid(at, bytes))
         stop(Fault::illegal_address, "illegal address", site, describe_address(at, bytes, Access::write));
     if (!settings.checks) return at;

@@ -1,4 +1,5 @@
-// Device memory: every allocation ends at a guard page, starts poisoned, and its addresses are never used again.
+// Device memory: every allocation ends at a guard page, starts poisoned, and its addresses are never used
+// again.
 #pragma once
 #include "race.h"
 #include <atomic>

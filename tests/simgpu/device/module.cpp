@@ -23,7 +23,8 @@ struct Module {
 constexpr uint32_t SHARED_WITHOUT_ASKING = 48 * 1024;
 constexpr uint32_t NO_REGISTERS_KNOWN = 255;
 
-// The translated kernel of this name: of the image's own target, or of the newest that runs where the image's does.
+// The translated kernel of this name: of the image's own target, or of the newest that runs where the image's
+// does.
 const Kernel *find_kernel(const std::string &name, const std::string &target)
 {
     auto number = [](const std::string &t) { return atoi(t.c_str() + strlen("sm_")); };
@@ -85,7 +86,8 @@ CUresult check_launch(const Function &f, Index grid, Index block, uint32_t dynam
     if (f.image.registers < NO_REGISTERS_KNOWN && f.image.registers * ((threads + 31) / 32 * 32) > 65536)
         return wrong(LAUNCH_OUT_OF_RESOURCES, std::to_string(f.image.registers) + " registers a thread");
     if (dynamic > f.max_dynamic_shared)
-        return wrong(INVALID_VALUE, std::to_string(dynamic) + " bytes of dynamic shared memory; its attribute allows " +
+        return wrong(INVALID_VALUE, std::to_string(dynamic) +
+                                        " bytes of dynamic shared memory; its attribute allows " +
                                         std::to_string(f.max_dynamic_shared));
     return SUCCESS;
 }
@@ -109,7 +111,8 @@ int occupancy(const Function &f, int threads, size_t dynamic)
     size_t warps = up(size_t(threads), 32) / 32;
     size_t by_threads = size_t(a.threads_per_multiprocessor) / (warps * 32);
     size_t by_registers = 65536 / std::max<size_t>(1, warps * up(f.image.registers * 32, 256));
-    size_t by_shared = size_t(a.shared_per_multiprocessor) / (up(f.image.static_shared + dynamic, 128) + 1024);
+    size_t by_shared =
+        size_t(a.shared_per_multiprocessor) / (up(f.image.static_shared + dynamic, 128) + 1024);
     return int(std::min({by_threads, by_registers, by_shared, size_t(a.blocks_per_multiprocessor)}));
 }
 
@@ -147,7 +150,8 @@ CU_API cuModuleLoadData(void **handle, const void *data)
         for (const auto &[name, image] : module->image.kernels) {
             const Kernel *kernel = find_kernel(name, module->image.target);
             if (kernel && module->image.cubin && !same_params(image, *kernel))
-                return refuse(INVALID_IMAGE, name + ": the cubin and the PTX given to simgpu differ in their parameters");
+                return refuse(INVALID_IMAGE,
+                              name + ": the cubin and the PTX given to simgpu differ in their parameters");
         }
         *handle = module.release();
         return SUCCESS;
@@ -168,13 +172,17 @@ CU_API cuModuleGetFunction(void **handle, void *module_handle, const char *name)
     return entry([&] {
         auto &module = *static_cast<Module *>(module_handle);
         auto found = module.image.kernels.find(name);
-        if (found == module.image.kernels.end()) return refuse(NOT_FOUND, std::string(name) + " is not in the image");
+        if (found == module.image.kernels.end())
+            return refuse(NOT_FOUND, std::string(name) + " is not in the image");
         const Kernel *kernel = find_kernel(name, module.image.target);
-        if (!kernel) return refuse(NOT_FOUND, std::string(name) + " is in the image, but its PTX was not given to simgpu");
+        if (!kernel)
+            return refuse(NOT_FOUND,
+                          std::string(name) + " is in the image, but its PTX was not given to simgpu");
         ImageKernel image = found->second;
         if (!module.image.cubin) image.static_shared = kernel->limits.static_shared;
         auto &function = module.functions[name];
-        if (!function) function.reset(new Function{name, image, kernel, SHARED_WITHOUT_ASKING - image.static_shared});
+        if (!function)
+            function.reset(new Function{name, image, kernel, SHARED_WITHOUT_ASKING - image.static_shared});
         *handle = function.get();
         return SUCCESS;
     });
@@ -194,9 +202,12 @@ CU_API cuFuncGetAttribute(int *value, int attribute, void *handle)
         case 1: *value = int(f.image.static_shared); break;
         case 3: *value = int(f.image.local); break;
         case 4: *value = int(f.image.registers); break;
-        case 5: case 6: *value = atoi(f.kernel->limits.target + strlen("sm_")); break; // PTX and binary version
+        case 5:
+        case 6: *value = atoi(f.kernel->limits.target + strlen("sm_")); break; // PTX and binary version
         case 8: *value = int(f.max_dynamic_shared); break;
-        default: return refuse(INVALID_VALUE, "function attribute " + std::to_string(attribute) + " is not simulated");
+        default:
+            return refuse(INVALID_VALUE,
+                          "function attribute " + std::to_string(attribute) + " is not simulated");
         }
         return SUCCESS;
     });
@@ -209,10 +220,12 @@ CU_API cuFuncSetAttribute(void *handle, int attribute, int value)
         constexpr int MAX_DYNAMIC_SHARED = 8, PREFERRED_CARVEOUT = 9;
         if (attribute == PREFERRED_CARVEOUT) return SUCCESS;
         if (attribute != MAX_DYNAMIC_SHARED)
-            return refuse(INVALID_VALUE, "function attribute " + std::to_string(attribute) + " cannot be set");
+            return refuse(INVALID_VALUE,
+                          "function attribute " + std::to_string(attribute) + " cannot be set");
         int most = architecture().shared_per_block_optin - int(f.image.static_shared);
         if (value < 0 || value > most)
-            return refuse(INVALID_VALUE, f.name + ": a block has at most " + std::to_string(most) + " bytes of dynamic shared memory");
+            return refuse(INVALID_VALUE, f.name + ": a block has at most " + std::to_string(most) +
+                                             " bytes of dynamic shared memory");
         f.max_dynamic_shared = uint32_t(value);
         return SUCCESS;
     });
@@ -221,14 +234,15 @@ CU_API cuFuncSetAttribute(void *handle, int attribute, int value)
 CU_API cuFuncSetCacheConfig(void *, int) { return SUCCESS; }
 
 CU_API cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                      unsigned block_y, unsigned block_z, unsigned dynamic_shared, void *stream, void **params, void **extra)
+                      unsigned block_y, unsigned block_z, unsigned dynamic_shared, void *stream,
+                      void **params, void **extra)
 {
     return entry([&]() -> CUresult {
         Stream *s = find_stream(stream);
         if (!s) return refuse(INVALID_HANDLE, "not a stream, or one that was destroyed");
         if (extra) return refuse(NOT_SUPPORTED, "parameters in a buffer are not simulated");
-        return launch(*static_cast<Function *>(function), {grid_x, grid_y, grid_z}, {block_x, block_y, block_z},
-                      dynamic_shared, *s, params);
+        return launch(*static_cast<Function *>(function), {grid_x, grid_y, grid_z},
+                      {block_x, block_y, block_z}, dynamic_shared, *s, params);
     });
 }
 
@@ -238,8 +252,9 @@ CU_API cuLaunchKernelEx(const LaunchConfig *c, void *function, void **params, vo
         const LaunchAttribute &a = c->attributes[i];
         bool one = a.value[0] == 1 && a.value[1] == 1 && a.value[2] == 1;
         if (a.id == PROGRAMMATIC_STREAM_SERIALIZATION || (a.id == CLUSTER_DIMENSION && one)) continue;
-        return refuse(NOT_SUPPORTED, a.id == CLUSTER_DIMENSION ? "clusters are not simulated"
-                                                               : "launch attribute " + std::to_string(a.id) + " is not simulated");
+        return refuse(NOT_SUPPORTED, a.id == CLUSTER_DIMENSION
+                                         ? "clusters are not simulated"
+                                         : "launch attribute " + std::to_string(a.id) + " is not simulated");
     }
     return cuLaunchKernel(function, c->grid.x, c->grid.y, c->grid.z, c->block.x, c->block.y, c->block.z,
                           c->dynamic_shared, c->stream, params, extra);
@@ -253,8 +268,8 @@ CU_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *function, 
         return SUCCESS;
     });
 }
-CU_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, void *function, int threads, size_t dynamic,
-                                                            unsigned)
+CU_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, void *function, int threads,
+                                                            size_t dynamic, unsigned)
 {
     return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, dynamic);
 }

@@ -36,12 +36,16 @@ bool before_in(const Accessor &by, uint32_t run, uint16_t thread, uint32_t time,
 
 bool readers_before(const Cell &cell, const Accessor &by)
 {
-    // Another block's readers, or those of several: only an order made by atomics can help, and which one is not kept.
-    if (cell.several_blocks || (cell.read_run != by.block.run && cell.reader == READERS)) return !by.block.seen.empty();
-    if (cell.reader != READERS) return before_in(by, cell.read_run, cell.reader, cell.read_time, Earlier::read);
+    // Another block's readers, or those of several: only an order made by atomics can help, and which one is
+    // not kept.
+    if (cell.several_blocks || (cell.read_run != by.block.run && cell.reader == READERS))
+        return !by.block.seen.empty();
+    if (cell.reader != READERS)
+        return before_in(by, cell.read_run, cell.reader, cell.read_time, Earlier::read);
     const Clock &times = by.block.readers[cell.read_time];
     for (uint32_t warp = 0; warp < by.block.warps.size(); ++warp)
-        if (times.time[warp] && !before(by, uint16_t(SEVERAL_LANES + warp), times.time[warp], Earlier::read)) return false;
+        if (times.time[warp] && !before(by, uint16_t(SEVERAL_LANES + warp), times.time[warp], Earlier::read))
+            return false;
     return true;
 }
 
@@ -51,13 +55,15 @@ void record_read(Cell &cell, const Accessor &by, bool has_read)
     uint32_t now = by.warp.now();
     if (cell.several_blocks && has_read) return;
     if (has_read && cell.read_run != by.block.run) {
-        bool ordered = cell.reader != READERS && before_in(by, cell.read_run, cell.reader, cell.read_time, Earlier::read);
+        bool ordered = cell.reader != READERS &&
+                       before_in(by, cell.read_run, cell.reader, cell.read_time, Earlier::read);
         cell.several_blocks = !ordered;
     } else if (has_read && cell.reader == READERS) {
         cell.read_time = by.block.readers.with(cell.read_time, by.warp.index, now);
         return;
     } else if (has_read && warp_of(cell.reader) == by.warp.index) {
-        if (!before(by, cell.reader, cell.read_time, Earlier::read)) me = uint16_t(SEVERAL_LANES + by.warp.index);
+        if (!before(by, cell.reader, cell.read_time, Earlier::read))
+            me = uint16_t(SEVERAL_LANES + by.warp.index);
     } else if (has_read && !before(by, cell.reader, cell.read_time, Earlier::read)) {
         uint32_t one = by.block.readers.with(ReaderSets::EMPTY, warp_of(cell.reader), cell.read_time);
         cell.reader = READERS;
@@ -75,7 +81,9 @@ void record_read(Cell &cell, const Accessor &by, bool has_read)
 const char *update(Cell &cell, uint8_t bytes, Access access, Space space, const Accessor &by)
 {
     // Shared memory begins anew with every block, device memory with every launch.
-    auto counts = [&](uint32_t run) { return space == Space::shared ? run == by.block.run : run >= by.block.launch->first_run; };
+    auto counts = [&](uint32_t run) {
+        return space == Space::shared ? run == by.block.run : run >= by.block.launch->first_run;
+    };
     bool has_write = counts(cell.write_run), has_read = counts(cell.read_run);
     uint16_t me = uint16_t(by.warp.index * 32 + by.lane);
     if (!has_write && !has_read) {
@@ -83,11 +91,13 @@ const char *update(Cell &cell, uint8_t bytes, Access access, Space space, const 
         cell.mixed = false;
     }
     if (cell.mixed) return nullptr;
-    if ((has_write || has_read) && !(cell.bytes & bytes) && !(has_write && cell.writer == me && cell.write_run == by.block.run)) {
+    if ((has_write || has_read) && !(cell.bytes & bytes) &&
+        !(has_write && cell.writer == me && cell.write_run == by.block.run)) {
         cell.mixed = true;
         return nullptr;
     }
-    if (space == Space::shared && access == Access::read && !has_write) return "read of shared memory never written";
+    if (space == Space::shared && access == Access::read && !has_write)
+        return "read of shared memory never written";
     if (has_write && !(by.kind == Kind::atomic && cell.atomic) &&
         !before_in(by, cell.write_run, cell.writer, cell.write_time, Earlier::write)) {
         if (cell.writer >= COPY) return "access to copied data without waiting for the copy, issued";
@@ -111,14 +121,17 @@ const char *update(Cell &cell, uint8_t bytes, Access access, Space space, const 
 
 } // namespace
 
-Conflict check_cells(Cell *cells, size_t count, uint8_t first, uint8_t last, Access access, Space space,
-                     const Accessor &by)
+Conflict check_cells(Cell *cells, const Span &span, Access access, Space space, const Accessor &by)
 {
     // Neighbours mostly have the same history: then the outcome is the same too.
     Cell before_update, after_update;
     uint8_t same_bytes = 0;
-    for (size_t i = 0; i < count; ++i) {
-        uint8_t bytes = i == 0 ? first : i == count - 1 ? last : ALL_BYTES;
+    for (size_t i = span.first; i < span.first + span.count; ++i) {
+        uint8_t bytes = ALL_BYTES;
+        if (i == span.first)
+            bytes = span.first_bytes;
+        else if (i == span.first + span.count - 1)
+            bytes = span.last_bytes;
         if (bytes == same_bytes && cells[i] == before_update) {
             cells[i] = after_update;
             continue;
@@ -126,7 +139,8 @@ Conflict check_cells(Cell *cells, size_t count, uint8_t first, uint8_t last, Acc
         before_update = cells[i];
         if (const char *what = update(cells[i], bytes, access, space, by)) {
             bool reader = !strcmp(what, "write after a read");
-            return {what, i, reader ? cells[i].reader : cells[i].writer, reader ? cells[i].read_run : cells[i].write_run};
+            return {what, i, reader ? cells[i].reader : cells[i].writer,
+                    reader ? cells[i].read_run : cells[i].write_run};
         }
         after_update = cells[i];
         same_bytes = bytes;

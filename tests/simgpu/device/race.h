@@ -1,8 +1,9 @@
 // Who has touched a place of memory last, and whether the present access is ordered after it.
 //
-// Every warp has a vector clock: its own time, and how far it knows each other warp of its block. Barriers, mbarriers and
-// fences pass knowledge on. Every two bytes of memory have a cell: the last write, and the reads since. An access
-// that is not ordered after the last write, or a write not ordered after the reads, is a race, whatever the schedule was.
+// Every warp has a vector clock: its own time, and how far it knows each other warp of its block. Barriers,
+// mbarriers and fences pass knowledge on. Every two bytes of memory have a cell: the last write, and the
+// reads since. An access that is not ordered after the last write, or a write not ordered after the reads, is
+// a race, whatever the schedule was.
 #pragma once
 #include "kernel.h"
 #include <algorithm>
@@ -28,7 +29,8 @@ constexpr uint16_t SEVERAL_LANES = 1024; // + warp: more than one lane
 constexpr uint16_t COPY = 2048;          // + warp: an asynchronous copy issued by the warp
 constexpr uint16_t READERS = 0xffff;     // several warps: `read_time` names a set of the block
 
-// `run` numbers the executions of blocks: a cell of an earlier launch (or, in shared memory, of an earlier block) is blank.
+// `run` numbers the executions of blocks: a cell of an earlier launch (or, in shared memory, of an earlier
+// block) is blank.
 struct Cell {
     uint32_t write_run = 0, read_run = 0;
     uint32_t write_time = 0, read_time = 0;
@@ -64,10 +66,22 @@ struct Conflict {
     uint32_t other_run;
 };
 
-// Checks and updates `count` neighbouring cells; `first` and `last` are the bytes touched in the first and last one.
+// The cells of some bytes, and which bytes of the first and the last cell are touched.
+struct Span {
+    size_t first, count;
+    uint8_t first_bytes, last_bytes;
+
+    Span(size_t from, size_t bytes)
+        : first(from / GRANULE), count((from + bytes + GRANULE - 1) / GRANULE - first),
+          first_bytes(from % GRANULE ? 2 : 3), last_bytes((from + bytes) % GRANULE ? 1 : 3)
+    {
+        if (count == 1) first_bytes = last_bytes = first_bytes & last_bytes;
+    }
+};
+
+// Checks and updates the cells of a span; `cells` are those of the whole window or allocation.
 enum class Space : uint8_t { shared, device };
-Conflict check_cells(Cell *cells, size_t count, uint8_t first, uint8_t last, Access access, Space space,
-                     const Accessor &by);
+Conflict check_cells(Cell *cells, const Span &span, Access access, Space space, const Accessor &by);
 // A copy issued by `warp` at `time` has written the cells.
 void stamp_copy(Cell *cells, size_t count, uint32_t run, uint32_t warp, uint32_t time);
 std::string describe(const Conflict &conflict, const Accessor &by);
@@ -88,7 +102,10 @@ class ReaderSets {
         bool operator==(const Step &) const = default;
     };
     struct HashStep {
-        size_t operator()(const Step &s) const { return (s.base * 0x9E3779B1u ^ s.time) * 0x85EBCA77u + s.warp; }
+        size_t operator()(const Step &s) const
+        {
+            return (s.base * 0x9E3779B1u ^ s.time) * 0x85EBCA77u + s.warp;
+        }
     };
     std::unordered_map<Step, uint32_t, HashStep> steps;
 };

@@ -95,7 +95,8 @@ void report(Fault fault, const char *kind, Site site, const std::string &text)
         return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
     };
     std::string line = std::string("simgpu: ") + kind + " in kernel " + kernel + ", block " + index(tls.bid) +
-                       ", thread " + index(tls.tid) + (place.empty() ? "" : ", at " + place) + ": " + text + "\n";
+                       ", thread " + index(tls.tid) + (place.empty() ? "" : ", at " + place) + ": " + text +
+                       "\n";
     report_text += line;
     fputs(line.c_str(), stderr);
 }

@@ -15,14 +15,26 @@ uint8_t obstacle(const Block &block, uint32_t address, uint32_t bytes, Access ac
     return seen;
 }
 
+std::string place(const Block &block, uint32_t address)
+{
+    for (const StaticVariable &variable : block.variables)
+        if (address >= variable.offset && address < variable.offset + variable.bytes + RED_ZONE)
+            return "byte " + std::to_string(address - variable.offset) + " of a __shared__ variable of " +
+                   std::to_string(variable.bytes) + " bytes";
+    return "byte " + std::to_string(int(address) - int(block.dynamic_offset)) + " of " +
+           std::to_string(block.launch->dynamic_shared) + " of dynamic shared memory";
+}
+
 [[noreturn]] void refuse(uint8_t state, uint32_t address, uint32_t bytes, Access access, Site site)
 {
-    std::string text = std::to_string(bytes) + "-byte " + (access == Access::write ? "write" : "read") + " at shared offset " +
-                       std::to_string(int(address) - int(tls.block->dynamic_offset)) + " of the dynamic part";
+    std::string text = std::to_string(bytes) + "-byte " + (access == Access::write ? "write" : "read") +
+                       " at " + place(*tls.block, address);
     if (state & OUTSIDE) stop(Fault::illegal_address, "access outside shared variables", site, text);
     if (state & IN_FLIGHT)
-        stop(Fault::launch_failed, "race in shared memory", site, text + ", into which a copy is still under way");
-    stop(Fault::launch_failed, "race in shared memory", site, text + ", which an asynchronous operation still reads");
+        stop(Fault::launch_failed, "race in shared memory", site,
+             text + ", into which a copy is still under way");
+    stop(Fault::launch_failed, "race in shared memory", site,
+         text + ", which an asynchronous operation still reads");
 }
 
 unsigned char *checked(uint32_t address, uint32_t bytes, Access access, Kind kind, Site site)
@@ -41,17 +53,14 @@ unsigned char *checked(uint32_t address, uint32_t bytes, Access access, Kind kin
 
 void check_shared_range(uint32_t address, uint32_t bytes, Access access, const Accessor &by, Site site)
 {
-    uint32_t end = address + bytes, cell = address / GRANULE, cells = (end + GRANULE - 1) / GRANULE - cell;
-    uint8_t first = uint8_t(address % GRANULE ? 2 : bytes == 1 ? 1 : 3), last = uint8_t(end % GRANULE ? 1 : 3);
-    Conflict conflict =
-        check_cells(by.block.cells.data() + cell, cells, first, last, access, Space::shared, by);
+    Conflict conflict = check_cells(by.block.cells.data(), Span(address, bytes), access, Space::shared, by);
     if (!conflict.what) return;
-    std::string place = "at shared offset " + std::to_string(int((cell + conflict.index) * GRANULE) - int(by.block.dynamic_offset)) +
-                        " of the dynamic part";
+    std::string where = place(by.block, uint32_t(conflict.index) * GRANULE);
     if (!strncmp(conflict.what, "read of", 7))
-        report(Fault::launch_failed, "uninitialised shared memory", site, std::string(conflict.what) + ", " + place);
+        report(Fault::launch_failed, "uninitialised shared memory", site,
+               std::string(conflict.what) + ", " + where);
     else
-        report(Fault::launch_failed, "race in shared memory", site, describe(conflict, by) + ", " + place);
+        report(Fault::launch_failed, "race in shared memory", site, describe(conflict, by) + ", at " + where);
 }
 
 unsigned char *shared_access(uint32_t address, uint32_t bytes, Access access, Site site)
@@ -91,7 +100,8 @@ unsigned char *generic_access(uint64_t address, uint32_t bytes, Access access, S
         if (at >= param && at + bytes <= param + kernel.param_sizes[i]) return at;
     }
     if (in_library(at)) return at;
-    stop(Fault::illegal_address, "illegal address", site, describe_address(at, bytes, access) + ": a host pointer?");
+    stop(Fault::illegal_address, "illegal address", site,
+         describe_address(at, bytes, access) + ": a host pointer?");
 }
 
 } // namespace sim

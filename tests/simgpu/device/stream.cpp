@@ -1,5 +1,5 @@
-// Streams, events and graphs. Work waits in its stream until somebody synchronises, and then streams advance in random
-// order: as late and as mixed as CUDA allows. SIMGPU_ASYNC=eager runs it at once.
+// Streams, events and graphs. Work waits in its stream until somebody synchronises, and then streams advance
+// in random order: as late and as mixed as CUDA allows. SIMGPU_ASYNC=eager runs it at once.
 #include "driver.h"
 
 namespace sim {
@@ -69,7 +69,8 @@ CUresult drain(const std::function<bool()> &done)
 {
     while (!done() && !driver.sticky)
         if (!advance()) return driver.sticky = refuse(LAUNCH_FAILED, "every stream waits for another");
-    std::erase_if(driver.streams, [](const auto &stream) { return stream->destroyed && stream->queue.empty(); });
+    std::erase_if(driver.streams,
+                  [](const auto &stream) { return stream->destroyed && stream->queue.empty(); });
     return driver.sticky;
 }
 
@@ -116,7 +117,9 @@ template <class Body> CUresult with_event(void *handle, Body body)
 {
     return entry([&]() -> CUresult {
         auto *event = static_cast<Event *>(handle);
-        return driver.events.contains(event) ? body(*event) : refuse(INVALID_HANDLE, "not an event, or one that was destroyed");
+        return driver.events.contains(event)
+                   ? body(*event)
+                   : refuse(INVALID_HANDLE, "not an event, or one that was destroyed");
     });
 }
 
@@ -139,7 +142,10 @@ CU_API cuStreamCreate(void **handle, unsigned flags)
     });
 }
 
-CU_API cuStreamCreateWithPriority(void **handle, unsigned flags, int) { return cuStreamCreate(handle, flags); }
+CU_API cuStreamCreateWithPriority(void **handle, unsigned flags, int)
+{
+    return cuStreamCreate(handle, flags);
+}
 
 // Work already queued is still done.
 CU_API cuStreamDestroy_v2(void *handle)
@@ -185,7 +191,8 @@ CU_API cuStreamWaitEvent(void *stream_handle, void *event_handle, unsigned)
             if (stream.capture) {
                 if (!event.record) return SUCCESS;
                 stream.capture->invalid = true;
-                return refuse(STREAM_CAPTURE_ISOLATION, "a capturing stream waits for an event recorded outside the capture");
+                return refuse(STREAM_CAPTURE_ISOLATION,
+                              "a capturing stream waits for an event recorded outside the capture");
             }
             if (event.record) stream.queue.push_back({nullptr, event.record, ++driver.sequence});
             return SUCCESS;
@@ -196,7 +203,8 @@ CU_API cuStreamWaitEvent(void *stream_handle, void *event_handle, unsigned)
 CU_API cuStreamBeginCapture_v2(void *handle, int mode)
 {
     return with_stream(handle, [&](Stream &stream) {
-        if (&stream == &driver.null_stream) return refuse(STREAM_CAPTURE_UNSUPPORTED, "the null stream cannot capture");
+        if (&stream == &driver.null_stream)
+            return refuse(STREAM_CAPTURE_UNSUPPORTED, "the null stream cannot capture");
         if (stream.capture) return refuse(INVALID_VALUE, "the stream captures already");
         stream.capture = std::make_shared<Capture>();
         stream.capture->mode = mode;

@@ -1,4 +1,5 @@
-// Matrix instructions of one warp. Fragments: lane = 4 * g + t holds pairs of columns 2t, 2t + 1 of rows g (and g + 8).
+// Matrix instructions of one warp. Fragments: lane = 4 * g + t holds pairs of columns 2t, 2t + 1 of rows g
+// (and g + 8).
 #include "tensor_core.h"
 #include "fiber.h"
 #include <cstring>
@@ -107,8 +108,10 @@ template <int K, Half TYPE> void multiply_fragments(void *const *args, uint32_t,
 void transpose_fragments(void *const *args, uint32_t, void *)
 {
     Tile tile;
-    for (uint32_t lane = 0; lane < 32; ++lane) put_fragment(tile, lane, false, *static_cast<uint32_t *>(args[lane]));
-    for (uint32_t lane = 0; lane < 32; ++lane) *static_cast<uint32_t *>(args[lane]) = fragment(tile, lane, true);
+    for (uint32_t lane = 0; lane < 32; ++lane)
+        put_fragment(tile, lane, false, *static_cast<uint32_t *>(args[lane]));
+    for (uint32_t lane = 0; lane < 32; ++lane)
+        *static_cast<uint32_t *>(args[lane]) = fragment(tile, lane, true);
 }
 
 } // namespace

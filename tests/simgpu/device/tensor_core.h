@@ -12,7 +12,8 @@ inline float widen(uint16_t bits, Half type)
 }
 
 // c[m][n] += a[m][k] * b[k][n]
-template <int M, int N, int K> inline void multiply(float (&c)[M][N], const float (&a)[M][K], const float (&b)[K][N])
+template <int M, int N, int K>
+inline void multiply(float (&c)[M][N], const float (&a)[M][K], const float (&b)[K][N])
 {
     for (int i = 0; i < M; ++i)
         for (int k = 0; k < K; ++k)

@@ -9,12 +9,16 @@ constexpr uint8_t ELEMENT_BYTES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4}; // 
 
 } // namespace
 
-CU_API cuTensorMapEncodeTiled(TensorMap *map, unsigned type, unsigned rank, void *address, const uint64_t *size,
-                              const uint64_t *stride, const unsigned *box, const unsigned *element_stride,
-                              unsigned interleave, unsigned swizzle, unsigned, unsigned fill)
+CU_API cuTensorMapEncodeTiled(TensorMap *map, unsigned type, unsigned rank, void *address,
+                              const uint64_t *size, const uint64_t *stride, const unsigned *box,
+                              const unsigned *element_stride, unsigned interleave, unsigned swizzle, unsigned,
+                              unsigned fill)
 {
-    auto wrong = [](const std::string &what) { return refuse(INVALID_VALUE, "cuTensorMapEncodeTiled: " + what); };
-    if (settings.compute_capability < 90) return refuse(NOT_SUPPORTED, "tensor maps need compute capability 9.0");
+    auto wrong = [](const std::string &what) {
+        return refuse(INVALID_VALUE, "cuTensorMapEncodeTiled: " + what);
+    };
+    if (settings.compute_capability < 90)
+        return refuse(NOT_SUPPORTED, "tensor maps need compute capability 9.0");
     if (uintptr_t(map) % 64) return wrong("the map is not aligned to 64 bytes");
     if (type >= std::size(ELEMENT_BYTES)) return wrong("unknown data type");
     if (rank < 1 || rank > 5) return wrong("rank is 1 to 5");
@@ -28,7 +32,8 @@ CU_API cuTensorMapEncodeTiled(TensorMap *map, unsigned type, unsigned rank, void
         if (!size[d] || size[d] > uint64_t(1) << 32) return wrong("a size is 1 to 2^32");
         if (!box[d] || box[d] > 256) return wrong("a box is 1 to 256 wide");
         if (element_stride[d] != 1) return refuse(NOT_SUPPORTED, "only an element stride of 1 is simulated");
-        if (d && (stride[d - 1] % 16 || stride[d - 1] >> 40)) return wrong("a stride is a multiple of 16 below 2^40");
+        if (d && (stride[d - 1] % 16 || stride[d - 1] >> 40))
+            return wrong("a stride is a multiple of 16 below 2^40");
         map->size[d] = size[d];
         map->box[d] = uint16_t(box[d]);
         if (d) {

@@ -12,7 +12,8 @@ char *bytes_at(CUdeviceptr address) { return reinterpret_cast<char *>(address); 
 CUresult check_range(CUdeviceptr address, size_t bytes, const char *what)
 {
     if (!bytes || device_range_valid(bytes_at(address), bytes)) return SUCCESS;
-    return refuse(INVALID_VALUE, std::string(what) + ": " + describe_address(bytes_at(address), bytes, Access::write));
+    return refuse(INVALID_VALUE,
+                  std::string(what) + ": " + describe_address(bytes_at(address), bytes, Access::write));
 }
 
 CUresult allocate(CUdeviceptr *address, size_t bytes)
@@ -34,7 +35,8 @@ CUresult allocate(CUdeviceptr *address, size_t bytes)
 CUresult release(CUdeviceptr address)
 {
     auto found = driver.allocations.find(address);
-    if (found == driver.allocations.end()) return refuse(INVALID_VALUE, "free of a pointer that is no allocation");
+    if (found == driver.allocations.end())
+        return refuse(INVALID_VALUE, "free of a pointer that is no allocation");
     driver.live_bytes -= found->second;
     driver.allocations.erase(found);
     device_free(bytes_at(address));
@@ -60,7 +62,8 @@ struct Rows {
 
 void copy_rows(char *dst, const char *src, const Rows &rows)
 {
-    for (size_t row = 0; row < rows.count; ++row) memcpy(dst + row * rows.dst_pitch, src + row * rows.src_pitch, rows.bytes);
+    for (size_t row = 0; row < rows.count; ++row)
+        memcpy(dst + row * rows.dst_pitch, src + row * rows.src_pitch, rows.bytes);
 }
 
 CUresult copy(Stream &stream, char *dst, const char *src, const Rows &rows, Direction direction)
@@ -175,7 +178,8 @@ CU_API cuMemFreeAsync(CUdeviceptr address, void *stream)
     return on_stream(stream, [&](Stream &s) {
         if (!address) return SUCCESS;
         if (s.capture) return refuse(NOT_SUPPORTED, "frees in a graph are not simulated");
-        if (!driver.allocations.contains(address)) return refuse(INVALID_VALUE, "free of a pointer that is no allocation");
+        if (!driver.allocations.contains(address))
+            return refuse(INVALID_VALUE, "free of a pointer that is no allocation");
         return enqueue(s, [=] { return release(address); });
     });
 }
@@ -195,7 +199,8 @@ CU_API cuMemFreeHost(void *address)
 {
     return entry([&] {
         if (CUresult error = drain_all()) return error;
-        if (!driver.pinned.erase(static_cast<char *>(address))) return refuse(INVALID_VALUE, "not pinned memory");
+        if (!driver.pinned.erase(static_cast<char *>(address)))
+            return refuse(INVALID_VALUE, "not pinned memory");
         free(address);
         return SUCCESS;
     });
@@ -230,11 +235,15 @@ CU_API cuMemcpy2DAsync_v2(const Memcpy2D *c, void *stream)
 {
     if ((c->src_type != HOST && c->src_type != DEVICE) || (c->dst_type != HOST && c->dst_type != DEVICE) ||
         (c->src_type == HOST && c->dst_type == HOST))
-        return refuse(NOT_SUPPORTED, "2-D copies are simulated between host and device memory, and on the device");
-    if (c->width > c->src_pitch || c->width > c->dst_pitch) return refuse(INVALID_VALUE, "2-D copy: rows overlap");
-    const char *src = (c->src_type == HOST ? c->src_host : bytes_at(c->src_device)) + c->src_y * c->src_pitch + c->src_x;
-    char *dst = (c->dst_type == HOST ? c->dst_host : bytes_at(c->dst_device)) + c->dst_y * c->dst_pitch + c->dst_x;
-    Direction direction = c->src_type == HOST ? Direction::to_device
+        return refuse(NOT_SUPPORTED,
+                      "2-D copies are simulated between host and device memory, and on the device");
+    if (c->width > c->src_pitch || c->width > c->dst_pitch)
+        return refuse(INVALID_VALUE, "2-D copy: rows overlap");
+    const char *src =
+        (c->src_type == HOST ? c->src_host : bytes_at(c->src_device)) + c->src_y * c->src_pitch + c->src_x;
+    char *dst =
+        (c->dst_type == HOST ? c->dst_host : bytes_at(c->dst_device)) + c->dst_y * c->dst_pitch + c->dst_x;
+    Direction direction = c->src_type == HOST   ? Direction::to_device
                           : c->dst_type == HOST ? Direction::to_host
                                                 : Direction::on_device;
     Rows rows{c->height, c->width, c->dst_pitch, c->src_pitch};

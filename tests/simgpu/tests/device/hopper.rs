@@ -103,7 +103,12 @@ fn operand(
     Operand { map, boxes, box_bytes, box_width: width, leading, stride, mode: (4 - swizzle) % 4 }
 }
 
-fn product(kernel: &str, majors: [Major; 2], swizzles: [u32; 2], sign: f32) {
+fn product(kernel: &str, majors: [Major; 2], swizzles: [u32; 2]) -> Vec<f32> {
+    try_product(kernel, majors, swizzles).unwrap_or_else(|reports| panic!("{kernel} {swizzles:?}: {reports}"))
+}
+
+/// The product, or the device's reports.
+fn try_product(kernel: &str, majors: [Major; 2], swizzles: [u32; 2]) -> Result<Vec<f32>, String> {
     let device = Device::new(&[]);
     let (a, b) = (|m: usize, k: usize| number(m * 16 + k), |n: usize, k: usize| number(n * 5 + k * 3));
     let pairs: Vec<u16> = (0..64 * 16).map(|i| bf16(a(i / 16, i % 16))).collect();
@@ -115,10 +120,15 @@ fn product(kernel: &str, majors: [Major; 2], swizzles: [u32; 2], sign: f32) {
         out,
     };
     let grid = Grid { blocks: 1, threads: [128, 1], shared: 8192 + 4096 };
-    assert_eq!(device.run(device.function(HOPPER, kernel), grid, &args), SUCCESS, "{kernel} {swizzles:?}");
-    let expected: Vec<f32> =
-        (0..64 * 32).map(|i| (0..16).map(|k| sign * a(i / 32, k) * b(i % 32, k)).sum()).collect();
-    assert_eq!(device.download::<f32>(out, 64 * 32), expected, "{kernel} {swizzles:?}");
+    match device.run(device.function(HOPPER, kernel), grid, &args) {
+        SUCCESS => Ok(device.download(out, 64 * 32)),
+        _ => Err(device.reports()),
+    }
+}
+
+fn expected_product(sign: f32) -> Vec<f32> {
+    let term = |i: usize, k: usize| number(i / 32 * 16 + k) * number(i % 32 * 5 + k * 3);
+    (0..64 * 32).map(|i| (0..16).map(|k| sign * term(i, k)).sum()).collect()
 }
 
 #[test]
@@ -132,7 +142,7 @@ fn wgmma_reads_every_layout_that_tma_writes() {
     for (kernel, majors) in kernels {
         for a in SWIZZLES {
             for b in SWIZZLES {
-                product(kernel, majors, [a, b], 1.0);
+                assert_eq!(product(kernel, majors, [a, b]), expected_product(1.0), "{kernel} {a} {b}");
             }
         }
     }
@@ -140,9 +150,15 @@ fn wgmma_reads_every_layout_that_tma_writes() {
 
 #[test]
 fn wgmma_negates_and_takes_registers() {
-    product("product_minus_a", [Major::K; 2], [3, 3], -1.0);
-    product("product_minus_b", [Major::K; 2], [3, 3], -1.0);
-    product("product_registers", [Major::K; 2], [3, 3], 1.0);
+    for (kernel, sign) in [("product_minus_a", -1.0), ("product_minus_b", -1.0), ("product_registers", 1.0)] {
+        assert_eq!(product(kernel, [Major::K; 2], [3, 3]), expected_product(sign), "{kernel}");
+    }
+}
+
+#[test]
+fn accumulators_used_before_their_wait_are_found() {
+    let reports = try_product("product_too_late", [Major::K; 2], [3, 3]).unwrap_err();
+    assert!(reports.contains("used before wgmma.wait_group"), "{reports}");
 }
 
 /// As in hopper.cu.
@@ -270,7 +286,7 @@ fn boxes_of_any_rank_are_filled_with_zeros_outside_and_stored_inside_only() {
 #[test]
 fn a_store_without_its_fence_or_its_wait_is_found() {
     for (bug, kind) in
-        [("NO_PROXY_FENCE", "missing fence.proxy.async"), ("NO_STORE_WAIT", "asynchronous copy")]
+        [("NO_PROXY_FENCE", "missing fence.proxy.async"), ("NO_STORE_WAIT", "asynchronous operation")]
     {
         let (answer, _, _, reports) = move_box(&format!("box_{bug}"), &[20, 5], &[8, 3], [0; 5], 0);
         assert_eq!(answer, LAUNCH_FAILED, "{bug}");

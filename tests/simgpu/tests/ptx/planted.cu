@@ -1,5 +1,5 @@
-// Kernels with one mistake each, and without it: what tests/device/planted.rs expects to be found, and not to be found.
-// Every kernel takes `struct Args` by value; a mistake is a value of the template parameter BUG.
+// Kernels with one mistake each, and without it: what tests/device/planted.rs expects to be found, and not to
+// be found. Every kernel takes `struct Args` by value; a mistake is a value of the template parameter BUG.
 
 struct Args {
     const void *x, *y;
@@ -122,12 +122,13 @@ template <Bug BUG> __device__ __forceinline__ void named_barrier(const Args &a)
 
 template <Bug BUG> __device__ __forceinline__ void vector_load(const Args &a)
 {
-    float4 v = *(const float4 *)((const float *)a.x + threadIdx.x * 4 + (BUG == MISALIGNED && threadIdx.x == 3));
+    float4 v =
+        *(const float4 *)((const float *)a.x + threadIdx.x * 4 + (BUG == MISALIGNED && threadIdx.x == 3));
     a.out[threadIdx.x] = v.x + v.y + v.z + v.w;
 }
 
-// out (16 x 16) = x (16 x count, bf16) * y (16 x count)^T: one warp fetches x, the other y, in two stages of cp.async;
-// each multiplies for eight columns.
+// out (16 x 16) = x (16 x count, bf16) * y (16 x count)^T: one warp fetches x, the other y, in two stages of
+// cp.async; each multiplies for eight columns.
 template <Bug BUG> __device__ __forceinline__ void pipeline(const Args &a)
 {
     __shared__ __align__(16) u16 xs[2][16 * 16], ys[2][16 * 16];
@@ -161,7 +162,8 @@ template <Bug BUG> __device__ __forceinline__ void pipeline(const Args &a)
                      : "=r"(fb[0]), "=r"(fb[1])
                      : "r"(shared_address(ys[stage] + (warp * 8 + t % 8) * 16 + t / 8 % 2 * 8))
                      : "memory");
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+                     "{%8,%9}, {%0,%1,%2,%3};"
                      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                      : "r"(fa[0]), "r"(fa[1]), "r"(fa[2]), "r"(fa[3]), "r"(fb[0]), "r"(fb[1]));
         if (BUG != NO_REUSE_BARRIER) __syncthreads();
@@ -170,8 +172,11 @@ template <Bug BUG> __device__ __forceinline__ void pipeline(const Args &a)
     for (u32 i = 0; i < 4; ++i) a.out[(t / 4 + i / 2 * 8) * 16 + warp * 8 + t % 4 * 2 + i % 2] = d[i];
 }
 
-#define KERNEL(body, bug) \
-    extern "C" __global__ void __launch_bounds__(256) body##_##bug(const __grid_constant__ Args a) { body<bug>(a); }
+#define KERNEL(body, bug)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(256) body##_##bug(const __grid_constant__ Args a)           \
+    {                                                                                                        \
+        body<bug>(a);                                                                                        \
+    }
 
 KERNEL(block_sum, NONE)
 KERNEL(block_sum, NO_BARRIER)
