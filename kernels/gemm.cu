@@ -27,6 +27,7 @@ struct Tile {
 constexpr Tile LARGE = {128, 128, 32, 2, 4, 1, 3};
 constexpr Tile MEDIUM = {64, 64, 64, 2, 2, 1, 3};
 constexpr Tile NARROW = {32, 32, 128, 1, 1, 4, 4};
+constexpr Tile SLIM = {32, 16, 128, 1, 1, 4, 4};
 
 // How operands get into shared memory: by cp.async, or element by element where rows are not aligned to 16 bytes.
 enum class Load { Vectors, Elements };
@@ -49,12 +50,13 @@ template <Major MAJOR, u32 OUTER, u32 DEPTH> struct Panel {
     static constexpr u32 BYTES = ROWS * COLS * sizeof(bf16);
     // Vectors of 16 bytes in a row.
     static constexpr u32 WIDTH = COLS / VECTOR;
-    static_assert(WIDTH % 4 == 0);
 
-    // Bytes to a vector. They are permuted so that eight of one column, one below the other, lie in different banks.
+    // Bytes to a vector. They are permuted so that eight of one column, one below the other, lie in different banks: all
+    // banks together are 8 vectors wide, so rows that are narrower take turns less often.
     static __device__ u32 offset(u32 row, u32 vector) {
-        const u32 turn = WIDTH % 8 == 0 ? row % 8 : row / 2 % 4;
-        return (row * WIDTH + (vector ^ turn)) * 16;
+        constexpr u32 TURNS = WIDTH < 8 ? WIDTH : 8;
+        static_assert(TURNS == 2 || TURNS == 4 || TURNS == 8);
+        return (row * WIDTH + (vector ^ row / (8 / TURNS) % TURNS)) * 16;
     }
 
     // Fills the panel with what lies at (outer, k) of an operand of `outers` by `depth`; zeros beyond.
@@ -243,4 +245,5 @@ static_assert(sizeof(GemmWeightArgs) == 88);
 GEMM_KERNELS(large, LARGE, 2, Load::Vectors)
 GEMM_KERNELS(medium, MEDIUM, 4, Load::Vectors)
 GEMM_KERNELS(narrow, NARROW, 3, Load::Vectors)
+GEMM_KERNELS(slim, SLIM, 4, Load::Vectors)
 GEMM_KERNELS(unaligned, MEDIUM, 3, Load::Elements)

@@ -125,7 +125,7 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
     Turn turn;
     const u32 warpgroup = threadIdx.x / WARPGROUP;
     if (warpgroup == 0) {
-        setmaxnreg_dec<24>();
+        setmaxnreg_dec<40>();
         if (threadIdx.x != 0) return;
         for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             const u32 first_m = tile / tiles_n * TILE_M, first_n = tile % tiles_n * TILE_N;
@@ -143,7 +143,7 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
         return;
     }
 
-    setmaxnreg_inc<240>();
+    setmaxnreg_inc<232>();
     const u32 consumer = warpgroup - 1, warp = warp_index() % (WARPGROUP / WARP);
     float *results = reinterpret_cast<float *>(shared + Place::RESULTS) +
                      (consumer * (WARPGROUP / WARP) + warp) * Place::RESULTS_OF_A_WARP;  // [16, 64]
