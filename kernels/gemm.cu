@@ -4,15 +4,15 @@
 //   input    dx [rows, in] = dy·W, or added        dy [rows, out]
 //   weight   dW [out, in] += dyᵀ·x, db += column sums of dy
 //
-// All are c [m, n] = a·bᵀ with a [m, k], b [n, k]; in memory the rows of a and b run along k or along m and n. A block
-// computes one tile of c; blocks are numbered along n first, so that neighbours read the same rows of a while b stays in
-// the cache. Stages of a ring in shared memory, filled by cp.async, run ahead of the tensor cores. Where a tile is small
-// and the grid too, groups of warps take turns along k and their sums are added in a fixed order, so results are the
-// same bits every time. Bytes moved: a once for each column of tiles, b once for each row of tiles, c once.
-// db is dyᵀ times a vector of ones, by the blocks of the first column of tiles.
+// All are c [m, n] = a·bᵀ with a [m, k], b [n, k]; in memory the rows of a and b run along k or along m and n. A
+// block computes one tile of c; blocks are numbered along n first, so that neighbours read the same rows of a while b
+// stays in the cache. Stages of a ring in shared memory, filled by cp.async, run ahead of the tensor cores. Where a
+// tile is small and the grid too, groups of warps take turns along k and their sums are added in a fixed order, so
+// results are the same bits every time. Bytes moved: a once for each column of tiles, b once for each row of tiles, c
+// once. db is dyᵀ times a vector of ones, by the blocks of the first column of tiles.
 #include "gemm.cuh"
 
-// A block's work. Twin of `Tile` in src/ops/gemm/cuda.rs.
+// A block's work. Twin of `Tile` in src/ops/gemm/cuda/mma.rs.
 struct Tile {
     u32 m, n;              // of c
     u32 k;                 // in a stage of the ring
@@ -51,8 +51,8 @@ template <Major MAJOR, u32 OUTER, u32 DEPTH> struct Panel {
     // Vectors of 16 bytes in a row.
     static constexpr u32 WIDTH = COLS / VECTOR;
 
-    // Bytes to a vector. They are permuted so that eight of one column, one below the other, lie in different banks: all
-    // banks together are 8 vectors wide, so rows that are narrower take turns less often.
+    // Bytes to a vector. They are permuted so that eight of one column, one below the other, lie in different banks:
+    // all banks together are 8 vectors wide, so rows that are narrower take turns less often.
     static __device__ u32 offset(u32 row, u32 vector) {
         constexpr u32 TURNS = WIDTH < 8 ? WIDTH : 8;
         static_assert(TURNS == 2 || TURNS == 4 || TURNS == 8);
@@ -185,8 +185,8 @@ __device__ void gemm(In<bf16> a, In<bf16> b, u32 m, u32 n, u32 k, const Finishin
 #pragma unroll 1
         for (u32 index = threadIdx.x; index < SIZE / VECTOR; index += T.threads()) {
             const u32 row = index / (T.n / VECTOR), col = index % (T.n / VECTOR) * VECTOR;
-            finish_vector<T.parts, SIZE>(finish, results + staged<T.n>(row, col), first_m + slab + row, first_n + col, m,
-                                         n);
+            const float *vector = results + staged<T.n>(row, col);
+            finish_vector<T.parts, SIZE>(finish, vector, first_m + slab + row, first_n + col, m, n);
         }
         if constexpr (SUMS) {
             const u32 row = threadIdx.x;
@@ -228,7 +228,7 @@ struct GemmWeightArgs {
 };
 static_assert(sizeof(GemmWeightArgs) == 88);
 
-#define GEMM_KERNELS(NAME, TILE, BLOCKS, LOAD)                                                                          \
+#define GEMM_KERNELS(NAME, TILE, BLOCKS, LOAD)                                                                         \
     extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
         gemm_forward_##NAME(const __grid_constant__ GemmForwardArgs a) {                                               \
         gemm<TILE, Major::K, Major::K, LOAD, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr);            \

@@ -50,8 +50,8 @@ struct Accumulate {
 };
 static_assert(sizeof(Accumulate) == 24);
 
-// Place in shared memory of a result on its way from the tensor core's layout to whole rows. Tiles are COLS wide. Blocks
-// of a vector are permuted by the row, so that the writes of a warp's 8 rows meet in as few banks as can be.
+// Place in shared memory of a result on its way from the tensor core's layout to whole rows. Tiles are COLS wide.
+// Blocks of a vector are permuted by the row, so that the writes of a warp's 8 rows meet in as few banks as can be.
 template <u32 COLS> __device__ u32 staged(u32 row, u32 col) {
     constexpr u32 TURNS = COLS / VECTOR < 4 ? COLS / VECTOR : 4;
     static_assert(COLS % (TURNS * VECTOR) == 0 && (TURNS == 2 || TURNS == 4));

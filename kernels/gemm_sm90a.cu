@@ -12,12 +12,13 @@
 constexpr u32 TILE_M = 128, DEPTH = 64;  // of a tile, and of a stage along k
 constexpr u32 WARPGROUP = 128, CONSUMERS = 2, CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
 constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
-// Bytes of a row in shared memory, which is what the swizzle permutes within; and of eight rows, after which it repeats.
+// Bytes of a row in shared memory, which is what the swizzle permutes within; and of eight rows, after which it
+// repeats.
 constexpr u32 ROW = 128, ATOM = 8 * ROW;
 static_assert(DEPTH * sizeof(bf16) == ROW);
 
-// A stage's part of an operand: OUTER along m or n by DEPTH along k, in panels with rows of 128 bytes: one panel of rows
-// along k, or panels of 64 along m or n whose rows are the k's.
+// A stage's part of an operand: OUTER along m or n by DEPTH along k, in panels with rows of 128 bytes: one panel of
+// rows along k, or panels of 64 along m or n whose rows are the k's.
 template <Major MAJOR, u32 OUTER> struct Panels {
     static constexpr u32 BYTES = OUTER * DEPTH * sizeof(bf16);
     static constexpr u32 WIDTH = 64;                   // of a panel along m or n
@@ -33,8 +34,8 @@ template <Major MAJOR, u32 OUTER> struct Panels {
         }
     }
 
-    // What wgmma is to read from `outer` (a multiple of 64) and `k` (of 16) on: address, the distance of panels, that of
-    // eights of rows, all in units of 16 bytes, and the swizzle of 128 bytes.
+    // What wgmma is to read from `outer` (a multiple of 64) and `k` (of 16) on: address, the distance of panels, that
+    // of eights of rows, all in units of 16 bytes, and the swizzle of 128 bytes.
     static __device__ u64 descriptor(u32 panels, u32 outer, u32 k) {
         const u32 start = MAJOR == Major::K ? panels + outer * ROW + k * sizeof(bf16)
                                             : panels + outer / WIDTH * PANEL + k * ROW;
