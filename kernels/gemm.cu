@@ -4,15 +4,15 @@
 //   input    dx [rows, in] = dy·W, or added        dy [rows, out]
 //   weight   dW [out, in] += dyᵀ·x, db += column sums of dy
 //
-// All are c [m, n] = a·bᵀ with a [m, k], b [n, k]; in memory the rows of a and b run along k or along m and n. A block
-// computes one tile of c; blocks are numbered along n first, so that neighbours read the same rows of a while b stays in
-// the cache. Stages of a ring in shared memory, filled by cp.async, run ahead of the tensor cores. Where a tile is small
-// and the grid too, groups of warps take turns along k and their sums are added in a fixed order, so results are the
-// same bits every time. Bytes moved: a once for each column of tiles, b once for each row of tiles, c once.
-// db is dyᵀ times a vector of ones, by the blocks of the first column of tiles.
+// All are c [m, n] = a·bᵀ with a [m, k], b [n, k]; in memory the rows of a and b run along k or along m and n. A
+// block computes one tile of c; blocks are numbered along n first, so that neighbours read the same rows of a while b
+// stays in the cache. Stages of a ring in shared memory, filled by cp.async, run ahead of the tensor cores. Where a
+// tile is small and the grid too, groups of warps take turns along k and their sums are added in a fixed order, so
+// results are the same bits every time. Bytes moved: a once for each column of tiles, b once for each row of tiles, c
+// once. db is dyᵀ times a vector of ones, by the blocks of the first column of tiles.
 #include "gemm.cuh"
 
-// A block's work. Twin of `Tile` in src/ops/gemm/cuda.rs.
+// A block's work. Twin of `Tile` in src/ops/gemm/cuda/mma.rs.
 struct Tile {
     u32 m, n;              // of c
     u32 k;                 // in a stage of the ring
@@ -27,6 +27,7 @@ struct Tile {
 constexpr Tile LARGE = {128, 128, 32, 2, 4, 1, 3};
 constexpr Tile MEDIUM = {64, 64, 64, 2, 2, 1, 3};
 constexpr Tile NARROW = {32, 32, 128, 1, 1, 4, 4};
+constexpr Tile SLIM = {32, 16, 128, 1, 1, 4, 4};
 
 // How operands get into shared memory: by cp.async, or element by element where rows are not aligned to 16 bytes.
 enum class Load { Vectors, Elements };
@@ -49,12 +50,13 @@ template <Major MAJOR, u32 OUTER, u32 DEPTH> struct Panel {
     static constexpr u32 BYTES = ROWS * COLS * sizeof(bf16);
     // Vectors of 16 bytes in a row.
     static constexpr u32 WIDTH = COLS / VECTOR;
-    static_assert(WIDTH % 4 == 0);
 
-    // Bytes to a vector. They are permuted so that eight of one column, one below the other, lie in different banks.
+    // Bytes to a vector. They are permuted so that eight of one column, one below the other, lie in different banks:
+    // all banks together are 8 vectors wide, so rows that are narrower take turns less often.
     static __device__ u32 offset(u32 row, u32 vector) {
-        const u32 turn = WIDTH % 8 == 0 ? row % 8 : row / 2 % 4;
-        return (row * WIDTH + (vector ^ turn)) * 16;
+        constexpr u32 TURNS = WIDTH < 8 ? WIDTH : 8;
+        static_assert(TURNS == 2 || TURNS == 4 || TURNS == 8);
+        return (row * WIDTH + (vector ^ row / (8 / TURNS) % TURNS)) * 16;
     }
 
     // Fills the panel with what lies at (outer, k) of an operand of `outers` by `depth`; zeros beyond.
@@ -183,8 +185,8 @@ __device__ void gemm(In<bf16> a, In<bf16> b, u32 m, u32 n, u32 k, const Finishin
 #pragma unroll 1
         for (u32 index = threadIdx.x; index < SIZE / VECTOR; index += T.threads()) {
             const u32 row = index / (T.n / VECTOR), col = index % (T.n / VECTOR) * VECTOR;
-            finish_vector<T.parts, SIZE>(finish, results + staged<T.n>(row, col), first_m + slab + row, first_n + col, m,
-                                         n);
+            const float *vector = results + staged<T.n>(row, col);
+            finish_vector<T.parts, SIZE>(finish, vector, first_m + slab + row, first_n + col, m, n);
         }
         if constexpr (SUMS) {
             const u32 row = threadIdx.x;
@@ -226,7 +228,7 @@ struct GemmWeightArgs {
 };
 static_assert(sizeof(GemmWeightArgs) == 88);
 
-#define GEMM_KERNELS(NAME, TILE, BLOCKS, LOAD)                                                                          \
+#define GEMM_KERNELS(NAME, TILE, BLOCKS, LOAD)                                                                         \
     extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
         gemm_forward_##NAME(const __grid_constant__ GemmForwardArgs a) {                                               \
         gemm<TILE, Major::K, Major::K, LOAD, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr);            \
@@ -243,4 +245,5 @@ static_assert(sizeof(GemmWeightArgs) == 88);
 GEMM_KERNELS(large, LARGE, 2, Load::Vectors)
 GEMM_KERNELS(medium, MEDIUM, 4, Load::Vectors)
 GEMM_KERNELS(narrow, NARROW, 3, Load::Vectors)
+GEMM_KERNELS(slim, SLIM, 4, Load::Vectors)
 GEMM_KERNELS(unaligned, MEDIUM, 3, Load::Elements)

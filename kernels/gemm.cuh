@@ -50,11 +50,12 @@ struct Accumulate {
 };
 static_assert(sizeof(Accumulate) == 24);
 
-// Place in shared memory of a result on its way from the tensor core's layout to whole rows. Tiles are COLS wide. Blocks
-// of a vector are permuted by the row, so that neither the writes of a warp's 8 rows nor its reads meet in a bank.
+// Place in shared memory of a result on its way from the tensor core's layout to whole rows. Tiles are COLS wide.
+// Blocks of a vector are permuted by the row, so that the writes of a warp's 8 rows meet in as few banks as can be.
 template <u32 COLS> __device__ u32 staged(u32 row, u32 col) {
-    static_assert(COLS % (4 * VECTOR) == 0);
-    return row * COLS + (col ^ (row % 4 * VECTOR));
+    constexpr u32 TURNS = COLS / VECTOR < 4 ? COLS / VECTOR : 4;
+    static_assert(COLS % (TURNS * VECTOR) == 0 && (TURNS == 2 || TURNS == 4));
+    return row * COLS + (col ^ (row % TURNS * VECTOR));
 }
 
 // Puts a fragment of 16×8 results, as `mma` and `wgmma` leave it, at its place.

@@ -12,12 +12,13 @@
 constexpr u32 TILE_M = 128, DEPTH = 64;  // of a tile, and of a stage along k
 constexpr u32 WARPGROUP = 128, CONSUMERS = 2, CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
 constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
-// Bytes of a row in shared memory, which is what the swizzle permutes within; and of eight rows, after which it repeats.
+// Bytes of a row in shared memory, which is what the swizzle permutes within; and of eight rows, after which it
+// repeats.
 constexpr u32 ROW = 128, ATOM = 8 * ROW;
 static_assert(DEPTH * sizeof(bf16) == ROW);
 
-// A stage's part of an operand: OUTER along m or n by DEPTH along k, in panels with rows of 128 bytes: one panel of rows
-// along k, or panels of 64 along m or n whose rows are the k's.
+// A stage's part of an operand: OUTER along m or n by DEPTH along k, in panels with rows of 128 bytes: one panel of
+// rows along k, or panels of 64 along m or n whose rows are the k's.
 template <Major MAJOR, u32 OUTER> struct Panels {
     static constexpr u32 BYTES = OUTER * DEPTH * sizeof(bf16);
     static constexpr u32 WIDTH = 64;                   // of a panel along m or n
@@ -33,8 +34,8 @@ template <Major MAJOR, u32 OUTER> struct Panels {
         }
     }
 
-    // What wgmma is to read from `outer` (a multiple of 64) and `k` (of 16) on: address, the distance of panels, that of
-    // eights of rows, all in units of 16 bytes, and the swizzle of 128 bytes.
+    // What wgmma is to read from `outer` (a multiple of 64) and `k` (of 16) on: address, the distance of panels, that
+    // of eights of rows, all in units of 16 bytes, and the swizzle of 128 bytes.
     static __device__ u64 descriptor(u32 panels, u32 outer, u32 k) {
         const u32 start = MAJOR == Major::K ? panels + outer * ROW + k * sizeof(bf16)
                                             : panels + outer / WIDTH * PANEL + k * ROW;
@@ -125,7 +126,7 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
     Turn turn;
     const u32 warpgroup = threadIdx.x / WARPGROUP;
     if (warpgroup == 0) {
-        setmaxnreg_dec<24>();
+        setmaxnreg_dec<40>();
         if (threadIdx.x != 0) return;
         for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             const u32 first_m = tile / tiles_n * TILE_M, first_n = tile % tiles_n * TILE_N;
@@ -143,7 +144,7 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
         return;
     }
 
-    setmaxnreg_inc<240>();
+    setmaxnreg_inc<232>();
     const u32 consumer = warpgroup - 1, warp = warp_index() % (WARPGROUP / WARP);
     float *results = reinterpret_cast<float *>(shared + Place::RESULTS) +
                      (consumer * (WARPGROUP / WARP) + warp) * Place::RESULTS_OF_A_WARP;  // [16, 64]

@@ -72,8 +72,8 @@ template <int N> __device__ void wgmma_wait_group() {
 // Which way an operand's rows in shared memory run: along k, or (transposed) along m or n.
 enum class Transpose { No = 0, Yes = 1 };
 
-// wgmma.mma_async: d [64, N] = a [64, 16] · b [16, N] (+ d if `add`), a and b by descriptors of shared memory. Of d, warp
-// w has rows 16·w .. 16·w + 16, and its lanes have of each 8 columns what they have of `mma`'s d.
+// wgmma.mma_async: d [64, N] = a [64, 16] · b [16, N] (+ d if `add`), a and b by descriptors of shared memory. Of d,
+// warp w has rows 16·w .. 16·w + 16, and its lanes have of each 8 columns what they have of `mma`'s d.
 template <Transpose A, Transpose B> __device__ void wgmma(float (&d)[4], u64 a, u64 b, u32 add) {
     asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, %6, 0;\n"
                  "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"

@@ -7,6 +7,9 @@ use qformer::device::{Cpu, Cuda, Write};
 use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
 use qformer::tensor::Layout;
 
+/// A way of storing a weight.
+type Store<D> = fn(&Matrix) -> Tensor<D>;
+
 /// One linear layer.
 #[derive(Clone)]
 struct Linear {
@@ -64,11 +67,7 @@ impl Linear {
         })
     }
 
-    fn forward<D: TestDevice + GemmOp>(
-        &self,
-        store: fn(&Matrix) -> Tensor<D>,
-        bias: Option<&Matrix>,
-    ) -> Matrix {
+    fn forward<D: TestDevice + GemmOp>(&self, store: Store<D>, bias: Option<&Matrix>) -> Matrix {
         let mut bias = bias.map(Tensor::pitched);
         let mut y = Tensor::<D>::output(self.x.rows, self.weight.rows);
         D::get()
@@ -88,7 +87,7 @@ impl Linear {
     /// x·Wᵀ + b, and its activation plus `residual`.
     fn forward_activated<D: TestDevice + GemmOp>(
         &self,
-        store: fn(&Matrix) -> Tensor<D>,
+        store: Store<D>,
         activation: Activation,
         residual: &Matrix,
     ) -> [Matrix; 2] {
@@ -131,7 +130,7 @@ fn forward_matches<D: TestDevice + GemmOp>() {
     for shape in SHAPES {
         let linear = Linear::random(shape).rounded::<D>();
         let want = linear.plain();
-        let stores: Vec<fn(&Matrix) -> Tensor<D>> = D::weight_stores();
+        let stores: Vec<Store<D>> = D::weight_stores();
         for store in stores {
             assert_rounded::<D>(&format!("{shape:?}"), &linear.forward(store, Some(&linear.bias)), &want);
         }
@@ -145,7 +144,7 @@ fn forward_matches_a_plain_computation() {
     forward_matches::<Cuda>();
 }
 
-fn activation_saves_its_input<D: TestDevice + GemmOp>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
+fn activation_saves_its_input<D: TestDevice + GemmOp>(store: Store<D>, tolerance: f64) {
     let linear = Linear::random([33, 48, 70]);
     let mut random = Random::new(6);
     let residual = random.matrix(33, 70);
@@ -163,7 +162,7 @@ fn a_fused_activation_saves_what_it_is_applied_to() {
     }
 }
 
-fn a_part_is_a_layer<D: TestDevice + GemmOp>(store: fn(&Matrix) -> Tensor<D>, tolerance: f64) {
+fn a_part_is_a_layer<D: TestDevice + GemmOp>(store: Store<D>, tolerance: f64) {
     let linear = Linear::random([9, 20, 200]);
     let mut y = Tensor::<D>::output(9, 100);
     D::get()
@@ -308,7 +307,7 @@ fn a_weight_may_be_written_in_any_parts() {
     let linear = Linear::random([3, 75, 70]);
     let at_once = linear.forward::<Cpu<f32>>(|w| Tensor::frozen(w, Layout::SplitPanels, usize::MAX), None);
     assert_close("at once", &at_once, &linear.forward::<Cpu<f32>>(Tensor::panels, None), SPLIT_TOLERANCE);
-    let in_parts: [fn(&Matrix) -> Tensor<Cpu<f32>>; 4] = [
+    let in_parts: [Store<Cpu<f32>>; 4] = [
         |w| Tensor::frozen(w, Layout::SplitPanels, 1),
         |w| Tensor::frozen(w, Layout::SplitPanels, 7),
         |w| Tensor::frozen(w, Layout::SplitPanels, 75),
@@ -325,7 +324,7 @@ fn a_split_weight_is_refused_without_amx() {
     Linear::random([2, 3, 4]).forward::<Cpu<f64>>(Tensor::split_panels, None);
 }
 
-fn nan_marks_its_row<D: TestDevice + GemmOp>(store: fn(&Matrix) -> Tensor<D>, not_finite: f64) {
+fn nan_marks_its_row<D: TestDevice + GemmOp>(store: Store<D>, not_finite: f64) {
     let mut linear = Linear::random([40, 33, 70]);
     linear.x.set(2, 5, not_finite);
     let y = linear.forward(store, None);

@@ -151,15 +151,18 @@ mod tests {
         let choose = |m, n, aligned, (capability, multiprocessors)| {
             Kernels::choose(m, n, aligned, capability, multiprocessors)
         };
-        // The keys and values of 256 images, and their weight's gradient: three full rounds of the widest.
+        // The keys and values of 256 images: 141 rounds of the wide tile, each as long as two of the square
+        // one's 281.
         assert_eq!(choose(257 * 256, 9216, true, H200), Kernels::Sm90a(&sm90a::WIDE));
-        assert_eq!(choose(9216, 1408, true, H200), Kernels::Sm90a(&sm90a::WIDE));
+        // Their weight's gradient: 72·11 tiles of 128×128 are six full rounds.
+        assert_eq!(choose(9216, 1408, true, H200), Kernels::Sm90a(&sm90a::SQUARE));
         assert_eq!(choose(257 * 256, 9216, true, A100), Kernels::Mma(&mma::LARGE));
         // 64·3 tiles of 128×256 would be one round and a half: 64·6 of 128×128 are three.
         assert_eq!(choose(32 * 256, 768, true, H200), Kernels::Sm90a(&sm90a::SQUARE));
         // Few results: smaller tiles, so that more multiprocessors have one.
         assert_eq!(choose(768, 768, true, H200), Kernels::Mma(&mma::MEDIUM));
         assert_eq!(choose(32, 3072, true, H200), Kernels::Mma(&mma::NARROW));
+        assert_eq!(choose(32, 768, true, H200), Kernels::Mma(&mma::SLIM));
         assert_eq!(choose(257 * 256, 9216, false, H200), Kernels::Mma(&mma::UNALIGNED));
         // Blackwell runs what is for every GPU.
         assert_eq!(choose(257 * 256, 9216, true, ((10, 0), 148)), Kernels::Mma(&mma::LARGE));

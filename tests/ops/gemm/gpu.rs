@@ -10,7 +10,7 @@ use std::process::Command;
 
 /// Rows, inputs, outputs. Which kernel a product goes to is a matter of its size, of whether rows start at
 /// multiples of 16 bytes, and of the GPU: on one of 4 multiprocessors, the first four go to those for large products.
-const SHAPES: [[usize; 3]; 9] = [
+const SHAPES: [[usize; 3]; 10] = [
     // Large tiles, none of them whole, for y, dx and dW.
     [300, 200, 264],
     // Many steps along each of the three sums.
@@ -21,6 +21,7 @@ const SHAPES: [[usize; 3]; 9] = [
     [40, 96, 72],
     [32, 768, 40],
     [7, 40, 16],
+    [2, 64, 24],
     // Rows that are not aligned: primes, and the matching head.
     [67, 131, 71],
     [40, 768, 2],

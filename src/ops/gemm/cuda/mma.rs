@@ -43,6 +43,14 @@ pub(super) const NARROW: Tile = Tile {
     input: "gemm_input_narrow",
     weight: "gemm_weight_narrow",
 };
+pub(super) const SLIM: Tile = Tile {
+    size: [32, 16],
+    threads: 128,
+    shared_bytes: (32 + 16) * 128 * 2 * 4,
+    forward: "gemm_forward_slim",
+    input: "gemm_input_slim",
+    weight: "gemm_weight_slim",
+};
 /// For operands whose rows do not start at multiples of 16 bytes.
 pub(super) const UNALIGNED: Tile = Tile {
     forward: "gemm_forward_unaligned",
@@ -61,8 +69,10 @@ impl Tile {
             &LARGE
         } else if m > NARROW.size[0] && MEDIUM.tiles(m, n) >= multiprocessors / 2 {
             &MEDIUM
-        } else {
+        } else if NARROW.tiles(m, n) >= multiprocessors / 2 {
             &NARROW
+        } else {
+            &SLIM
         }
     }
 

@@ -40,14 +40,15 @@ pub(super) const WIDE: Tile = Tile {
 };
 
 impl Tile {
-    /// The tile for m by n results: the wider one, which reads fewer bytes, unless more of its places in the
-    /// last round of tiles stay empty. None if not even half of the multiprocessors would have a tile.
+    /// The tile for m by n results: the wider one, which reads fewer bytes, unless places that it leaves empty
+    /// in the last round of tiles cost more than a twentieth of the time. None if not even half of the
+    /// multiprocessors would have a tile.
     pub(super) fn choose(m: u32, n: u32, multiprocessors: u32) -> Option<&'static Self> {
         // Rounds, in units of the square tile's time.
         let rounds = |tile: &Self| tile.tiles(m, n).div_ceil(multiprocessors) * (tile.cols / SQUARE.cols);
         if SQUARE.tiles(m, n) < multiprocessors / 2 {
             None
-        } else if rounds(&WIDE) <= rounds(&SQUARE) {
+        } else if rounds(&WIDE) <= rounds(&SQUARE) + rounds(&SQUARE) / 20 {
             Some(&WIDE)
         } else {
             Some(&SQUARE)
