@@ -13,13 +13,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Kernels that multiply matrices, by the beginnings of `unit/kernel`.
-const MATRIX_PRODUCTS: [&str; 0] = [];
+const MATRIX_PRODUCTS: [&str; 4] =
+    ["gemm/", "attention/", "similarity/similarity_all_forward", "contrastive/contrastive_forward"];
 /// The same by `wgmma`, which only Hopper has.
-const HOPPER_PRODUCTS: [&str; 0] = [];
+const HOPPER_PRODUCTS: [&str; 1] = ["gemm_sm90a/"];
 /// Kernels without a matrix product that do not read 16 bytes at a time, each with the reason.
-const SINGLE_LOADS: [(&str, &str); 2] = [
-    ("cross_entropy/cross_entropy_mean", "reads three numbers a row of logits"),
-    ("dropout/dropout_apply", "a draw makes four elements, 8 bytes"),
+const SINGLE_LOADS: [(&str, &str); 7] = [
+    ("contrastive/contrastive_dtemperature", "a number a text"),
+    ("contrastive/contrastive_lines", "a thread a line, of a few parts"),
+    ("contrastive/contrastive_loss", "a few numbers a line"),
+    ("cross_entropy/cross_entropy_mean", "three numbers a row of logits"),
+    ("layer_norm/layer_norm_parameters", "a warp reads 128 bytes of each block's sums"),
+    ("matching/matching_backward", "three numbers a pair"),
+    ("matching/matching_forward", "three numbers a pair"),
 ];
 
 /// The units, which are there.
@@ -115,9 +121,14 @@ fn the_reader_agrees_with_the_sources() {
 
 #[test]
 fn no_kernel_keeps_registers_in_memory() {
+    let mut spilled = Vec::new();
     for_each_kernel(|path, architecture, kernel, counts| {
-        assert_eq!((kernel.stack_bytes, counts.local), (0, 0), "{path} for {architecture}");
+        let (bytes, accesses) = (kernel.stack_bytes, counts.local);
+        if (bytes, accesses) != (0, 0) {
+            spilled.push(format!("{path} for {architecture}: {bytes} bytes a thread, {accesses} accesses"));
+        }
     });
+    assert!(spilled.is_empty(), "{spilled:#?}");
 }
 
 #[test]
@@ -135,19 +146,23 @@ fn blocks_fit_on_a_multiprocessor() {
 fn matrix_products_use_tensor_cores_and_the_rest_loads_vectors() {
     let mut unused: Vec<&str> = MATRIX_PRODUCTS.into_iter().chain(HOPPER_PRODUCTS).collect();
     unused.extend(SINGLE_LOADS.iter().map(|(path, _)| path));
+    let mut slow = Vec::new();
     for_each_kernel(|path, architecture, _, counts| {
         let listed = |list: &[&str]| list.iter().any(|start| path.starts_with(start));
         unused.retain(|start| !path.starts_with(start));
-        if listed(&HOPPER_PRODUCTS) {
-            assert!(counts.wgmma > 0, "{path} for {architecture} has no wgmma");
+        let is_fast = if listed(&HOPPER_PRODUCTS) {
+            counts.wgmma > 0
         } else if listed(&MATRIX_PRODUCTS) {
-            assert!(counts.mma > 0, "{path} for {architecture} has no mma");
+            counts.mma > 0
         } else {
             let excused = SINGLE_LOADS.iter().any(|(single, _)| *single == path);
-            let vectors = counts.vector_loads + counts.async_copies;
-            assert_eq!(vectors == 0, excused, "{path} for {architecture} loads {vectors} vectors");
+            excused || counts.vector_loads + counts.async_copies > 0
+        };
+        if !is_fast {
+            slow.push(format!("{path} for {architecture}: {counts:?}"));
         }
     });
+    assert!(slow.is_empty(), "{slow:#?}");
     assert!(unused.is_empty(), "no such kernels: {unused:?}");
 }
 
