@@ -1,9 +1,9 @@
 //! What is measured: inputs, passes, their operation counts and their answers.
 
 use crate::PartKind;
+use crate::measured::Measured;
 use crate::reference::Reference;
 use qformer::config::Config;
-use qformer::device::Device;
 use qformer::ops::absorbed_attention::CrossSizes;
 use qformer::params::init::{key, uniform};
 use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
@@ -11,7 +11,7 @@ use qformer::params::{NamedCheckpoint, Part, TensorSource};
 use qformer::qformer::{Abilities, Matching};
 use qformer::tensor::HostTensor;
 use qformer::vision::encoder::VisionEncoder;
-use qformer::{Cpu, Error, QFormer, Result};
+use qformer::{Error, QFormer, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,14 +19,12 @@ use std::path::Path;
 /// Shortest and longest caption, in tokens with `[CLS]` and `[SEP]`.
 const CAPTION_TOKENS: [usize; 2] = [9, 16];
 
-/// Largest relative error that passes: single against double precision through twelve layers.
-const TOLERANCE: f64 = 1e-4;
-
 /// Inputs and model.
-pub(crate) struct Work {
+pub(crate) struct Work<B: Measured> {
+    device: B,
     config: Config,
-    model: QFormer,
-    vision: Option<VisionEncoder>,
+    model: QFormer<B>,
+    vision: Option<VisionEncoder<B>>,
     source: Source,
     /// [B, N, W]
     vision_output: HostTensor,
@@ -87,7 +85,7 @@ impl TensorSource for RandomWeights {
 }
 
 /// Values in (-1, 1), different for every name and the same in every run.
-fn random_values(name: &str, count: usize) -> Vec<f32> {
+pub(crate) fn random_values(name: &str, count: usize) -> Vec<f32> {
     let key = key(0, name);
     (0..count as u64).into_par_iter().map(|index| (2.0 * uniform(key, index) - 1.0) as f32).collect()
 }
@@ -96,21 +94,32 @@ fn random_tensor(name: &str, shape: &[usize]) -> HostTensor {
     HostTensor::new(shape, random_values(name, shape.iter().product()))
 }
 
-impl Work {
-    pub(crate) fn prepare(model: Option<&Path>, batch: usize, parts: &[PartKind]) -> Result<Self> {
-        let (config, source) = match model {
-            Some(path) => (Config::load(path)?, Source::Checkpoint(Checkpoint::open(path)?)),
-            None => (Config::blip2_vit_g(), Source::Random),
+/// The sizes of the checkpoint, or BLIP-2's with ViT-g.
+pub(crate) fn config(model: Option<&Path>) -> Result<Config> {
+    model.map_or_else(|| Ok(Config::blip2_vit_g()), Config::load)
+}
+
+impl<B: Measured> Work<B> {
+    pub(crate) fn prepare(
+        device: B,
+        model: Option<&Path>,
+        batch: usize,
+        parts: &[PartKind],
+    ) -> Result<Self> {
+        let config = config(model)?;
+        let source = match model {
+            Some(path) => Source::Checkpoint(Checkpoint::open(path)?),
+            None => Source::Random,
         };
         if !config.qformer.use_qformer_text_input {
             return Err(Error::usage("the model reads no text; measure one of Blip2ForImageTextRetrieval"));
         }
         let abilities = Abilities { text: true, retrieval: true };
         let loaded = source.with(|source| {
-            let model = QFormer::from_source(Cpu::new(), config.clone(), abilities, source, &mut |_, _| ())?;
+            let model = QFormer::from_source(device.clone(), config.clone(), abilities, source, &mut |_, _| ())?;
             let vision = parts
                 .contains(&PartKind::Vision)
-                .then(|| VisionEncoder::from_source(Cpu::new(), &config, source, &mut |_, _| ()));
+                .then(|| VisionEncoder::from_source(device.clone(), &config, source, &mut |_, _| ()));
             Ok((model, vision.transpose()?))
         })?;
         let (tokens, side) = (config.image_tokens(), config.vision.image_size);
@@ -133,6 +142,7 @@ impl Work {
                 })
                 .collect(),
             batch,
+            device,
             config,
         })
     }
@@ -167,10 +177,12 @@ impl Work {
                 },
             ])
         })?;
-        match checks.iter().find(|check| check.error.is_nan() || check.error >= TOLERANCE) {
+        match checks.iter().find(|check| check.error.is_nan() || check.error >= B::TOLERANCE) {
             Some(wrong) => Err(Error::device(format!(
-                "{} differs by {:e} from double precision, more than {TOLERANCE:e}; nothing was measured",
-                wrong.name, wrong.error
+                "{} differs by {:e} from double precision, more than {:e}; nothing was measured",
+                wrong.name,
+                wrong.error,
+                B::TOLERANCE
             ))),
             None => Ok(checks),
         }
@@ -254,7 +266,7 @@ impl Work {
 
     fn image_flops(&self) -> f64 {
         let CrossSizes { heads, queries, hidden, image_tokens, image_width } = self.sizes();
-        let cross = if self.sizes().absorbs(Cpu::<f32>::new().frozen_layout()) {
+        let cross = if self.sizes().absorbs(self.device.frozen_layout()) {
             (self.cross_layers() * 4 * queries * image_width * (hidden + heads * image_tokens)) as f64
         } else {
             self.keys_values_flops() + (self.cross_layers() * 4 * queries * image_tokens * hidden) as f64

@@ -5,9 +5,11 @@
 mod graph;
 mod image;
 mod kernel;
+mod limits;
 mod tensor_map;
 
 pub use image::{COMPILER, Image, UNITS, Unit};
+pub use limits::Limits;
 pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
 pub(crate) use tensor_map::TensorMap;
 
