@@ -57,7 +57,7 @@ constexpr u32 THREADS = 256;
 extern __shared__ __align__(128) unsigned char shared[];
 
 // First column of this block's head.
-__device__ static u32 head_column(const Attention &what) { return blockIdx.y * what.width; }
+__device__ static u32 head_column(const Attention &what) { return blockIdx.y * what.head.width; }
 
 // ---- One walk for the forward pass and the gradient of the queries
 
@@ -91,7 +91,7 @@ template <class Pass, class Args> __device__ void walk_queries(const Args &a, Pa
                 const u32 column = head_column(what);
                 const auto copy = [&](const SharedRows<W> &to, const In<bf16>(&matrices)[2]) {
                     const KeyRows from{{matrices[0], matrices[1]}, {sequence.keys[0], sequence.keys[1]}};
-                    to.copy(rows, what.width, what.vector, [&](u32 row) {
+                    to.copy(rows, what.head.width, what.head.vector, [&](u32 row) {
                         const bf16 *address = from.row(first + row);
                         return address == nullptr ? nullptr : address + column;
                     });
@@ -156,7 +156,7 @@ template <u32 W> struct Forward {
     __device__ void begin(const ForwardArgs &a, const Tiles &tiles) {
         tile.begin(a.what, tiles);
         const u32 column = head_column(a.what);
-        q.load(tile.row(a.q, 0, column), tile.row(a.q, 1, column), a.what);
+        q.load(tile.row(a.q, 0, column), tile.row(a.q, 1, column), a.what.head);
 #pragma unroll
         for (auto &fragment : out)
 #pragma unroll
@@ -226,7 +226,7 @@ template <u32 W> struct Forward {
 #pragma unroll
             for (u32 n = 0; n < W / 8; ++n)
                 store_pair(row, n * 8 + fragment_column(), out[n][2 * h] * inverse, out[n][2 * h + 1] * inverse,
-                           a.what);
+                           a.what.head);
             if (a.lse.present() && fragment_column() == 0)
                 a.lse.row(blockIdx.y)[tile.rows[h]] = largest[h] * a.what.scale + logf(total[h]);
         }
@@ -246,8 +246,8 @@ template <u32 W> struct QueryGradient {
     __device__ void begin(const BackwardQueriesArgs &a, const Tiles &tiles) {
         tile.begin(a.what, tiles);
         const u32 column = head_column(a.what);
-        q.load(tile.row(a.q, 0, column), tile.row(a.q, 1, column), a.what);
-        dout.load(tile.row(a.dout, 0, column), tile.row(a.dout, 1, column), a.what);
+        q.load(tile.row(a.q, 0, column), tile.row(a.q, 1, column), a.what.head);
+        dout.load(tile.row(a.dout, 0, column), tile.row(a.dout, 1, column), a.what.head);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
             lse2[h] = a.lse.row(blockIdx.y)[tile.rows[h]] * LOG2_E;
@@ -256,7 +256,7 @@ template <u32 W> struct QueryGradient {
 #pragma unroll
             for (u32 k = 0; k < W / 8; ++k) {
                 float x[2], dx[2];
-                unpack(x[0], x[1], load_pair(out, k * 8 + fragment_column(), a.what));
+                unpack(x[0], x[1], load_pair(out, k * 8 + fragment_column(), a.what.head));
                 unpack(dx[0], dx[1], dout.a[k / 2][k % 2 * 2 + h]);
                 sum += x[0] * dx[0] + x[1] * dx[1];
             }
@@ -310,7 +310,7 @@ template <u32 W> struct QueryGradient {
             bf16 *row = a.dq.row(tile.rows[h]) + head_column(a.what);
 #pragma unroll
             for (u32 n = 0; n < W / 8; ++n)
-                store_pair(row, n * 8 + fragment_column(), dq[n][2 * h] * scale, dq[n][2 * h + 1] * scale, a.what);
+                store_pair(row, n * 8 + fragment_column(), dq[n][2 * h] * scale, dq[n][2 * h + 1] * scale, a.what.head);
         }
     }
 };
@@ -340,7 +340,7 @@ __device__ void start_queries(const BackwardInputs &a, const Tiles &tiles, const
     const auto tile_of = [&](u32 row) { return row < TILE ? tiles : next; };
     const auto has = [&](u32 row) { return tile_of(row).found() && tile_of(row).has(row % TILE); };
     const auto copy = [&](const SharedRows<W> &to, const In<bf16> &from) {
-        to.copy(QUERIES, what.width, what.vector, [&](u32 row) {
+        to.copy(QUERIES, what.head.width, what.head.vector, [&](u32 row) {
             return has(row) ? from.row(tile_of(row).stream_row(row % TILE)) + column : nullptr;
         });
     };
@@ -355,10 +355,10 @@ __device__ void start_queries(const BackwardInputs &a, const Tiles &tiles, const
         float sum = 0.0f;
         if (there) {
             const bf16 *out = a.out.row(stream_row) + column, *gradient = a.dout.row(stream_row) + column;
-            for (u32 c = i % 8 * 2; c < what.width; c += 16) {
+            for (u32 c = i % 8 * 2; c < what.head.width; c += 16) {
                 float x[2], dx[2];
-                unpack(x[0], x[1], load_pair(out, c, what));
-                unpack(dx[0], dx[1], load_pair(gradient, c, what));
+                unpack(x[0], x[1], load_pair(out, c, what.head));
+                unpack(dx[0], dx[1], load_pair(gradient, c, what.head));
                 sum += x[0] * dx[0] + x[1] * dx[1];
             }
         }
@@ -437,7 +437,7 @@ template <u32 W> __device__ void key_gradients(const BackwardKeysArgs &a) {
         const KeyRows from{{matrices[0], matrices[1]}, {sequence.keys[0], sequence.keys[1]}};
         const bf16 *rows[2] = {from.row(key[0]), from.row(key[1])};
         fragment.load(rows[0] == nullptr ? nullptr : rows[0] + column, rows[1] == nullptr ? nullptr : rows[1] + column,
-                      what);
+                      what.head);
     };
     load(gradient.k, a.k);
     load(gradient.v, a.v);
@@ -469,10 +469,10 @@ template <u32 W> __device__ void key_gradients(const BackwardKeysArgs &a) {
         const auto store = [&](bf16 *to, u32 c, float x, float next) {
             if (prefix || a.write == Write::Add) {
                 float before[2];
-                unpack(before[0], before[1], load_pair(to, c, what));
+                unpack(before[0], before[1], load_pair(to, c, what.head));
                 x += before[0], next += before[1];
             }
-            store_pair(to, c, x, next, what);
+            store_pair(to, c, x, next, what.head);
         };
 #pragma unroll
         for (u32 n = 0; n < W / 8; ++n) {

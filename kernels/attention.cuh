@@ -36,13 +36,18 @@ static_assert(sizeof(Sequence) == 32);
 // Twin of `Mask` in src/ops/attention/mod.rs.
 enum class Mask : u32 { None = 0, Causal = 1 };
 
+// A head's part of a row.
+struct HeadSize {
+    u32 width;
+    u32 vector;  // VECTOR if all heads of all rows are whole vectors, else 1
+};
+
 // What all kernels of attention get. Twin of `AttentionArgs` in src/ops/attention/cuda.rs.
 struct Attention {
     const u32 *table;  // bounds of the groups, then the sequences
     u32 groups;
     Mask mask;
-    u32 width;   // of a head
-    u32 vector;  // VECTOR if all rows of heads are vectors, else 1
+    HeadSize head;
     float scale;
     u32 unused;
     Dropout dropout;
@@ -152,20 +157,20 @@ template <u32 W> struct SharedRows {
 // ---- Fragments
 
 // Elements column and column + 1 of a head's row in one register; zeros beyond it and where it is null.
-__device__ inline u32 load_pair(const bf16 *row, u32 column, const Attention &what) {
-    if (row == nullptr || column >= what.width) return 0;
-    if (what.vector == VECTOR) return *reinterpret_cast<const u32 *>(row + column);
-    const u32 next = column + 1 < what.width ? row[column + 1].bits : 0;
+__device__ inline u32 load_pair(const bf16 *row, u32 column, HeadSize head) {
+    if (row == nullptr || column >= head.width) return 0;
+    if (head.vector == VECTOR) return *reinterpret_cast<const u32 *>(row + column);
+    const u32 next = column + 1 < head.width ? row[column + 1].bits : 0;
     return row[column].bits | next << 16;
 }
 
-__device__ inline void store_pair(bf16 *row, u32 column, float x, float next, const Attention &what) {
-    if (column >= what.width) return;
-    if (what.vector == VECTOR) {
+__device__ inline void store_pair(bf16 *row, u32 column, float x, float next, HeadSize head) {
+    if (column >= head.width) return;
+    if (head.vector == VECTOR) {
         *reinterpret_cast<u32 *>(row + column) = pack(x, next);
     } else {
         row[column] = to_bf16(x);
-        if (column + 1 < what.width) row[column + 1] = to_bf16(next);
+        if (column + 1 < head.width) row[column + 1] = to_bf16(next);
     }
 }
 
@@ -173,14 +178,14 @@ __device__ inline void store_pair(bf16 *row, u32 column, float x, float next, co
 template <u32 W> struct RowFragment {
     u32 a[W / 16][4];
 
-    __device__ void load(const bf16 *row, const bf16 *row8, const Attention &what) {
+    __device__ void load(const bf16 *row, const bf16 *row8, HeadSize head) {
 #pragma unroll
         for (u32 k = 0; k < W / 16; ++k) {
             const u32 column = k * 16 + fragment_column();
-            a[k][0] = load_pair(row, column, what);
-            a[k][1] = load_pair(row8, column, what);
-            a[k][2] = load_pair(row, column + 8, what);
-            a[k][3] = load_pair(row8, column + 8, what);
+            a[k][0] = load_pair(row, column, head);
+            a[k][1] = load_pair(row8, column, head);
+            a[k][2] = load_pair(row, column + 8, head);
+            a[k][3] = load_pair(row8, column + 8, head);
         }
     }
 

@@ -56,16 +56,15 @@ __device__ inline void wait(u32 barrier, u32 phase) {
     while (!mbarrier_try_wait_parity(barrier, phase)) {}
 }
 
-// Dynamic shared memory. The swizzle wants panels to start at multiples of 1024 bytes.
+// Places in dynamic shared memory. The swizzle wants panels to start at multiples of 1024 bytes.
 template <u32 TILE_N> struct Shared {
     static constexpr u32 STAGES = TILE_N == 256 ? 4 : 6;
     static constexpr u32 A = TILE_M * DEPTH * sizeof(bf16), B = TILE_N * DEPTH * sizeof(bf16);
-    static constexpr u32 RESULTS = STAGES * (A + B);                                    // after the ring
-    static constexpr u32 RESULTS_OF_A_WARP = 16 * 64;                                   // of float
-    static constexpr u32 ONES = RESULTS + CONSUMER_WARPS * RESULTS_OF_A_WARP * sizeof(float);
-    static constexpr u32 FULL = ONES + ATOM, EMPTY = FULL + STAGES * sizeof(u64);
-    static constexpr u32 BYTES = EMPTY + STAGES * sizeof(u64);
-    static_assert(A % ATOM == 0 && B % ATOM == 0 && ONES % ATOM == 0 && BYTES <= 227 * 1024);
+    static constexpr u32 ONES = 0, RING = ONES + ATOM, RESULTS = RING + STAGES * (A + B);
+    static constexpr u32 RESULTS_OF_A_WARP = 16 * 64;  // of float
+    static constexpr u32 FULL = RESULTS + CONSUMER_WARPS * RESULTS_OF_A_WARP * sizeof(float);
+    static constexpr u32 EMPTY = FULL + STAGES * sizeof(u64), BYTES = EMPTY + STAGES * sizeof(u64);
+    static_assert(RING % ATOM == 0 && A % ATOM == 0 && B % ATOM == 0 && BYTES <= 227 * 1024);
 };
 
 extern __shared__ __align__(1024) unsigned char shared[];
@@ -80,7 +79,7 @@ __device__ void multiply(float (&c)[TILE_N / 2], float (&row_sums)[4], Turn &tur
     u32 to_release = 0;
     for (u32 step = 0; step < steps; ++step) {
         wait(base + Place::FULL + turn.stage * sizeof(u64), turn.phase);
-        const u32 a = base + turn.stage * (Place::A + Place::B), b = a + Place::A;
+        const u32 a = base + Place::RING + turn.stage * (Place::A + Place::B), b = a + Place::A;
         wgmma_fence();
 #pragma unroll
         for (u32 k = 0; k < DEPTH; k += 16) {
@@ -134,7 +133,7 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
                 // Before its first turn a stage counts as emptied: that is the phase before the first.
                 wait(base + Place::EMPTY + turn.stage * sizeof(u64), turn.phase ^ 1);
                 const u32 full = base + Place::FULL + turn.stage * sizeof(u64);
-                const u32 stage = base + turn.stage * (Place::A + Place::B);
+                const u32 stage = base + Place::RING + turn.stage * (Place::A + Place::B);
                 mbarrier_arrive_expect_tx(full, Place::A + Place::B);
                 Panels<A_MAJOR, TILE_M>::fill(stage, a, full, first_m, step * DEPTH);
                 Panels<B_MAJOR, TILE_N>::fill(stage + Place::A, b, full, first_n, step * DEPTH);

@@ -60,6 +60,17 @@ impl Error {
         }
     }
 
+    /// The same, of work on `items` (as `what` names them) at a time: tells how many would fit in the
+    /// `free` bytes that there are, if that is known.
+    pub(crate) fn for_batch(self, items: usize, what: &str, bytes: usize, free: Option<usize>) -> Self {
+        let Some(free) = free.filter(|_| self.kind == Kind::OutOfMemory && bytes > 0) else { return self };
+        let fit = items as u128 * free as u128 / bytes as u128;
+        let gib = free as f64 / (1u64 << 30) as f64;
+        let message =
+            format!("{}: of {items} {what}, about {fit} fit in the {gib:.2} GiB that are free", self.message);
+        Self { message, ..self }
+    }
+
     /// The device asked for cannot be used.
     pub fn device(message: impl Into<String>) -> Self {
         Self { kind: Kind::Device, message: message.into() }

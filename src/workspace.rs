@@ -23,10 +23,12 @@ impl<D: Device> Default for Workspace<D> {
 }
 
 impl<D: Device> Workspace<D> {
-    /// Memory for what `carve` takes; a second lease at the same time gets memory of its own.
+    /// Memory for what `carve` takes to work on `items` of something; a second lease at the same time gets
+    /// memory of its own.
     pub(crate) fn lease<'w>(
         &'w self,
         device: &D,
+        (items, what): (usize, &str),
         carve: impl FnOnce(&mut Cursor<'_, D>),
     ) -> Result<Lease<'w, D>> {
         let bytes = Arena::<D>::bytes(carve);
@@ -36,7 +38,9 @@ impl<D: Device> Workspace<D> {
             // The smaller arena is freed first, so that both are never held.
             smaller => {
                 drop(smaller);
-                Kept { replays: HashMap::new(), arena: Arena::sized(device, "activations", bytes)? }
+                let arena = Arena::sized(device, "activations", bytes);
+                let arena = arena.map_err(|e| e.for_batch(items, what, bytes, device.free_memory()))?;
+                Kept { replays: HashMap::new(), arena }
             }
         };
         Ok(Lease { kept: Some(kept), home: self })

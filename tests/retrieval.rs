@@ -1,5 +1,10 @@
 //! The whole path from photographs to scores against what transformers computes (tests/golden/retrieval).
 
+#[path = "support/cuda.rs"]
+mod cuda;
+
+use cuda::cuda;
+use qformer::ops::Backend;
 use qformer::params::safetensors::Checkpoint;
 use qformer::qformer::Matching;
 use qformer::tensor::HostTensor;
@@ -8,8 +13,25 @@ use qformer::vision::image::ImageProcessor;
 use qformer::{Cpu, QFormer, Tokenizer};
 use std::path::{Path, PathBuf};
 
-/// ‖found − expected‖ / ‖expected‖ allowed of a float32 implementation against float64 values.
-const TOLERANCE: f64 = 1e-4;
+/// ‖found − expected‖ / ‖expected‖ allowed.
+type Tolerance = fn(&str) -> f64;
+
+/// Of a float32 implementation against float64 values.
+fn single(_: &str) -> f64 {
+    1e-4
+}
+
+/// Twice what transformers 5.23 is off by in bf16 on this model.
+fn bf16(name: &str) -> f64 {
+    2.0 * match name {
+        "query_output" => 2.5e-2,
+        "query_features" => 3.0e-2,
+        "text_features" => 2.4e-2,
+        "itc" => 7.7e-2,
+        "itm_logits" => 2.8e-2,
+        _ => single(name) / 2.0,
+    }
+}
 
 const TEXTS: [&str; 5] = [
     "a red cat sits on a table",
@@ -30,7 +52,7 @@ fn expected(name: &str) -> HostTensor {
     HostTensor::new(&checkpoint.get(name).unwrap().shape, values)
 }
 
-fn assert_close(name: &str, found: &HostTensor) {
+fn assert_close(name: &str, found: &HostTensor, tolerance: Tolerance) {
     let expected = expected(name);
     assert_eq!(found.shape, expected.shape, "{name}");
     let square = |x: f64| x * x;
@@ -40,17 +62,17 @@ fn assert_close(name: &str, found: &HostTensor) {
         norm += square(f64::from(e));
     }
     let relative = (difference / norm).sqrt();
-    assert!(relative < TOLERANCE, "{name} is off by {relative:e}");
+    assert!(relative < tolerance(name), "{name} is off by {relative:e}");
 }
 
-fn vision_output(device: Cpu) -> HostTensor {
+fn vision_output<B: Backend>(device: B) -> HostTensor {
     let processor = ImageProcessor::load(&golden().join("model")).unwrap();
     let mut pixels = Vec::new();
     for name in ["astronaut", "chelsea", "coffee"] {
         pixels.extend(processor.read(&golden().join(format!("images/{name}.png"))).unwrap());
     }
     let pixels = HostTensor::new(&[3, 3, 56, 56], pixels);
-    assert_close("pixel_values", &pixels);
+    assert_close("pixel_values", &pixels, single);
     VisionEncoder::load(device, golden().join("model")).unwrap().encode(&pixels).unwrap()
 }
 
@@ -61,28 +83,52 @@ fn tokens() -> Vec<Vec<u32>> {
 
 #[test]
 fn photographs_and_texts_score_as_transformers_scores_them() {
-    scores_match(Cpu::new());
+    scores_match(Cpu::new(), single);
 }
 
 #[test]
 fn they_do_so_without_amx() {
-    scores_match(Cpu::without_amx());
+    scores_match(Cpu::without_amx(), single);
 }
 
-fn scores_match(device: Cpu) {
-    let model = QFormer::load(device, golden().join("model")).unwrap();
+#[test]
+fn they_do_so_on_the_gpu() {
+    scores_match(cuda().clone(), bf16);
+}
+
+/// The image pass is recorded and replayed on the GPU: the first time it runs as it is, the second time
+/// it is recorded, from then on replayed.
+#[test]
+fn a_replayed_pass_gives_the_same_bits() {
+    let model = QFormer::load(cuda().clone(), golden().join("model")).unwrap();
+    let vision_output = vision_output(Cpu::new());
+    let once = || model.encode_image(&vision_output).unwrap().query_output;
+    let first = once();
+    // Another batch in the same memory, recorded and replayed in between.
+    let [images, tokens, width] = vision_output.shape[..] else { panic!() };
+    let two = HostTensor::new(&[2, tokens, width], vision_output.values[..2 * tokens * width].to_vec());
+    assert!(images > 2);
+    for _ in 0..3 {
+        assert_eq!(once(), first);
+        let query_output = model.encode_image(&two).unwrap().query_output;
+        assert_eq!(query_output.values, first.values[..query_output.values.len()]);
+    }
+}
+
+fn scores_match<B: Backend + Clone>(device: B, tolerance: Tolerance) {
+    let model = QFormer::load(device.clone(), golden().join("model")).unwrap();
     let vision_output = vision_output(device);
     let images = model.encode_image(&vision_output).unwrap();
-    assert_close("query_output", &images.query_output);
+    assert_close("query_output", &images.query_output, tolerance);
     let features = images.features.unwrap();
-    assert_close("query_features", &features);
+    assert_close("query_features", &features, tolerance);
     let tokens = tokens();
     let texts = model.encode_text(&tokens).unwrap();
-    assert_close("text_features", &texts);
-    assert_close("itc", &model.similarity(&features, &texts).unwrap());
+    assert_close("text_features", &texts, tolerance);
+    assert_close("itc", &model.similarity(&features, &texts).unwrap(), tolerance);
 
     let pairs: Vec<(usize, usize)> = (0..3).flat_map(|i| (0..5).map(move |t| (i, t))).collect();
     let matches = model.match_score(&vision_output, &tokens, &pairs, Matching::Classifier).unwrap();
     let logits = matches.iter().flat_map(|m| m.logits.unwrap()).collect();
-    assert_close("itm_logits", &HostTensor::new(&[3, 5, 2], logits));
+    assert_close("itm_logits", &HostTensor::new(&[3, 5, 2], logits), tolerance);
 }

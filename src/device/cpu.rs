@@ -77,6 +77,11 @@ impl<E: Real> Device for Cpu<E> {
         Ok(CpuBuffer { address: map.as_mut_ptr(), map })
     }
 
+    fn free_memory(&self) -> Option<usize> {
+        // The system promises more than it has.
+        None
+    }
+
     fn buffer_address(buffer: &CpuBuffer) -> *mut u8 {
         buffer.address
     }

@@ -38,6 +38,8 @@ pub trait Device: Sized + Send + Sync {
 
     /// `bytes` of zeroed memory; an error that names `purpose` if there is no room.
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<Self::Buffer>;
+    /// Bytes that could still be allocated, if that can be told.
+    fn free_memory(&self) -> Option<usize>;
     /// Address of a buffer's first byte, aligned to [`crate::arena::ALIGNMENT`].
     fn buffer_address(buffer: &Self::Buffer) -> *mut u8;
     /// Size of a buffer.

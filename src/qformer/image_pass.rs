@@ -128,7 +128,7 @@ impl<B: Backend> QFormer<B> {
         let queries = self.config.num_query_tokens;
         let own = Sequences::uniform(images, queries);
         let cross = self.cross_sequences((0..images).collect());
-        let mut lease = self.workspace.lease(b, |c| {
+        let mut lease = self.workspace.lease(b, (images, "images"), |c| {
             ImagePassActs::carve(c, self, images, [&own, &cross]);
         })?;
         let (mut cursor, replay) = lease.replayed(images);
@@ -182,7 +182,7 @@ impl<B: Backend> QFormer<B> {
             cursor.take::<B::Elem>(queries, hidden);
         })?;
         let own = Sequences::uniform(1, queries);
-        let mut lease = workspace.lease(b, |c| {
+        let mut lease = workspace.lease(b, (1, "images"), |c| {
             FirstAttendedActs::carve(c, config, &own);
         })?;
         let FirstAttendedActs { mut ids, own: table, embedded, mut x, mut attention } =

@@ -168,7 +168,7 @@ impl<B: Backend> QFormer<B> {
         matching: Matching,
     ) -> Result<Vec<Match>> {
         let (b, parameters) = (&self.device, self.weights.view());
-        let mut lease = self.keys_values.lease(b, |c| {
+        let mut lease = self.keys_values.lease(b, (images, "images"), |c| {
             KeysValuesActs::carve(c, self, images);
         })?;
         let mut acts = KeysValuesActs::carve(&mut lease.cursor(), self, images);
@@ -200,7 +200,7 @@ impl<B: Backend> QFormer<B> {
         };
         let own = Sequences::new(spans.iter().enumerate().map(sequence).collect());
         let cross = self.cross_sequences(images);
-        let mut lease = self.workspace.lease(b, |c| {
+        let mut lease = self.workspace.lease(b, (pairs, "pairs"), |c| {
             JointPassActs::carve(c, self, pairs, text_rows, [&own, &cross]);
         })?;
         let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows, [&own, &cross]);

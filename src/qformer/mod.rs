@@ -149,7 +149,7 @@ impl<B: Backend> QFormer<B> {
         let &[text_count, text_width] = &texts.shape[..] else { panic!("text features [T, E]") };
         assert_eq!(width, text_width, "images and texts of one width");
         let sizes = [count, queries, text_count, width];
-        let mut lease = self.workspace.lease(&self.device, |c| {
+        let mut lease = self.workspace.lease(&self.device, (count, "images"), |c| {
             SimilarityActs::carve(c, sizes);
         })?;
         let mut acts = SimilarityActs::carve(&mut lease.cursor(), sizes);

@@ -112,7 +112,7 @@ impl<B: Backend> QFormer<B> {
         let spans = text_spans(texts, 0);
         let sequence = |&span: &Span| Sequence { queries: [Span::EMPTY, span], keys: [Span::EMPTY, span] };
         let own = Sequences::new(spans.iter().map(sequence).collect());
-        let mut lease = self.workspace.lease(b, |c| {
+        let mut lease = self.workspace.lease(b, (texts.len(), "texts"), |c| {
             TextPassActs::carve(c, self, rows, texts.len(), &own);
         })?;
         let mut acts = TextPassActs::carve(&mut lease.cursor(), self, rows, texts.len(), &own);

@@ -230,7 +230,7 @@ impl<B: Backend> Stage1<B> {
             constants,
         };
         let plan = Plan::alone(batch, config.num_query_tokens);
-        let mut lease = first_phase.lease(b, |c| {
+        let mut lease = first_phase.lease(b, (batch.images(), "images"), |c| {
             FirstPhaseActs::carve(c, b, &plan, batch, config);
         })?;
         let mut first = FirstPhaseActs::carve(&mut lease.cursor(), b, &plan, batch, config);
@@ -239,7 +239,7 @@ impl<B: Backend> Stage1<B> {
         let matched = pairs(&contrasted.negative_images, &contrasted.negative_texts);
         let together = Plan::together(batch, &matched, config.num_query_tokens, options.start_token);
         let predictions = Predictions::of(&together, batch.images());
-        let mut lease = second_phase.lease(b, |c| {
+        let mut lease = second_phase.lease(b, (batch.images(), "images"), |c| {
             SecondPhaseActs::carve(c, b, &together, &predictions, config);
         })?;
         let mut second = SecondPhaseActs::carve(&mut lease.cursor(), b, &together, &predictions, config);

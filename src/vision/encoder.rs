@@ -248,7 +248,7 @@ impl<B: Backend> VisionEncoder<B> {
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
         let (b, parameters) = (&self.device, self.weights.view());
         let sequences = Sequences::uniform(images, self.config.image_tokens());
-        let mut lease = self.workspace.lease(b, |c| {
+        let mut lease = self.workspace.lease(b, (images, "images"), |c| {
             c.take::<u32>(1, sequences.words());
             VisionActs::carve(c, &self.config, images);
         })?;

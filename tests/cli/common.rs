@@ -33,12 +33,13 @@ pub(crate) fn images() -> [PathBuf; 3] {
     ["astronaut", "chelsea", "coffee"].map(|name| golden().join(format!("images/{name}.png")))
 }
 
-/// The program, with nothing of this process's settings.
+/// The program, with nothing of this process's settings, on the CPU unless it is told otherwise.
 pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qformer"));
-    for name in ["MODEL", "DEVICE", "THREADS", "BATCH_SIZE"] {
+    for name in ["MODEL", "THREADS", "BATCH_SIZE"] {
         command.env_remove(format!("QFORMER_{name}"));
     }
+    command.env("QFORMER_DEVICE", "cpu");
     command
 }
 

@@ -260,11 +260,6 @@ fn what_was_there_stays_if_a_run_fails() {
 }
 
 #[test]
-fn cuda_is_refused_while_there_is_no_backend_for_it() {
-    input_is_refused(&["--text", "a", "--device", "cuda"], &["no CUDA backend", "--device cpu"]);
-}
-
-#[test]
 fn calls_that_make_no_sense_are_told_the_usage() {
     let workplace = Workplace::new();
     let image = shown(&images()[0]);

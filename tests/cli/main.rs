@@ -2,8 +2,11 @@
 
 mod checkpoints;
 mod common;
+mod device;
 mod embed;
 mod errors;
 mod init;
 mod inspect;
 mod score;
+#[path = "../support/simulated.rs"]
+mod simulated;

@@ -44,7 +44,10 @@ impl Measured for Cpu {
             bytes_per_second: measure::copied_bytes_per_second(seconds),
             cache_bytes: None,
         };
-        Ok((limits, "measured: the gemm crate's f32 product (2048³), which AMX can pass, and a copy of 256 MB"))
+        Ok((
+            limits,
+            "measured: the gemm crate's f32 product (2048³), which AMX can pass, and a copy of 256 MB",
+        ))
     }
 
     fn finish(&self) -> Result<()> {

@@ -1,6 +1,5 @@
 //! What is measured: inputs, passes, their operation counts and their answers.
 
-use crate::PartKind;
 use crate::measured::Measured;
 use crate::reference::Reference;
 use qformer::config::Config;
@@ -32,6 +31,16 @@ pub(crate) struct Work<B: Measured> {
     pixels: HostTensor,
     texts: Vec<Vec<u32>>,
     batch: usize,
+}
+
+/// What the graph can do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Image,
+    Text,
+    Joint,
+    Score,
+    Vision,
 }
 
 /// A part to be measured.
@@ -100,12 +109,7 @@ pub(crate) fn config(model: Option<&Path>) -> Result<Config> {
 }
 
 impl<B: Measured> Work<B> {
-    pub(crate) fn prepare(
-        device: B,
-        model: Option<&Path>,
-        batch: usize,
-        parts: &[PartKind],
-    ) -> Result<Self> {
+    pub(crate) fn prepare(device: B, model: Option<&Path>, batch: usize, passes: &[Pass]) -> Result<Self> {
         let config = config(model)?;
         let source = match model {
             Some(path) => Source::Checkpoint(Checkpoint::open(path)?),
@@ -116,9 +120,10 @@ impl<B: Measured> Work<B> {
         }
         let abilities = Abilities { text: true, retrieval: true };
         let loaded = source.with(|source| {
-            let model = QFormer::from_source(device.clone(), config.clone(), abilities, source, &mut |_, _| ())?;
-            let vision = parts
-                .contains(&PartKind::Vision)
+            let model =
+                QFormer::from_source(device.clone(), config.clone(), abilities, source, &mut |_, _| ())?;
+            let vision = passes
+                .contains(&Pass::Vision)
                 .then(|| VisionEncoder::from_source(device.clone(), &config, source, &mut |_, _| ()));
             Ok((model, vision.transpose()?))
         })?;
@@ -188,11 +193,11 @@ impl<B: Measured> Work<B> {
         }
     }
 
-    pub(crate) fn run(&self, kind: PartKind) -> Result<()> {
+    pub(crate) fn run(&self, kind: Pass) -> Result<()> {
         match kind {
-            PartKind::Image => drop(self.model.encode_image(&self.vision_output)?),
-            PartKind::Text => drop(self.model.encode_text(&self.texts)?),
-            PartKind::Joint => {
+            Pass::Image => drop(self.model.encode_image(&self.vision_output)?),
+            Pass::Text => drop(self.model.encode_text(&self.texts)?),
+            Pass::Joint => {
                 let pairs: Vec<_> = (0..self.batch).map(|i| (i, i)).collect();
                 drop(self.model.match_score(
                     &self.vision_output,
@@ -201,13 +206,13 @@ impl<B: Measured> Work<B> {
                     Matching::Classifier,
                 )?);
             }
-            PartKind::Score => drop(self.model.match_score(
+            Pass::Score => drop(self.model.match_score(
                 &self.vision_output,
                 &self.texts,
                 &self.all_pairs(),
                 Matching::Classifier,
             )?),
-            PartKind::Vision => {
+            Pass::Vision => {
                 drop(self.vision.as_ref().expect("prepared when asked for").encode(&self.pixels)?);
             }
         }
@@ -218,21 +223,21 @@ impl<B: Measured> Work<B> {
         (0..self.batch).flat_map(|image| (0..self.batch).map(move |text| (image, text))).collect()
     }
 
-    pub(crate) fn part(&self, kind: PartKind) -> WorkPart {
+    pub(crate) fn part(&self, kind: Pass) -> WorkPart {
         let batch = self.batch;
         let tokens: Vec<usize> = self.texts.iter().map(Vec::len).collect();
         let (name, items, unit, flops) = match kind {
-            PartKind::Image => ("image", batch, "images", batch as f64 * self.image_flops()),
-            PartKind::Text => ("text", batch, "texts", tokens.iter().map(|&t| self.stream_flops(0, t)).sum()),
-            PartKind::Joint => {
+            Pass::Image => ("image", batch, "images", batch as f64 * self.image_flops()),
+            Pass::Text => ("text", batch, "texts", tokens.iter().map(|&t| self.stream_flops(0, t)).sum()),
+            Pass::Joint => {
                 let pairs: f64 = tokens.iter().map(|&t| self.pair_flops(t)).sum();
                 ("joint", batch, "pairs", pairs + batch as f64 * self.keys_values_flops())
             }
-            PartKind::Score => {
+            Pass::Score => {
                 let pairs: f64 = tokens.iter().map(|&t| self.pair_flops(t)).sum::<f64>() * batch as f64;
                 ("score", batch * batch, "pairs", pairs + batch as f64 * self.keys_values_flops())
             }
-            PartKind::Vision => ("vision", batch, "images", batch as f64 * self.vision_flops()),
+            Pass::Vision => ("vision", batch, "images", batch as f64 * self.vision_flops()),
         };
         WorkPart { name, items, unit, flops }
     }

@@ -9,8 +9,8 @@ mod limits;
 mod tensor_map;
 
 pub use image::{COMPILER, Image, UNITS, Unit};
-pub use limits::Limits;
 pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
+pub use limits::Limits;
 pub(crate) use tensor_map::TensorMap;
 
 use crate::device::Device;
@@ -157,11 +157,6 @@ impl Cuda {
         self.0.stream.synchronize().map_err(|error| failure(error, "run the kernels"))
     }
 
-    /// Free and total memory, in bytes.
-    pub(crate) fn memory(&self) -> Result<(usize, usize)> {
-        self.0.context.mem_get_info().map_err(|error| failure(error, "ask for its memory"))
-    }
-
     /// Makes the GPU the calling thread's own.
     fn bind(&self) -> Result<()> {
         self.0.context.bind_to_thread().map_err(|error| failure(error, "use the GPU"))
@@ -220,6 +215,10 @@ impl Device for Cuda {
         unsafe { result::memset_d8_async(address, 0, bytes, stream) }
             .map_err(|error| failure(error, "clear memory"))?;
         Ok(buffer)
+    }
+
+    fn free_memory(&self) -> Option<usize> {
+        self.0.context.mem_get_info().ok().map(|(free, _)| free)
     }
 
     fn buffer_address(buffer: &CudaBuffer) -> *mut u8 {

@@ -36,6 +36,7 @@ struct Scratch<E> {
 
 impl<E: Real> AbsorbedAttention for Cpu<E> {
     fn absorbed_attention(&self, args: AbsorbedAttentionForward<'_, Self>) -> Result<()> {
+        let [queries, tokens, head_width] = args.check();
         let AbsorbedAttentionForward {
             heads,
             scale,
@@ -47,16 +48,7 @@ impl<E: Real> AbsorbedAttention for Cpu<E> {
             images,
             out,
         } = args;
-        let (hidden, width) = (q.cols(), image.cols());
-        assert!(
-            q.rows().is_multiple_of(images)
-                && image.rows().is_multiple_of(images)
-                && hidden.is_multiple_of(heads)
-        );
-        assert_eq!((key_weight.rows(), key_weight.cols()), (hidden, width), "key_weight [D, W]");
-        assert_eq!(value_weight.shape(), key_weight.shape(), "value_weight [D, W]");
-        assert_eq!(out.shape(), q.shape());
-        let (queries, tokens, head_width) = (q.rows() / images, image.rows() / images, hidden / heads);
+        let width = image.cols();
         for weight in [key_weight, value_weight] {
             assert!(
                 weight.layout() != Layout::Panels || PANEL.is_multiple_of(head_width),

@@ -7,6 +7,7 @@
 //! values between passes, and its gradient is that of `attention`.
 
 mod cpu;
+mod cuda;
 
 use crate::config::Config;
 use crate::device::{Device, M, V};
@@ -35,11 +36,32 @@ pub struct AbsorbedAttentionForward<'a, D: Device> {
     pub out: M<'a, D>,
 }
 
+impl<D: Device> AbsorbedAttentionForward<'_, D> {
+    /// Q, N and the width of a head; checks the shapes on the way.
+    fn check(&self) -> [usize; 3] {
+        let Self { heads, images, q, image, key_weight, value_weight, value_bias, out, .. } = self;
+        let (hidden, width) = (q.cols(), image.cols());
+        assert!(
+            q.rows().is_multiple_of(*images)
+                && image.rows().is_multiple_of(*images)
+                && hidden.is_multiple_of(*heads)
+        );
+        assert_eq!((key_weight.rows(), key_weight.cols()), (hidden, width), "key_weight [D, W]");
+        assert_eq!(value_weight.shape(), key_weight.shape(), "value_weight [D, W]");
+        assert_eq!((value_bias.rows(), value_bias.cols()), (1, hidden), "value_bias [1, D]");
+        assert_eq!(out.shape(), q.shape());
+        [q.rows() / images, image.rows() / images, hidden / heads]
+    }
+}
+
 /// Cross-attention without keys and values.
 pub trait AbsorbedAttention: Device {
     /// out = softmax(scale·q·(x·Wₖᵀ)ᵀ)·(x·Wᵥᵀ) + bᵥ, head by head
     fn absorbed_attention(&self, args: AbsorbedAttentionForward<'_, Self>) -> Result<()>;
 }
+
+/// Image tokens whose scores the GPU's kernel can hold.
+const TOKENS: usize = 320;
 
 /// Sizes of one cross-attention.
 #[derive(Clone, Copy, Debug)]
@@ -69,14 +91,15 @@ impl CrossSizes {
     }
 
     /// Whether absorbing costs fewer operations than projecting keys and values, and a head's rows
-    /// of the weights can be read in `layout`. Split weights are made for `gemm` alone, which is so
+    /// of the weights can be read in `layout`. Rows are what the GPU reads, whose kernel holds the scores
+    /// of so many image tokens only. Split weights are made for `gemm` alone, which is so
     /// much faster with them that it is better to project.
     pub fn absorbs(self, layout: Layout) -> bool {
         let Self { heads, queries, hidden, image_tokens, image_width } = self;
         let absorbed = 2 * queries * image_width * (hidden + heads * image_tokens);
         let projected = 2 * image_tokens * hidden * (image_width + queries);
         let readable = match layout {
-            Layout::Rows { .. } => true,
+            Layout::Rows { .. } => image_tokens <= TOKENS,
             Layout::Panels => PANEL.is_multiple_of(hidden / heads) && hidden.is_multiple_of(PANEL),
             Layout::SplitPanels => false,
         };

@@ -150,7 +150,7 @@ impl<'a> Attention<'a, Cuda> {
 }
 
 /// The width that heads are filled up to.
-fn padded(width: usize) -> u32 {
+pub(crate) fn padded_width(width: usize) -> u32 {
     let fits = WIDTHS.into_iter().find(|&padded| width <= padded as usize);
     fits.unwrap_or_else(|| panic!("heads of {width} columns; the GPU's kernels have at most {}", WIDTHS[2]))
 }
@@ -186,7 +186,7 @@ impl AttentionOp for Cuda {
         let width = what.check(q, k, v, prefix);
         assert_eq!(out.shape(), q.shape());
         let [first_k, first_v] = prefix.unwrap_or([k, v]);
-        let (padded, largest, columns) = (padded(width), what.largest(), count(width));
+        let (padded, largest, columns) = (padded_width(width), what.largest(), count(width));
         let (grid, chunk) = self.query_grid(what.heads, padded, &largest);
         let (q, out, lse) = (In::of(q), Out::of(out), Out::optional(lse));
         let (k, v) = ([In::of(first_k), In::of(k)], [In::of(first_v), In::of(v)]);
@@ -204,7 +204,7 @@ impl AttentionOp for Cuda {
         assert!(dk.shape() == k.shape() && dv.shape() == v.shape());
         assert_eq!(prefix.is_some(), dprefix.is_some(), "a prefix has gradients");
         let [first_k, first_v] = prefix.unwrap_or([k, v]);
-        let (padded, largest, columns) = (padded(width), what.largest(), count(width));
+        let (padded, largest, columns) = (padded_width(width), what.largest(), count(width));
         let (grid, chunk) = self.query_grid(what.heads, padded, &largest);
         let (warps, blocks) = shares(largest.keys.div_ceil(TILE));
         let key_grid = Grid {

@@ -11,6 +11,7 @@ mod cpu;
 mod cuda;
 mod sequences;
 
+pub(crate) use cuda::padded_width;
 pub use sequences::{PlacedSequences, Sequence, Sequences, Span};
 
 use crate::device::{Device, M, S, SM, V, Write};

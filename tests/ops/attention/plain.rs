@@ -113,7 +113,8 @@ impl Case {
         Output { out, log_sums }
     }
 
-    /// What such an implementation gives for the gradient, which stores those of the scores too.
+    /// What such an implementation gives for the gradient, which stores those of probabilities and of
+    /// scores too.
     pub(crate) fn plain_gradient_storing(&self, dout: &Matrix, store: fn(f64) -> f64) -> Gradient {
         let out = self.plain_storing(store).out;
         let mut gradient = self.gradient_of(|_| 0.0);
@@ -126,7 +127,8 @@ impl Case {
             let delta = dot(&stored, dout);
             for ((key, p), factor) in seen.iter().zip(&p).zip(&factors) {
                 let dropped = store(p * factor);
-                let ds = store(p * (dot(dout, &key.v[columns.clone()]) * factor - delta) * scale);
+                let dp = store(dot(dout, &key.v[columns.clone()]));
+                let ds = store(p * (dp * factor - delta) * scale);
                 let [dk, dv] = match &mut gradient.dprefix {
                     Some(dprefix) if key.span == 0 => dprefix.each_mut(),
                     _ => [&mut gradient.dk, &mut gradient.dv],

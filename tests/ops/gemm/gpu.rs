@@ -9,7 +9,7 @@ use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
 use std::process::Command;
 
 /// Rows, inputs, outputs. Which kernel a product goes to is a matter of its size, of whether rows start at
-/// multiples of 16 bytes, and of the GPU; the simulated one has 4 multiprocessors.
+/// multiples of 16 bytes, and of the GPU: on one of 4 multiprocessors, the first four go to those for large products.
 const SHAPES: [[usize; 3]; 9] = [
     // Large tiles, none of them whole, for y, dx and dW.
     [300, 200, 264],
@@ -25,6 +25,9 @@ const SHAPES: [[usize; 3]; 9] = [
     [67, 131, 71],
     [40, 768, 2],
 ];
+
+/// Shapes of which y, dx or dW is large enough for 132 multiprocessors.
+const LARGE_SHAPES: [[usize; 3]; 3] = [[1040, 40, 1048], [1040, 1048, 40], [40, 1048, 1040]];
 
 /// A linear layer's operands beyond the layer itself.
 struct Epilogue {
@@ -68,7 +71,7 @@ fn whole_linear(random: &mut Random, [rows, inputs, outputs]: [usize; 3]) -> Lin
 #[test]
 fn whole_numbers_give_exact_outputs_and_gradients() {
     let mut random = Random::new(11);
-    for shape @ [rows, inputs, outputs] in SHAPES {
+    for shape @ [rows, inputs, outputs] in SHAPES.into_iter().chain(LARGE_SHAPES) {
         let linear = whole_linear(&mut random, shape);
         let plain = Epilogue { activation: None, residual: Some(whole(&mut random, rows, outputs)) };
         let [saved, y] = forward::<Cuda>(&linear, &plain, true);
@@ -218,14 +221,25 @@ fn a_product_is_the_same_bits_every_time() {
     }
 }
 
-/// In a process of their own, where a simulated GPU is of an earlier generation, these tests run the kernels that are
-/// for every architecture, also where Hopper has its own.
-#[test]
-fn products_are_right_on_an_earlier_gpu() {
+/// Runs the tests above in a process of their own, where a simulated GPU has few multiprocessors: that is many tiles
+/// for each.
+fn run_on_four_multiprocessors(capability: &str) {
     let tests = Command::new(std::env::current_exe().unwrap())
-        .args(["gemm::gpu::", "--skip", "products_are_right_on_an_earlier_gpu"])
-        .env("SIMGPU_CC", "80")
+        .args(["gemm::gpu::", "--skip", "on_few_multiprocessors"])
+        .env("SIMGPU_CC", capability)
+        .env("SIMGPU_MULTIPROCESSORS", "4")
         .output()
         .unwrap();
     assert!(tests.status.success(), "{}", String::from_utf8_lossy(&tests.stdout));
+}
+
+#[test]
+fn large_products_are_right_on_few_multiprocessors() {
+    run_on_four_multiprocessors("90");
+}
+
+/// What is for every GPU has to be right also where Hopper has its own.
+#[test]
+fn products_are_right_before_hopper_on_few_multiprocessors() {
+    run_on_four_multiprocessors("80");
 }

@@ -67,6 +67,7 @@ std::string read_settings()
         choose("SIMGPU_CHECKS", {{"on", 1}, {"off", 0}}, checks),
         choose("SIMGPU_CC", {{"80", 80}, {"86", 86}, {"89", 89}, {"90", 90}, {"100", 100}, {"120", 120}},
                read.compute_capability),
+        number("SIMGPU_MULTIPROCESSORS", read.multiprocessors),
         number("SIMGPU_SEED", read.seed),
         number("SIMGPU_MEMORY", memory),
     };

@@ -21,6 +21,7 @@ struct Settings {
     Async async = Async::lazy;
     uint64_t seed = 1;
     int compute_capability = 90;
+    uint64_t multiprocessors = 0; // 0: as many as the GPU of this compute capability has
     size_t memory = size_t(16) << 30;
     bool checks = true;
 };

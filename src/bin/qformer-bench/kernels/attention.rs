@@ -75,10 +75,7 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
             (0..batch)
                 .map(|i| {
                     let text = Span::new(i * CAPTION, CAPTION);
-                    Sequence {
-                        queries: [Span::EMPTY, text],
-                        keys: [Span::new(i * queries, queries), text],
-                    }
+                    Sequence { queries: [Span::EMPTY, text], keys: [Span::new(i * queries, queries), text] }
                 })
                 .collect(),
         ),

@@ -51,10 +51,8 @@ fn similarity<B: Measured>(kernels: &mut Kernels<'_, B>, count: usize) -> Result
         (Tensor::zeros(device, count * queries, width)?, Tensor::zeros(device, count, width)?);
     let gradients = kernels.elements((count * queries + count) * width);
     // Of each pair the winning query alone has a gradient, and gives one to the text.
-    let cost = Cost {
-        flops: 4.0 * (count * count * width) as f64,
-        bytes: (operands + gradients + indices) as f64,
-    };
+    let cost =
+        Cost { flops: 4.0 * (count * count * width) as f64, bytes: (operands + gradients + indices) as f64 };
     kernels.case("similarity backward", &shape, cost, || {
         device.similarity_backward(SimilarityBackward {
             pairing: Pairing::All,

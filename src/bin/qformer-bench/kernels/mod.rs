@@ -63,7 +63,9 @@ impl<B: Measured> Kernels<'_, B> {
         losses::measure(&mut self)?;
         parameters::measure(&mut self)?;
         if self.limits.cache_bytes.is_some() {
-            (self.say)("* the operands fit in the second-level cache, as they may between operations of a pass");
+            (self.say)(
+                "* the operands fit in the second-level cache, as they may between operations of a pass",
+            );
         }
         Ok(self.results)
     }

@@ -38,8 +38,7 @@ fn optimiser<B: Measured>(kernels: &mut Kernels<'_, B>, count: usize) -> Result<
     let mut schedule = Tensor::<B, B::Stat>::zeros(device, 1, 3)?;
     // The first step's, at a rate at which parameters stay parameters however often it is taken.
     device.write(&[1e-6, 0.1, 0.02], 0, schedule.view_mut())?;
-    let constants =
-        AdamW { beta1: 0.9, beta2: 0.98, epsilon: 1e-8, weight_decay: 0.05, max_norm: Some(1.0) };
+    let constants = AdamW { beta1: 0.9, beta2: 0.98, epsilon: 1e-8, weight_decay: 0.05, max_norm: Some(1.0) };
     let cost = Cost::bytes(kernels.statistics(7 * count) + kernels.elements(count));
     kernels.case("AdamW", &shape, cost, || {
         device.adamw_step(AdamWStep {

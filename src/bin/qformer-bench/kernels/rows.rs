@@ -161,9 +161,8 @@ fn pool<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) ->
     let shape = format!("{rows}×{width}→{groups}");
     let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, groups, width)?);
     let cost = Cost::bytes(kernels.elements((rows + groups) * width));
-    kernels.case("pool", &shape, cost, || {
-        device.pool_forward(PoolForward { x: x.view(), y: y.view_mut() })
-    })?;
+    kernels
+        .case("pool", &shape, cost, || device.pool_forward(PoolForward { x: x.view(), y: y.view_mut() }))?;
     kernels.case("pool backward", &shape, cost, || {
         device.pool_backward(PoolBackward { dy: y.view(), dx: x.view_mut() })
     })

@@ -62,10 +62,10 @@ impl Tile {
     fn grid(&self, gpu: &Cuda, m: u32, n: u32) -> Grid {
         const FLOAT: u32 = 4;
         const BF16: u32 = 2;
-        // The ring, the warps' results [8, 16, 64], a tile of ones, and two barriers a stage: twin of
-        // `Shared` in kernels/gemm_sm90a.cu.
+        // Ones, the ring, the warps' results [8, 16, 64], and two barriers a stage: twin of `Shared` in
+        // kernels/gemm_sm90a.cu.
         let ring = self.stages * (ROWS + self.cols) * DEPTH * BF16;
-        let shared_bytes = ring + 8 * 16 * 64 * FLOAT + 1024 + self.stages * 2 * 8;
+        let shared_bytes = 1024 + ring + 8 * 16 * 64 * FLOAT + self.stages * 2 * 8;
         let blocks = self.tiles(m, n).min(gpu.multiprocessors());
         Grid { blocks: [blocks, 1, 1], threads: 3 * 128, shared_bytes }
     }

@@ -1,0 +1,55 @@
+//! `--device`
+
+use crate::common::*;
+use crate::simulated;
+use qformer::Cuda;
+use serde_json::Value;
+use std::process::Command;
+
+fn score(device: &str, of: impl FnOnce(&mut Command)) -> Run {
+    let mut command = command();
+    let (model, image) = (shown(&model()), shown(&images()[0]));
+    command.args([
+        "score", "--model", &model, "--images", &image, "--text", TEXTS[0], "--json", "--device", device,
+    ]);
+    of(&mut command);
+    ended(command.output().unwrap())
+}
+
+/// ITC and both logits of ITM.
+fn numbers_of(printed: &str) -> [f64; 3] {
+    let scores: Value = serde_json::from_str(printed).unwrap();
+    let number = |value: &Value| value.as_f64().unwrap();
+    let logits = &scores["itm_logits"][0][0];
+    [number(&scores["itc"][0][0]), number(&logits[0]), number(&logits[1])]
+}
+
+#[test]
+fn without_a_gpu_it_is_said_what_is_missing_and_auto_takes_the_cpu() {
+    match Cuda::open(0) {
+        // A machine with a GPU: auto takes it.
+        Ok(_) => assert_eq!(score("auto", |_| ()).succeeds(), score("cuda", |_| ()).succeeds()),
+        Err(why) => {
+            score("cuda", |_| ()).fails(&[&why.to_string()]);
+            let Run { code, stdout, stderr } = score("auto", |_| ());
+            assert_eq!(code, Some(0));
+            assert_eq!(stderr, format!("note: computing on the CPU, since {why}\n"));
+            assert_eq!(stdout, score("cpu", |_| ()).succeeds());
+        }
+    }
+}
+
+#[test]
+fn the_gpu_scores_as_the_cpu_does() {
+    let on_gpu = match Cuda::open(0) {
+        Ok(_) => score("cuda", |_| ()),
+        Err(_) => score("cuda", |command| {
+            command.env("LD_LIBRARY_PATH", simulated::driver());
+        }),
+    };
+    let (gpu, cpu) = (numbers_of(&on_gpu.succeeds()), numbers_of(&score("cpu", |_| ()).succeeds()));
+    for (gpu, cpu) in gpu.into_iter().zip(cpu) {
+        // bf16 through the model: tests/retrieval.rs has its measure.
+        assert!((gpu - cpu).abs() < 0.15 * cpu.abs().max(0.5), "{gpu} on the GPU, {cpu} on the CPU");
+    }
+}
