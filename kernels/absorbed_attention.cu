@@ -118,8 +118,8 @@ template <u32 W> __device__ void absorbed(const AbsorbedAttentionArgs &a) {
                     [&](u32 row) { return row < a.head.width ? from.row(head + row) + first : nullptr; });
         x.copy(rows, width, a.columns.vector,
                [&](u32 row) { return row < a.tokens ? a.image.row(image * a.tokens + row) + first : nullptr; });
-        cp_async_commit();
-        cp_async_wait<0>();
+        cp_async_commit_group();
+        cp_async_wait_group<0>();
         __syncthreads();
     };
 
@@ -136,7 +136,7 @@ template <u32 W> __device__ void absorbed(const AbsorbedAttentionArgs &a) {
         for (u32 k = 0; k < W / 16; k += 2) {
             // 32 rows of the weight, this warp's columns.
             u32 b[4];
-            ldmatrix_transposed(b, weight.at(k * 16, lane_index(), warp));
+            ldmatrix_trans(b, weight.at(k * 16, lane_index(), warp));
 #pragma unroll
             for (u32 m = 0; m < FRAGMENTS; ++m)
 #pragma unroll
@@ -207,7 +207,7 @@ template <u32 W> __device__ void absorbed(const AbsorbedAttentionArgs &a) {
             // 32 tokens, this warp's columns. Beyond the last ones others stand in, whose factor is zero.
             u32 b[4];
             const u32 row = token + lane_index();
-            ldmatrix_transposed(b, x.at(row < rows ? token : rows - 8, row < rows ? lane_index() : lane_index() % 8, warp));
+            ldmatrix_trans(b, x.at(row < rows ? token : rows - 8, row < rows ? lane_index() : lane_index() % 8, warp));
 #pragma unroll
             for (u32 m = 0; m < FRAGMENTS; ++m)
 #pragma unroll
