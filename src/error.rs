@@ -66,7 +66,8 @@ impl Error {
         let Some(free) = free.filter(|_| self.kind == Kind::OutOfMemory && bytes > 0) else { return self };
         let fit = items as u128 * free as u128 / bytes as u128;
         let gib = free as f64 / (1u64 << 30) as f64;
-        let message = format!("{}: of {items} {what}, about {fit} fit in the {gib:.2} GiB that are free", self.message);
+        let message =
+            format!("{}: of {items} {what}, about {fit} fit in the {gib:.2} GiB that are free", self.message);
         Self { message, ..self }
     }
 

@@ -1,15 +1,23 @@
-//! Measures the Q-Former's passes at BLIP-2's real size, after checking their answers.
+//! Measures the Q-Former's passes and operations at BLIP-2's real size, after checking their answers.
 
+#[path = "../qformer/device.rs"]
+mod device;
+mod kernels;
 mod measure;
+mod measured;
 mod reference;
 mod work;
 
 use clap::{Parser, ValueEnum};
+use device::{Device, Opened};
+use kernels::Kernels;
+use measured::{Limits, Measured};
 use qformer::{Error, Result};
-use serde_json::json;
+use serde_json::{Map, Value, json};
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use work::Work;
+use work::{Pass, Work};
 
 /// Measures the Q-Former's passes at BLIP-2's real size (random weights unless --model is given).
 ///
@@ -17,16 +25,19 @@ use work::Work;
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// What to measure; all but the image encoder by default.
+    /// What to measure; the first four by default.
     #[arg(value_enum)]
     parts: Vec<PartKind>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = Device::Auto, hide_default_value = true)]
+    device: Device,
     /// Images, texts and pairs in a batch.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_size: u16,
     /// Worker threads; all cores by default.
     #[arg(long)]
     threads: Option<usize>,
-    /// Seconds spent on each part.
+    /// Seconds spent on each part, and on each operation.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Weights and sizes from this checkpoint folder.
@@ -52,6 +63,39 @@ enum PartKind {
     Score,
     /// The frozen image encoder.
     Vision,
+    /// Every operation by itself, forward and backward.
+    Kernels,
+}
+
+impl PartKind {
+    /// The pass that it is, if it is one.
+    fn pass(self) -> Option<Pass> {
+        match self {
+            Self::Image => Some(Pass::Image),
+            Self::Text => Some(Pass::Text),
+            Self::Joint => Some(Pass::Joint),
+            Self::Score => Some(Pass::Score),
+            Self::Vision => Some(Pass::Vision),
+            Self::Kernels => None,
+        }
+    }
+}
+
+/// Remarks go to the standard error.
+#[derive(Clone, Copy)]
+struct Remarks;
+
+impl Remarks {
+    /// Tells of something that is as it should be.
+    fn note(self, what: impl Display) {
+        eprintln!("note: {what}");
+    }
+}
+
+/// What was built: the version, and the commit if the build was told.
+fn version() -> String {
+    let commit = option_env!("QFORMER_COMMIT").map(|commit| format!(" ({commit})"));
+    format!("qformer {}{}", env!("CARGO_PKG_VERSION"), commit.unwrap_or_default())
 }
 
 fn main() -> ExitCode {
@@ -71,68 +115,108 @@ fn run(arguments: &Arguments) -> Result<()> {
         threads = threads.num_threads(count);
     }
     threads.build_global().map_err(|e| Error::usage(format!("--threads: {e}")))?;
-    let parts = match &arguments.parts[..] {
-        [] => &[PartKind::Image, PartKind::Text, PartKind::Joint, PartKind::Score],
-        given => given,
-    };
-    let say = |line: &str| {
-        if !arguments.json {
+    match arguments.device.open(Remarks)? {
+        Opened::Cpu(device) => arguments.measure(device),
+        Opened::Cuda(device) => arguments.measure(device),
+    }
+}
+
+impl Arguments {
+    /// A line for people.
+    fn say(&self, line: &str) {
+        if !self.json {
             println!("{line}");
         }
-    };
-    eprintln!("preparing the weights …");
-    let work = Work::prepare(arguments.model.as_deref(), arguments.batch_size.into(), parts)?;
-    eprintln!("checking the answers …");
-    let checks = work.check()?;
-    for check in &checks {
-        say(&format!("{:<28} differs by {:.1e} from double precision", check.name, check.error));
     }
-    let peak = measure::gemm_peak(arguments.seconds);
-    say(&format!(
-        "\n{} threads; peak: {peak:.0} GFLOP/s in the gemm crate's f32 products (2048³); AMX can pass it\n\n{:<10} {:>6} {:>10} {:>16} {:>12} {:>9} {:>8}",
-        rayon::current_num_threads(),
-        "part",
-        "batch",
-        "median ms",
-        "min–max ms",
-        "per second",
-        "GFLOP/s",
-        "of peak"
-    ));
-    let mut results = Vec::new();
-    for &kind in parts {
-        let part = work.part(kind);
-        let times = measure::repeat(arguments.seconds, || work.run(kind))?;
-        let (median, gflops) = (times.median(), part.flops / times.median() / 1e9);
-        say(&format!(
-            "{:<10} {:>6} {:>10.2} {:>16} {:>12} {:>9.0} {:>7.0}%",
-            part.name,
-            part.items,
-            median * 1e3,
-            format!("{:.2}–{:.2}", times.minimum() * 1e3, times.maximum() * 1e3),
-            format!("{:.1} {}", part.items as f64 / median, part.unit),
-            gflops,
-            100.0 * gflops / peak
+
+    fn measure<B: Measured>(&self, device: B) -> Result<()> {
+        let default = [PartKind::Image, PartKind::Text, PartKind::Joint, PartKind::Score];
+        let given = if self.parts.is_empty() { &default[..] } else { &self.parts[..] };
+        let passes: Vec<_> = given.iter().filter_map(|kind| kind.pass()).collect();
+        let description = device.description()?;
+        self.say(&format!("{} on {description}", version()));
+        let (limits, origin) = device.limits(self.seconds)?;
+        self.say(&format!(
+            "limits: {:.0} GFLOP/s, {:.0} GB/s ({origin})",
+            limits.flops / 1e9,
+            limits.bytes_per_second / 1e9
         ));
-        results.push(json!({
-            "part": part.name, "items": part.items, "unit": part.unit, "runs": times.count(),
-            "median_s": median, "min_s": times.minimum(), "max_s": times.maximum(),
-            "per_second": part.items as f64 / median, "gflop_per_second": gflops, "share_of_peak": gflops / peak,
-        }));
+        let mut report = json!({
+            "version": version(), "device": description, "threads": rayon::current_num_threads(),
+            "batch_size": self.batch_size,
+            "limits": {
+                "gflop_per_second": limits.flops / 1e9, "gbyte_per_second": limits.bytes_per_second / 1e9,
+                "origin": origin,
+            },
+        });
+        if !passes.is_empty() {
+            let (checks, results) = self.measure_passes(device.clone(), &passes, limits)?;
+            report["relative_errors"] = checks.into();
+            report["tolerance"] = B::TOLERANCE.into();
+            report["results"] = results.into();
+        }
+        if given.contains(&PartKind::Kernels) {
+            let kernels = Kernels {
+                device: &device,
+                config: &work::config(self.model.as_deref())?,
+                batch: self.batch_size.into(),
+                limits,
+                seconds: self.seconds,
+                say: &|line| self.say(line),
+                results: Vec::new(),
+            };
+            report["kernels"] = kernels.run()?.into();
+        }
+        if self.json {
+            println!("{report:#}");
+        }
+        Ok(())
     }
-    if let Some(path) = &arguments.save_answers {
-        work.save_answers(path)?;
+
+    /// Errors by answer, and results by pass.
+    fn measure_passes<B: Measured>(
+        &self,
+        device: B,
+        passes: &[Pass],
+        limits: Limits,
+    ) -> Result<(Map<String, Value>, Vec<Value>)> {
+        eprintln!("preparing the weights …");
+        let work = Work::prepare(device, self.model.as_deref(), self.batch_size.into(), passes)?;
+        eprintln!("checking the answers …");
+        let mut errors = Map::new();
+        for check in work.check()? {
+            self.say(&format!("{:<28} differs by {:.1e} from double precision", check.name, check.error));
+            errors.insert(check.name.to_owned(), check.error.into());
+        }
+        self.say(&format!(
+            "\n{:<10} {:>6} {:>10} {:>16} {:>16} {:>9} {:>8}",
+            "part", "batch", "median ms", "min–max ms", "per second", "GFLOP/s", "of peak"
+        ));
+        let mut results = Vec::new();
+        for &pass in passes {
+            let part = work.part(pass);
+            let times = measure::repeat(self.seconds, || work.run(pass))?;
+            let (median, flops) = (times.median(), part.flops / times.median());
+            self.say(&format!(
+                "{:<10} {:>6} {:>10.2} {:>16} {:>16} {:>9.0} {:>7.0}%",
+                part.name,
+                part.items,
+                median * 1e3,
+                format!("{:.2}–{:.2}", times.minimum() * 1e3, times.maximum() * 1e3),
+                format!("{:.1} {}", part.items as f64 / median, part.unit),
+                flops / 1e9,
+                100.0 * flops / limits.flops
+            ));
+            results.push(json!({
+                "part": part.name, "items": part.items, "unit": part.unit, "runs": times.count(),
+                "median_s": median, "min_s": times.minimum(), "max_s": times.maximum(),
+                "per_second": part.items as f64 / median, "gflop_per_second": flops / 1e9,
+                "share_of_peak": flops / limits.flops,
+            }));
+        }
+        if let Some(path) = &self.save_answers {
+            work.save_answers(path)?;
+        }
+        Ok((errors, results))
     }
-    if arguments.json {
-        let checks: serde_json::Map<_, _> =
-            checks.into_iter().map(|c| (c.name.to_owned(), json!(c.error))).collect();
-        println!(
-            "{:#}",
-            json!({
-                "threads": rayon::current_num_threads(), "batch_size": arguments.batch_size,
-                "gemm_peak_gflop_per_second": peak, "relative_errors": checks, "results": results,
-            })
-        );
-    }
-    Ok(())
 }

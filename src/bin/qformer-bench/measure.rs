@@ -1,10 +1,16 @@
 //! Timing.
 
+use crate::measured::Measured;
 use qformer::Result;
+use rayon::prelude::*;
 use std::time::Instant;
 
 /// Fewest runs that a median is taken of.
 const FEWEST_RUNS: usize = 5;
+/// Seconds that several launches take together before they are waited for: long beside the waiting.
+const BETWEEN_WAITS: f64 = 5e-3;
+/// Most launches between two waits.
+const MOST_LAUNCHES: f64 = 200.0;
 
 /// Seconds of each run, sorted.
 pub(crate) struct Times(Vec<f64>);
@@ -41,8 +47,35 @@ pub(crate) fn repeat(seconds: f64, mut work: impl FnMut() -> Result<()>) -> Resu
     Ok(Times(times))
 }
 
-/// GFLOP/s of a square f32 product, the best of some runs: what the machine can do.
-pub(crate) fn gemm_peak(seconds: f64) -> f64 {
+/// The same for one operation of a device that runs behind: so many launches between two waits, started
+/// as a pass starts them, that neither the start nor the wait counts. Times are those of one launch.
+pub(crate) fn repeat_launches<B: Measured>(
+    device: &B,
+    seconds: f64,
+    mut launch: impl FnMut() -> Result<()> + Send,
+) -> Result<Times> {
+    // The first launch loads the kernel.
+    launch()?;
+    device.finish()?;
+    let begin = Instant::now();
+    launch()?;
+    device.finish()?;
+    let once = begin.elapsed().as_secs_f64();
+    let launches = (BETWEEN_WAITS / once).clamp(1.0, MOST_LAUNCHES).ceil();
+    let mut replay = B::Replay::default();
+    let mut batch = || {
+        device.enter(|| device.replay(&mut replay, || (0..launches as usize).try_for_each(|_| launch())))?;
+        device.finish()
+    };
+    // Recorded the second time.
+    batch()?;
+    let mut times = repeat(seconds, batch)?;
+    times.0.iter_mut().for_each(|time| *time /= launches);
+    Ok(times)
+}
+
+/// Operations per second of a square f32 product, the best of some runs: what the machine can do.
+pub(crate) fn product_flops(seconds: f64) -> f64 {
     const N: usize = 2048;
     let (a, b, mut c) = (vec![0.5f32; N * N], vec![0.25f32; N * N], vec![0.0f32; N * N]);
     let times = repeat(seconds.min(1.0), || {
@@ -75,5 +108,17 @@ pub(crate) fn gemm_peak(seconds: f64) -> f64 {
         Ok(())
     });
     let best = times.expect("a product does not fail").minimum();
-    2.0 * (N as f64).powi(3) / best / 1e9
+    2.0 * (N as f64).powi(3) / best
+}
+
+/// Bytes per second, read and written, of copying more than caches hold, the best of some runs.
+pub(crate) fn copied_bytes_per_second(seconds: f64) -> f64 {
+    const WORDS: usize = 1 << 26;
+    let (from, mut to) = (vec![1u32; WORDS], vec![0u32; WORDS]);
+    let times = repeat(seconds.min(1.0), || {
+        let pieces = to.par_chunks_mut(1 << 20).zip(from.par_chunks(1 << 20));
+        pieces.for_each(|(to, from)| to.copy_from_slice(from));
+        Ok(())
+    });
+    2.0 * size_of_val(&from[..]) as f64 / times.expect("a copy does not fail").minimum()
 }

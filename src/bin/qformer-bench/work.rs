@@ -1,9 +1,8 @@
 //! What is measured: inputs, passes, their operation counts and their answers.
 
-use crate::PartKind;
+use crate::measured::Measured;
 use crate::reference::Reference;
 use qformer::config::Config;
-use qformer::device::Device;
 use qformer::ops::absorbed_attention::CrossSizes;
 use qformer::params::init::{key, uniform};
 use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
@@ -11,7 +10,7 @@ use qformer::params::{NamedCheckpoint, Part, TensorSource};
 use qformer::qformer::{Abilities, Matching};
 use qformer::tensor::HostTensor;
 use qformer::vision::encoder::VisionEncoder;
-use qformer::{Cpu, Error, QFormer, Result};
+use qformer::{Error, QFormer, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,14 +18,12 @@ use std::path::Path;
 /// Shortest and longest caption, in tokens with `[CLS]` and `[SEP]`.
 const CAPTION_TOKENS: [usize; 2] = [9, 16];
 
-/// Largest relative error that passes: single against double precision through twelve layers.
-const TOLERANCE: f64 = 1e-4;
-
 /// Inputs and model.
-pub(crate) struct Work {
+pub(crate) struct Work<B: Measured> {
+    device: B,
     config: Config,
-    model: QFormer,
-    vision: Option<VisionEncoder>,
+    model: QFormer<B>,
+    vision: Option<VisionEncoder<B>>,
     source: Source,
     /// [B, N, W]
     vision_output: HostTensor,
@@ -34,6 +31,16 @@ pub(crate) struct Work {
     pixels: HostTensor,
     texts: Vec<Vec<u32>>,
     batch: usize,
+}
+
+/// What the graph can do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    Image,
+    Text,
+    Joint,
+    Score,
+    Vision,
 }
 
 /// A part to be measured.
@@ -87,7 +94,7 @@ impl TensorSource for RandomWeights {
 }
 
 /// Values in (-1, 1), different for every name and the same in every run.
-fn random_values(name: &str, count: usize) -> Vec<f32> {
+pub(crate) fn random_values(name: &str, count: usize) -> Vec<f32> {
     let key = key(0, name);
     (0..count as u64).into_par_iter().map(|index| (2.0 * uniform(key, index) - 1.0) as f32).collect()
 }
@@ -96,21 +103,28 @@ fn random_tensor(name: &str, shape: &[usize]) -> HostTensor {
     HostTensor::new(shape, random_values(name, shape.iter().product()))
 }
 
-impl Work {
-    pub(crate) fn prepare(model: Option<&Path>, batch: usize, parts: &[PartKind]) -> Result<Self> {
-        let (config, source) = match model {
-            Some(path) => (Config::load(path)?, Source::Checkpoint(Checkpoint::open(path)?)),
-            None => (Config::blip2_vit_g(), Source::Random),
+/// The sizes of the checkpoint, or BLIP-2's with ViT-g.
+pub(crate) fn config(model: Option<&Path>) -> Result<Config> {
+    model.map_or_else(|| Ok(Config::blip2_vit_g()), Config::load)
+}
+
+impl<B: Measured> Work<B> {
+    pub(crate) fn prepare(device: B, model: Option<&Path>, batch: usize, passes: &[Pass]) -> Result<Self> {
+        let config = config(model)?;
+        let source = match model {
+            Some(path) => Source::Checkpoint(Checkpoint::open(path)?),
+            None => Source::Random,
         };
         if !config.qformer.use_qformer_text_input {
             return Err(Error::usage("the model reads no text; measure one of Blip2ForImageTextRetrieval"));
         }
         let abilities = Abilities { text: true, retrieval: true };
         let loaded = source.with(|source| {
-            let model = QFormer::from_source(Cpu::new(), config.clone(), abilities, source, &mut |_, _| ())?;
-            let vision = parts
-                .contains(&PartKind::Vision)
-                .then(|| VisionEncoder::from_source(Cpu::new(), &config, source, &mut |_, _| ()));
+            let model =
+                QFormer::from_source(device.clone(), config.clone(), abilities, source, &mut |_, _| ())?;
+            let vision = passes
+                .contains(&Pass::Vision)
+                .then(|| VisionEncoder::from_source(device.clone(), &config, source, &mut |_, _| ()));
             Ok((model, vision.transpose()?))
         })?;
         let (tokens, side) = (config.image_tokens(), config.vision.image_size);
@@ -133,6 +147,7 @@ impl Work {
                 })
                 .collect(),
             batch,
+            device,
             config,
         })
     }
@@ -167,20 +182,22 @@ impl Work {
                 },
             ])
         })?;
-        match checks.iter().find(|check| check.error.is_nan() || check.error >= TOLERANCE) {
+        match checks.iter().find(|check| check.error.is_nan() || check.error >= B::TOLERANCE) {
             Some(wrong) => Err(Error::device(format!(
-                "{} differs by {:e} from double precision, more than {TOLERANCE:e}; nothing was measured",
-                wrong.name, wrong.error
+                "{} differs by {:e} from double precision, more than {:e}; nothing was measured",
+                wrong.name,
+                wrong.error,
+                B::TOLERANCE
             ))),
             None => Ok(checks),
         }
     }
 
-    pub(crate) fn run(&self, kind: PartKind) -> Result<()> {
+    pub(crate) fn run(&self, kind: Pass) -> Result<()> {
         match kind {
-            PartKind::Image => drop(self.model.encode_image(&self.vision_output)?),
-            PartKind::Text => drop(self.model.encode_text(&self.texts)?),
-            PartKind::Joint => {
+            Pass::Image => drop(self.model.encode_image(&self.vision_output)?),
+            Pass::Text => drop(self.model.encode_text(&self.texts)?),
+            Pass::Joint => {
                 let pairs: Vec<_> = (0..self.batch).map(|i| (i, i)).collect();
                 drop(self.model.match_score(
                     &self.vision_output,
@@ -189,13 +206,13 @@ impl Work {
                     Matching::Classifier,
                 )?);
             }
-            PartKind::Score => drop(self.model.match_score(
+            Pass::Score => drop(self.model.match_score(
                 &self.vision_output,
                 &self.texts,
                 &self.all_pairs(),
                 Matching::Classifier,
             )?),
-            PartKind::Vision => {
+            Pass::Vision => {
                 drop(self.vision.as_ref().expect("prepared when asked for").encode(&self.pixels)?);
             }
         }
@@ -206,21 +223,21 @@ impl Work {
         (0..self.batch).flat_map(|image| (0..self.batch).map(move |text| (image, text))).collect()
     }
 
-    pub(crate) fn part(&self, kind: PartKind) -> WorkPart {
+    pub(crate) fn part(&self, kind: Pass) -> WorkPart {
         let batch = self.batch;
         let tokens: Vec<usize> = self.texts.iter().map(Vec::len).collect();
         let (name, items, unit, flops) = match kind {
-            PartKind::Image => ("image", batch, "images", batch as f64 * self.image_flops()),
-            PartKind::Text => ("text", batch, "texts", tokens.iter().map(|&t| self.stream_flops(0, t)).sum()),
-            PartKind::Joint => {
+            Pass::Image => ("image", batch, "images", batch as f64 * self.image_flops()),
+            Pass::Text => ("text", batch, "texts", tokens.iter().map(|&t| self.stream_flops(0, t)).sum()),
+            Pass::Joint => {
                 let pairs: f64 = tokens.iter().map(|&t| self.pair_flops(t)).sum();
                 ("joint", batch, "pairs", pairs + batch as f64 * self.keys_values_flops())
             }
-            PartKind::Score => {
+            Pass::Score => {
                 let pairs: f64 = tokens.iter().map(|&t| self.pair_flops(t)).sum::<f64>() * batch as f64;
                 ("score", batch * batch, "pairs", pairs + batch as f64 * self.keys_values_flops())
             }
-            PartKind::Vision => ("vision", batch, "images", batch as f64 * self.vision_flops()),
+            Pass::Vision => ("vision", batch, "images", batch as f64 * self.vision_flops()),
         };
         WorkPart { name, items, unit, flops }
     }
@@ -254,7 +271,7 @@ impl Work {
 
     fn image_flops(&self) -> f64 {
         let CrossSizes { heads, queries, hidden, image_tokens, image_width } = self.sizes();
-        let cross = if self.sizes().absorbs(Cpu::<f32>::new().frozen_layout()) {
+        let cross = if self.sizes().absorbs(self.device.frozen_layout()) {
             (self.cross_layers() * 4 * queries * image_width * (hidden + heads * image_tokens)) as f64
         } else {
             self.keys_values_flops() + (self.cross_layers() * 4 * queries * image_tokens * hidden) as f64

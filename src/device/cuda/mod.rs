@@ -5,10 +5,12 @@
 mod graph;
 mod image;
 mod kernel;
+mod limits;
 mod tensor_map;
 
 pub use image::{COMPILER, Image, UNITS, Unit};
 pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
+pub use limits::Limits;
 pub(crate) use tensor_map::TensorMap;
 
 use crate::device::Device;

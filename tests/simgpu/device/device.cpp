@@ -148,12 +148,15 @@ CU_API cuDeviceGetAttribute(int *value, int attribute, CUdevice)
     case 9: *value = 64 * 1024; break;          // TOTAL_CONSTANT_MEMORY
     case 10: *value = 32; break;                // WARP_SIZE
     case 12: *value = 65536; break;             // MAX_REGISTERS_PER_BLOCK
+    case 13: *value = 1000000; break; // CLOCK_RATE, in kHz: nominal, as is all of its speed
     case 16: // MULTIPROCESSOR_COUNT
         *value = settings.multiprocessors ? int(settings.multiprocessors) : a.multiprocessors;
         break;
     case 31:
     case 40:
     case 41: *value = 1; break;          // CONCURRENT_KERNELS, ASYNC_ENGINE_COUNT, UNIFIED_ADDRESSING
+    case 36: *value = 1000000; break; // MEMORY_CLOCK_RATE, in kHz
+    case 37: *value = 4096; break;    // GLOBAL_MEMORY_BUS_WIDTH, in bits
     case 38: *value = a.l2_bytes; break; // L2_CACHE_SIZE
     case 39: *value = a.threads_per_multiprocessor; break; // MAX_THREADS_PER_MULTIPROCESSOR
     case 75: *value = a.compute_capability / 10; break;    // COMPUTE_CAPABILITY_MAJOR

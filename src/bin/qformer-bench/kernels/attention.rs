@@ -1,0 +1,158 @@
+//! Attention, as each of the passes has it.
+
+use super::tensor::Tensor;
+use super::{CAPTION, Cost, Kernels};
+use crate::measured::Measured;
+use qformer::Result;
+use qformer::device::Write;
+use qformer::ops::attention::{
+    Attention, AttentionBackward, AttentionForward, Mask, Sequence, Sequences, Span,
+};
+
+/// One attention of the model.
+struct Case {
+    name: &'static str,
+    shape: String,
+    heads: usize,
+    /// heads·head width
+    width: usize,
+    sequences: Sequences,
+    mask: Mask,
+    /// Rows of q, of k and of the prefix's k.
+    rows: [usize; 3],
+    /// Pairs of a query and a key that it sees.
+    pairs: usize,
+    training: Training,
+}
+
+/// Whether there is a backward pass.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Training {
+    Trained,
+    Frozen,
+}
+
+pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
+    let (config, batch) = (kernels.config, kernels.batch);
+    let (queries, tokens) = (config.num_query_tokens, config.image_tokens());
+    let (heads, width) = (config.qformer.num_attention_heads, config.qformer.hidden_size);
+    let (vision_heads, vision_width) = (config.vision.num_attention_heads, config.vision.hidden_size);
+    let own = |name, length: usize, heads, width, training| Case {
+        name,
+        shape: format!("{batch} × {length}, {heads}×{}", width / heads),
+        heads,
+        width,
+        sequences: Sequences::uniform(batch, length),
+        mask: Mask::None,
+        rows: [batch * length, batch * length, 0],
+        pairs: batch * length * length,
+        training,
+    };
+    let cross = |sets: usize| Case {
+        name: "cross-attention",
+        shape: format!("{batch} × {sets}·{queries} over {tokens}, {heads}×{}", width / heads),
+        heads,
+        width,
+        sequences: Sequences::new(
+            (0..batch * sets)
+                .map(|set| Sequence {
+                    queries: [Span::new(set * queries, queries), Span::EMPTY],
+                    keys: [Span::new(set / sets * tokens, tokens), Span::EMPTY],
+                })
+                .collect(),
+        ),
+        mask: Mask::None,
+        rows: [batch * sets * queries, batch * tokens, 0],
+        pairs: batch * sets * queries * tokens,
+        training: Training::Trained,
+    };
+    let cached = Case {
+        name: "attention, causal",
+        shape: format!("{batch} × {CAPTION} after {queries}, {heads}×{}", width / heads),
+        heads,
+        width,
+        sequences: Sequences::new(
+            (0..batch)
+                .map(|i| {
+                    let text = Span::new(i * CAPTION, CAPTION);
+                    Sequence { queries: [Span::EMPTY, text], keys: [Span::new(i * queries, queries), text] }
+                })
+                .collect(),
+        ),
+        mask: Mask::Causal,
+        rows: [batch * CAPTION, batch * CAPTION, batch * queries],
+        pairs: batch * (CAPTION * queries + CAPTION * (CAPTION + 1) / 2),
+        training: Training::Trained,
+    };
+    for case in [
+        own("attention", queries, heads, width, Training::Trained),
+        own("attention", queries + CAPTION, heads, width, Training::Trained),
+        cross(1),
+        cross(3),
+        cached,
+        own("attention", tokens, vision_heads, vision_width, Training::Frozen),
+    ] {
+        run(kernels, &case)?;
+    }
+    Ok(())
+}
+
+fn run<B: Measured>(kernels: &mut Kernels<'_, B>, case: &Case) -> Result<()> {
+    let device = kernels.device;
+    let (heads, width, [query_rows, key_rows, prefix_rows]) = (case.heads, case.width, case.rows);
+    let random = |rows| Tensor::<B>::random(device, rows, width);
+    let zeros = |rows| Tensor::<B>::zeros(device, rows, width);
+    let (mut q, mut k, mut v) = (random(query_rows)?, random(key_rows)?, random(key_rows)?);
+    let (mut prefix_k, mut prefix_v) = (random(prefix_rows)?, random(prefix_rows)?);
+    let (mut out, mut lse) = (zeros(query_rows)?, Tensor::zeros(device, heads, query_rows)?);
+    let mut table = Tensor::indices(device, &vec![0; case.sequences.words()])?;
+    let attention = Attention {
+        sequences: case.sequences.place(device, table.view_mut())?,
+        heads,
+        mask: case.mask,
+        scale: ((width / heads) as f64).sqrt().recip(),
+        dropout: None,
+    };
+    let statistics = kernels.statistics(heads * query_rows);
+    let product = 2.0 * case.pairs as f64 * width as f64;
+
+    let elements = 2 * width * (query_rows + key_rows + prefix_rows);
+    let cost = Cost { flops: 2.0 * product, bytes: (kernels.elements(elements) + statistics) as f64 };
+    kernels.case(case.name, &case.shape, cost, || {
+        let args = AttentionForward {
+            q: q.view(),
+            k: k.view(),
+            v: v.view(),
+            prefix: (prefix_rows > 0).then(|| [prefix_k.view(), prefix_v.view()]),
+            out: out.view_mut(),
+            lse: Some(lse.view_mut()),
+        };
+        device.attention_forward(attention, args)
+    })?;
+    if case.training == Training::Frozen {
+        return Ok(());
+    }
+    let (mut dout, mut dq) = (random(query_rows)?, zeros(query_rows)?);
+    let (mut dk, mut dv) = (zeros(key_rows)?, zeros(key_rows)?);
+    let (mut dprefix_k, mut dprefix_v) = (zeros(prefix_rows)?, zeros(prefix_rows)?);
+    // The prefix's gradients are read too.
+    let elements = width * (4 * query_rows + 4 * key_rows + 6 * prefix_rows);
+    let cost = Cost { flops: 5.0 * product, bytes: (kernels.elements(elements) + statistics) as f64 };
+    kernels.case(&format!("{} backward", case.name), &case.shape, cost, || {
+        let args = AttentionBackward {
+            q: q.view(),
+            k: k.view(),
+            v: v.view(),
+            prefix: (prefix_rows > 0).then(|| [prefix_k.view(), prefix_v.view()]),
+            out: out.view(),
+            lse: lse.view(),
+            dout: dout.view(),
+            dq: dq.view_mut(),
+            write: Write::Replace,
+            dk: dk.view_mut(),
+            dv: dv.view_mut(),
+            dprefix: (prefix_rows > 0).then(|| [dprefix_k.view_mut(), dprefix_v.view_mut()]),
+        };
+        device.attention_backward(attention, args)
+    })
+}

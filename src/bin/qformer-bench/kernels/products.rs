@@ -1,0 +1,148 @@
+//! The linear layers, and cross-attention without keys and values.
+
+use super::tensor::Tensor;
+use super::{Cost, Kernels};
+use crate::measured::Measured;
+use qformer::Result;
+use qformer::config::Activation;
+use qformer::device::Write;
+use qformer::ops::absorbed_attention::{AbsorbedAttentionForward, CrossSizes};
+use qformer::ops::gemm::{GemmBackward, GemmForward};
+
+/// Which gradients a backward product forms besides the bias's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gradients {
+    /// Of the weight: what it reads is constant.
+    Weight,
+    /// Of the weight and of what it reads.
+    WeightAndInput,
+}
+
+pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
+    let sizes = CrossSizes::of(kernels.config);
+    let CrossSizes { queries, hidden, image_tokens, image_width, .. } = sizes;
+    let feed_forward = kernels.config.qformer.intermediate_size;
+    let embedding = kernels.config.image_text_hidden_size;
+    let keys_values = 2 * hidden * kernels.config.qformer.cross_attention_layers().count();
+    let (rows, image_rows) = (queries * kernels.batch, image_tokens * kernels.batch);
+    let gelu = Some(Activation::Gelu);
+
+    for (shape, activation) in [
+        ([image_rows, image_width, keys_values], None),
+        ([rows, hidden, 3 * hidden], None),
+        ([rows, hidden, hidden], None),
+        ([rows, hidden, feed_forward], gelu),
+        ([rows, feed_forward, hidden], None),
+        ([rows, hidden, embedding], None),
+        ([queries, hidden, 3 * hidden], None),
+        ([queries, hidden, feed_forward], gelu),
+        ([queries, feed_forward, hidden], None),
+    ] {
+        forward(kernels, shape, activation)?;
+    }
+    for (shape, gradients) in [
+        ([image_rows, image_width, keys_values], Gradients::Weight),
+        ([rows, hidden, feed_forward], Gradients::WeightAndInput),
+        ([rows, feed_forward, hidden], Gradients::WeightAndInput),
+    ] {
+        backward(kernels, shape, gradients)?;
+    }
+    absorbed(kernels, sizes)
+}
+
+/// Operations of a product.
+fn flops([rows, inputs, outputs]: [usize; 3]) -> f64 {
+    2.0 * rows as f64 * inputs as f64 * outputs as f64
+}
+
+fn forward<B: Measured>(
+    kernels: &mut Kernels<'_, B>,
+    [rows, inputs, outputs]: [usize; 3],
+    activation: Option<Activation>,
+) -> Result<()> {
+    let device = kernels.device;
+    let (mut x, mut y) = (Tensor::random(device, rows, inputs)?, Tensor::zeros(device, rows, outputs)?);
+    let mut weight = Tensor::weight(device, outputs, inputs)?;
+    let mut bias = Tensor::random(device, 1, outputs)?;
+    let bytes = kernels.elements(rows * inputs + outputs * inputs + outputs + rows * outputs);
+    let cost = Cost { flops: flops([rows, inputs, outputs]), bytes: bytes as f64 };
+    let name = if activation.is_some() { "gemm, GELU" } else { "gemm" };
+    kernels.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, || {
+        device.gemm_forward(GemmForward {
+            x: x.view(),
+            weight: weight.view(),
+            bias: Some(bias.view()),
+            activation,
+            residual: None,
+            pre_activation: None,
+            y: y.view_mut(),
+        })
+    })
+}
+
+fn backward<B: Measured>(
+    kernels: &mut Kernels<'_, B>,
+    [rows, inputs, outputs]: [usize; 3],
+    gradients: Gradients,
+) -> Result<()> {
+    let device = kernels.device;
+    let with_input = gradients == Gradients::WeightAndInput;
+    let (mut x, mut dy) = (Tensor::random(device, rows, inputs)?, Tensor::random(device, rows, outputs)?);
+    let mut weight = Tensor::random(device, outputs, inputs)?;
+    let mut dx = Tensor::zeros(device, if with_input { rows } else { 0 }, inputs)?;
+    let mut dweight = Tensor::zeros(device, outputs, inputs)?;
+    let mut dbias = Tensor::zeros(device, 1, outputs)?;
+    let mut elements = rows * inputs + rows * outputs;
+    if with_input {
+        elements += outputs * inputs + rows * inputs;
+    }
+    let products = if with_input { 2.0 } else { 1.0 };
+    let cost = Cost {
+        flops: products * flops([rows, inputs, outputs]),
+        bytes: (kernels.elements(elements) + kernels.statistics(2 * (outputs * inputs + outputs))) as f64,
+    };
+    let name = if with_input { "gemm backward" } else { "gemm backward, no dx" };
+    kernels.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, || {
+        device.gemm_backward(GemmBackward {
+            x: x.view(),
+            weight: weight.view(),
+            dy: dy.view(),
+            dx: with_input.then(|| (Write::Replace, dx.view_mut())),
+            dweight: dweight.view_mut(),
+            dbias: Some(dbias.view_mut()),
+        })
+    })
+}
+
+fn absorbed<B: Measured>(kernels: &mut Kernels<'_, B>, sizes: CrossSizes) -> Result<()> {
+    let (device, images) = (kernels.device, kernels.batch);
+    if !sizes.absorbs(device.frozen_layout()) {
+        return Ok(());
+    }
+    let CrossSizes { heads, queries, hidden, image_tokens, image_width } = sizes;
+    let (rows, image_rows) = (images * queries, images * image_tokens);
+    let (mut q, mut out) = (Tensor::random(device, rows, hidden)?, Tensor::zeros(device, rows, hidden)?);
+    let mut image = Tensor::random(device, image_rows, image_width)?;
+    let mut key_weight = Tensor::weight(device, hidden, image_width)?;
+    let mut value_weight = Tensor::weight(device, hidden, image_width)?;
+    let mut value_bias = Tensor::random(device, 1, hidden)?;
+    let elements = 2 * rows * hidden + image_rows * image_width + 2 * hidden * image_width + hidden;
+    let cost = Cost {
+        flops: 4.0 * (rows * image_width) as f64 * (hidden + heads * image_tokens) as f64,
+        bytes: kernels.elements(elements) as f64,
+    };
+    let shape = format!("{images} × {queries} over {image_tokens}×{image_width}");
+    kernels.case("absorbed attention", &shape, cost, || {
+        device.absorbed_attention(AbsorbedAttentionForward {
+            heads,
+            scale: ((hidden / heads) as f64).sqrt().recip(),
+            q: q.view(),
+            image: image.view(),
+            key_weight: key_weight.view(),
+            value_weight: value_weight.view(),
+            value_bias: value_bias.view(),
+            images,
+            out: out.view_mut(),
+        })
+    })
+}

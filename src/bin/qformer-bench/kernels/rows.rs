@@ -1,0 +1,183 @@
+//! What is done row by row or element by element.
+
+use super::tensor::Tensor;
+use super::{CAPTION, Cost, Kernels};
+use crate::measured::Measured;
+use qformer::Result;
+use qformer::config::Activation;
+use qformer::ops::activation::{ActivationBackward, ActivationForward};
+use qformer::ops::dropout::{Dropout, DropoutBackward, DropoutForward};
+use qformer::ops::embedding::{EmbeddingBackward, EmbeddingForward};
+use qformer::ops::layer_norm::{LayerNormBackward, LayerNormForward};
+use qformer::ops::normalize::{NormalizeBackward, NormalizeForward};
+use qformer::ops::pool::{PoolBackward, PoolForward};
+
+pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
+    let (config, batch) = (kernels.config, kernels.batch);
+    let (hidden, rows) = (config.qformer.hidden_size, config.num_query_tokens * batch);
+    layer_norm(kernels, rows, hidden)?;
+    image_norm(kernels, config.image_tokens() * batch, config.vision.hidden_size)?;
+    embedding(kernels, CAPTION * batch, hidden)?;
+    activation(kernels, rows, config.qformer.intermediate_size)?;
+    dropout(kernels, rows, hidden)?;
+    pool(kernels, rows, hidden)?;
+    normalize(kernels, rows, config.image_text_hidden_size)
+}
+
+fn layer_norm<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, shape) = (kernels.device, format!("{rows}×{width}"));
+    let (mut x, mut residual) = (Tensor::random(device, rows, width)?, Tensor::random(device, rows, width)?);
+    let (mut weight, mut bias) = (Tensor::random(device, 1, width)?, Tensor::random(device, 1, width)?);
+    let (mut sum, mut y) = (Tensor::zeros(device, rows, width)?, Tensor::zeros(device, rows, width)?);
+    let mut statistics = Tensor::zeros(device, rows, 2)?;
+    let vectors = kernels.elements(2 * width) + kernels.statistics(2 * rows);
+    let cost = Cost::bytes(kernels.elements(4 * rows * width) + vectors);
+    kernels.case("layer norm of a sum", &shape, cost, || {
+        device.layer_norm_forward(LayerNormForward {
+            x: x.view(),
+            dropout: None,
+            residual: Some(residual.view()),
+            weight: weight.view(),
+            bias: bias.view(),
+            epsilon: 1e-12,
+            sum: Some(sum.view_mut()),
+            statistics: Some(statistics.view_mut()),
+            y: y.view_mut(),
+        })
+    })?;
+    let (mut dweight, mut dbias) = (Tensor::zeros(device, 1, width)?, Tensor::zeros(device, 1, width)?);
+    let mut partials = Tensor::zeros(device, device.layer_norm_partials(rows), 2 * width)?;
+    let (mut dy, mut dsum) = (residual, x);
+    let vectors = kernels.elements(width) + kernels.statistics(2 * rows + 4 * width);
+    let cost = Cost::bytes(kernels.elements(3 * rows * width) + vectors);
+    kernels.case("layer norm backward", &shape, cost, || {
+        device.layer_norm_backward(LayerNormBackward {
+            dropout: None,
+            sum: sum.view(),
+            statistics: statistics.view(),
+            weight: weight.view(),
+            dy: dy.view(),
+            dsum: dsum.view_mut(),
+            dx: None,
+            partials: partials.view_mut(),
+            dweight: dweight.view_mut(),
+            dbias: dbias.view_mut(),
+        })
+    })
+}
+
+/// The image encoder's last norm, in inference.
+fn image_norm<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let device = kernels.device;
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, rows, width)?);
+    let (mut weight, mut bias) = (Tensor::random(device, 1, width)?, Tensor::random(device, 1, width)?);
+    let cost = Cost::bytes(kernels.elements(2 * rows * width + 2 * width));
+    kernels.case("layer norm", &format!("{rows}×{width}"), cost, || {
+        device.layer_norm_forward(LayerNormForward {
+            x: x.view(),
+            dropout: None,
+            residual: None,
+            weight: weight.view(),
+            bias: bias.view(),
+            epsilon: 1e-6,
+            sum: None,
+            statistics: None,
+            y: y.view_mut(),
+        })
+    })
+}
+
+fn embedding<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, config) = (kernels.device, &kernels.config.qformer);
+    let (words, places) = (config.vocab_size, config.max_position_embeddings);
+    let shape = format!("{rows} of {words}×{width}");
+    // Spread over the vocabulary, as words are; 7919 is prime.
+    let ids: Vec<u32> = (0..rows).map(|i| (i * 7919 % words) as u32).collect();
+    let positions: Vec<u32> = (0..rows).map(|i| (i % CAPTION.min(places)) as u32).collect();
+    let (mut ids, mut positions) = (Tensor::indices(device, &ids)?, Tensor::indices(device, &positions)?);
+    let (mut table, mut second) =
+        (Tensor::random(device, words, width)?, Tensor::random(device, places, width)?);
+    let mut y = Tensor::zeros(device, rows, width)?;
+    let indices = 2 * rows * size_of::<u32>();
+    let cost = Cost::bytes(kernels.elements((2 * rows + CAPTION) * width) + indices);
+    kernels.case("embedding", &shape, cost, || {
+        device.embedding_forward(EmbeddingForward {
+            ids: ids.view(),
+            table: table.view(),
+            positions: Some((positions.view(), second.view())),
+            y: y.view_mut(),
+        })
+    })?;
+    let (mut dtable, mut dsecond) =
+        (Tensor::zeros(device, words, width)?, Tensor::zeros(device, places, width)?);
+    let mut dy = Tensor::random(device, rows, width)?;
+    let sums = kernels.statistics(2 * (rows + CAPTION) * width);
+    let cost = Cost::bytes(kernels.elements(rows * width) + sums + indices);
+    kernels.case("embedding backward", &shape, cost, || {
+        device.embedding_backward(EmbeddingBackward {
+            ids: ids.view(),
+            frozen: None,
+            dy: dy.view(),
+            dtable: dtable.view_mut(),
+            dpositions: Some((positions.view(), dsecond.view_mut())),
+        })
+    })
+}
+
+fn activation<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, shape) = (kernels.device, format!("{rows}×{width}"));
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, rows, width)?);
+    let cost = Cost::bytes(kernels.elements(2 * rows * width));
+    kernels.case("GELU", &shape, cost, || {
+        let activation = Activation::Gelu;
+        device.activation_forward(ActivationForward { activation, x: x.view(), y: y.view_mut() })
+    })?;
+    // In place: where the derivative is one, the gradient stays what it is however often it is taken.
+    let mut x = Tensor::random_with(device, rows, width, |x| x + 8.0)?;
+    let mut dy = Tensor::random(device, rows, width)?;
+    let cost = Cost::bytes(kernels.elements(3 * rows * width));
+    kernels.case("GELU backward", &shape, cost, || {
+        let activation = Activation::Gelu;
+        device.activation_backward(ActivationBackward { activation, x: x.view(), dy: dy.view_mut() })
+    })
+}
+
+fn dropout<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, shape) = (kernels.device, format!("{rows}×{width}"));
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, rows, width)?);
+    let mut key = Tensor::indices(device, &[1, 1])?;
+    let dropout = Dropout { probability: 0.1, site: 1, key: key.view() };
+    let cost = Cost::bytes(kernels.elements(2 * rows * width));
+    kernels.case("dropout", &shape, cost, || {
+        device.dropout_forward(DropoutForward { dropout, x: x.view(), y: y.view_mut() })
+    })?;
+    kernels.case("dropout backward", &shape, cost, || {
+        device.dropout_backward(DropoutBackward { dropout, dy: x.view(), dx: y.view_mut() })
+    })
+}
+
+fn pool<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, groups) = (kernels.device, kernels.batch);
+    let shape = format!("{rows}×{width}→{groups}");
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, groups, width)?);
+    let cost = Cost::bytes(kernels.elements((rows + groups) * width));
+    kernels
+        .case("pool", &shape, cost, || device.pool_forward(PoolForward { x: x.view(), y: y.view_mut() }))?;
+    kernels.case("pool backward", &shape, cost, || {
+        device.pool_backward(PoolBackward { dy: y.view(), dx: x.view_mut() })
+    })
+}
+
+fn normalize<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, shape) = (kernels.device, format!("{rows}×{width}"));
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, rows, width)?);
+    let cost = Cost::bytes(kernels.elements(2 * rows * width));
+    kernels.case("normalize", &shape, cost, || {
+        device.normalize_forward(NormalizeForward { x: x.view(), y: y.view_mut() })
+    })?;
+    let mut dx = Tensor::zeros(device, rows, width)?;
+    let cost = Cost::bytes(kernels.elements(3 * rows * width));
+    kernels.case("normalize backward", &shape, cost, || {
+        device.normalize_backward(NormalizeBackward { x: x.view(), dy: y.view(), dx: dx.view_mut() })
+    })
+}
