@@ -14,20 +14,20 @@ type Launch =
 
 pub(crate) struct Device {
     driver: Library,
-    context: Handle,
+    ptx: CString,
     module: Handle,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread.
 unsafe impl Send for Device {}
 
-/// The one device. Tests take turns, since an error of one kernel would end all the others.
+/// The one device, in a fresh context. Tests take turns.
 pub(crate) fn device() -> MutexGuard<'static, Device> {
     static DEVICE: OnceLock<Mutex<Device>> = OnceLock::new();
     let device = DEVICE.get_or_init(|| Mutex::new(Device::open()));
     // A failed assertion while holding the device leaves it usable.
-    let device = device.lock().unwrap_or_else(PoisonError::into_inner);
-    device.set_current();
+    let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+    device.renew();
     device
 }
 
@@ -40,30 +40,44 @@ impl Device {
         simgpu::load(&folder).unwrap();
         // SAFETY: the library is loaded already; this finds it by its name.
         let driver = unsafe { Library::new("libcuda.so") }.unwrap();
-        let mut device = Self { driver, context: null_mut(), module: null_mut() };
-        let text = CString::new(ptx).unwrap();
+        let device = Self { driver, ptx: CString::new(ptx).unwrap(), module: null_mut() };
+        // SAFETY: the type is cuda.h's.
+        assert_eq!(unsafe { device.call::<unsafe extern "C" fn(u32) -> i32>("cuInit")(0) }, 0);
+        device
+    }
+
+    /// Leaves errors and memory of earlier kernels behind.
+    fn renew(&mut self) {
+        let reset: unsafe extern "C" fn(i32) -> i32 = self.call("cuDevicePrimaryCtxReset_v2");
+        let retain: unsafe extern "C" fn(*mut Handle, i32) -> i32 = self.call("cuDevicePrimaryCtxRetain");
+        let set_current: unsafe extern "C" fn(Handle) -> i32 = self.call("cuCtxSetCurrent");
+        let load: unsafe extern "C" fn(*mut Handle, *const u8) -> i32 = self.call("cuModuleLoadData");
+        let mut context = null_mut();
         // SAFETY: the types are cuda.h's, the pointers live through the calls.
         unsafe {
-            assert_eq!(device.call::<unsafe extern "C" fn(u32) -> i32>("cuInit")(0), 0);
-            let retain: unsafe extern "C" fn(*mut Handle, i32) -> i32 =
-                device.call("cuDevicePrimaryCtxRetain");
-            assert_eq!(retain(&mut device.context, 0), 0);
-            device.set_current();
-            let load: unsafe extern "C" fn(*mut Handle, *const u8) -> i32 = device.call("cuModuleLoadData");
-            assert_eq!(load(&mut device.module, text.as_ptr().cast()), 0);
+            assert_eq!(reset(0), 0);
+            assert_eq!(retain(&mut context, 0), 0);
+            assert_eq!(set_current(context), 0);
+            assert_eq!(load(&mut self.module, self.ptx.as_ptr().cast()), 0);
         }
-        device
+    }
+
+    /// What the device says of the kernels that failed in this context.
+    pub(crate) fn reports(&self) -> String {
+        let synchronize: unsafe extern "C" fn() -> i32 = self.call("cuCtxSynchronize");
+        let reports: unsafe extern "C" fn(*mut u8, usize) -> i32 = self.call("simgpu_reports");
+        let mut text = vec![0u8; 4096];
+        // SAFETY: the text has room for its size.
+        unsafe {
+            synchronize();
+            reports(text.as_mut_ptr(), text.len());
+        }
+        String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned()
     }
 
     fn call<F: Copy>(&self, name: &str) -> F {
         // SAFETY: the callers give the types cuda.h declares.
         *unsafe { self.driver.get::<F>(name.as_bytes()) }.unwrap()
-    }
-
-    fn set_current(&self) {
-        let set: unsafe extern "C" fn(Handle) -> i32 = self.call("cuCtxSetCurrent");
-        // SAFETY: the context lives as long as the process.
-        assert_eq!(unsafe { set(self.context) }, 0);
     }
 
     /// Runs a kernel whose one parameter is the addresses of `input`, of which it gets a copy, and of as many bytes as

@@ -173,6 +173,14 @@ fn relu(half: Half, x: u64) -> u64 {
     }
 }
 
+fn rounded(half: Half, x: f32) -> u64 {
+    match x {
+        _ if !x.is_finite() => half.special(x),
+        _ if x == 0.0 => u64::from(x.is_sign_negative()) << 15,
+        _ => Exact::of(x).round(half.format(), Mode::Nearest),
+    }
+}
+
 fn list() -> Vec<Row> {
     vec![
         exact("fma.rn.bf16 %d16, %a16, %b16, %c16;", |a, b, c| Bf16.fused(low(a), low(b), low(c))),
@@ -210,6 +218,18 @@ fn list() -> Vec<Row> {
                 |a, b, _| if Bf16.is_nan(a) || Bf16.is_nan(b) { 0x7fff } else { Bf16.greater(a, b) },
             )
         }),
+        // Approximations: the float function's result, rounded.
+        exact("ex2.approx.f16x2 %d32, %a32;", |a, _, _| {
+            both(a, 0, 0, |a, _, _| rounded(H16, H16.value(a).exp2()))
+        }),
+        exact("ex2.approx.ftz.bf16x2 %d32, %a32;", |a, _, _| {
+            let flush = |x: u64| if x & 0x7fff < 0x80 { x & 0x8000 } else { x };
+            both(a, 0, 0, |a, _, _| flush(rounded(Bf16, Bf16.value(flush(a)).exp2())))
+        }),
+        exact("tanh.approx.bf16x2 %d32, %a32;", |a, _, _| {
+            both(a, 0, 0, |a, _, _| rounded(Bf16, Bf16.value(a).tanh()))
+        }),
+        exact("tanh.approx.f16 %d16, %a16;", |a, _, _| rounded(H16, H16.value(low(a)).tanh())),
         exact("min.ftz.f16 %d16, %a16, %b16;", |a, b, _| {
             let flush = |x: u64| if x & 0x7fff < 0x400 { x & 0x8000 } else { x };
             H16.lesser(flush(low(a)), flush(low(b)))

@@ -52,7 +52,6 @@ const HALF_WARPS: &str = r#"
 $L_low:
   redux.sync.max.u32 %r0, %thread, %mask;
 $L_both:
-  bar.sync 0;
   setp.eq.u32 %p, %lane, %lane;
   vote.sync.all.pred %q, %p, 0xffffffff;
   selp.u32 %r1, 1, 0, %q;

@@ -102,7 +102,32 @@ impl Operand {
 
 pub(crate) fn ptx() -> String {
     let head = ".extern .shared .align 1024 .b8 operands[];\n".to_owned();
-    CASES.iter().fold(head, |text, case| text + &case.kernel())
+    let misused = MISUSES
+        .iter()
+        .map(|(name, [from, to], _)| CASES[0].kernel().replace(CASES[0].kernel, name).replace(from, to));
+    CASES.iter().map(Case::kernel).chain(misused).fold(head, |text, kernel| text + &kernel)
+}
+
+const WAIT: &str = "wgmma.wait_group.sync.aligned 0;";
+
+/// A kernel's name, what it has instead of a correct one's text, and the report.
+const MISUSES: [(&str, [&str; 2], &str); 4] = [
+    ("wgmma_no_wait", [WAIT, ""], "used before wgmma.wait_group"),
+    ("wgmma_wait_for_older", [WAIT, "wgmma.wait_group.sync.aligned 1;"], "used before wgmma.wait_group"),
+    ("wgmma_no_commit", ["wgmma.commit_group.sync.aligned;", ""], "used before wgmma.wait_group"),
+    ("wgmma_no_fence", ["wgmma.fence.sync.aligned;", ""], "wgmma without wgmma.fence"),
+];
+
+#[test]
+fn accumulators_in_flight_may_not_be_touched() {
+    for (kernel, _, report) in MISUSES {
+        let device = device();
+        let input = device.upload(&vec![0u8; BYTES + 4096]);
+        let mut args = [input, device.upload(&[0.0f32; 512])];
+        device.launch(kernel, [1, 128], BYTES as u32, &mut [(&raw mut args).cast()]);
+        let found = device.reports();
+        assert!(found.contains(report), "{kernel}: {found:?}");
+    }
 }
 
 impl Case {

@@ -104,7 +104,7 @@ impl<'a> Context<'a> {
         let mut plain = vec![];
         for name in names {
             let variable = match self.accumulators.get(name).filter(|_| outermost) {
-                Some(place) => format!("accumulators[{place}]"),
+                Some(place) => format!("accumulators.at({place}, PC)"),
                 None => {
                     plain.push(cpp_register(name, &scope.suffix));
                     cpp_register(name, &scope.suffix)
@@ -163,6 +163,15 @@ impl<'a> Context<'a> {
 
     pub(super) fn register(&self, name: &str) -> Option<&(String, Type)> {
         self.scopes.iter().rev().find_map(|scope| scope.registers.get(name))
+    }
+
+    /// Where in the array of accumulators a register lies.
+    pub(super) fn accumulator(&self, name: &str) -> Option<usize> {
+        self.accumulators.get(name).copied()
+    }
+
+    pub(super) fn has_accumulators(&self) -> bool {
+        !self.accumulators.is_empty()
     }
 
     pub(super) fn label(&self, name: &str) -> Result<&str> {

@@ -57,7 +57,7 @@ pub(super) fn translate(
         }
     }
     if array > 0 {
-        head += &format!("  alignas(64) uint32_t accumulators[{array}] = {{}};\n");
+        head += &format!("  Accumulators<{array}> accumulators;\n");
     }
     // Local memory starts as NaNs.
     let frame = context.frame.max(1);

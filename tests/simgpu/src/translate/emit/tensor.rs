@@ -99,14 +99,20 @@ fn mma(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Result<String
 
 fn wgmma(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Result<String> {
     match m.require(&["fence", "commit_group", "wait_group", "mma_async"])? {
-        "fence" => exactly::<0>(i).map(|_| "sim::wg_fence(PC);".into()),
-        "commit_group" => exactly::<0>(i).map(|_| "sim::wg_commit();".into()),
+        "fence" => exactly::<0>(i).map(|_| format!("sim::wg_fence(PC);{}", on(c, "fence()"))),
+        "commit_group" => exactly::<0>(i).map(|_| format!("sim::wg_commit();{}", on(c, "commit()"))),
         "wait_group" => {
             let [pending] = exactly(i)?;
-            Ok(format!("sim::wg_wait({});", c.read(pending, Type::Signed(32))?))
+            let pending = c.read(pending, Type::Signed(32))?;
+            Ok(format!("sim::wg_wait({pending});{}", on(c, &format!("wait({pending})"))))
         }
         _ => multiply(c, i, m),
     }
+}
+
+/// Tells the function's accumulators, if it has any.
+fn on(c: &Context<'_>, event: &str) -> String {
+    if c.has_accumulators() { format!(" accumulators.{event};") } else { String::new() }
 }
 
 /// `d, a, b, scale-d, scale-a, scale-b, trans-a, trans-b`, where a is a descriptor or registers, which cannot be
@@ -142,8 +148,8 @@ fn multiply(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Result<S
     let Some(Operand::Name(first)) = accumulators.first() else {
         return Err("accumulators are missing".into());
     };
-    let (first, _) = c.register(first).ok_or("unknown accumulators")?;
-    if accumulators.len() != n / 2 || !first.starts_with("accumulators") {
+    let first = c.accumulator(first).ok_or("unknown accumulators")?;
+    if accumulators.len() != n / 2 {
         return Err(format!("{} accumulators of the function itself are expected", n / 2));
     }
     let shape = format!(
@@ -158,7 +164,7 @@ fn multiply(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Result<S
         Some(values) => (format!("const uint32_t a[] = {values}; "), "a"),
         None => (String::new(), "nullptr"),
     };
-    let d = format!("reinterpret_cast<float *>(&{first})");
+    let d = format!("accumulators.issue({first}, {}, PC)", n / 2);
     let call =
         format!("sim::wgmma({d}, sim::WgmmaShape{shape}, {descriptor}, {registers}, {b}, {scale_d}, PC);");
     Ok(format!("{{ {declaration}{call} }}"))
