@@ -14,7 +14,8 @@ inline uint64_t address(const void *p) { return reinterpret_cast<uint64_t>(p); }
 inline unsigned char *pointer(uint64_t a) { return reinterpret_cast<unsigned char *>(a); }
 
 // A thread's own memory: `frame` holds the .local variables of the function.
-inline unsigned char *local_access(uint64_t a, uint32_t bytes, unsigned char *frame, size_t size)
+inline unsigned char *local_access(uint64_t a, uint32_t bytes, unsigned char *frame, size_t size,
+                                   sim::Site site)
 {
     if (a % bytes || a < address(frame) || a + bytes > address(frame) + size)
         sim::trap("address outside the local variables");
