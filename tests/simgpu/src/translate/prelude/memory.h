@@ -18,7 +18,7 @@ inline unsigned char *local_access(uint64_t a, uint32_t bytes, unsigned char *fr
                                    sim::Site site)
 {
     if (a % bytes || a < address(frame) || a + bytes > address(frame) + size)
-        sim::trap("address outside the local variables");
+        sim::trap("address outside the local variables", site);
     return pointer(a);
 }
 
