@@ -1,5 +1,8 @@
 //! Ten steps of stage 1 against what LAVIS computes (tests/golden/stage1).
 
+#[path = "support/paths.rs"]
+mod paths;
+
 use qformer::ops::Backend;
 use qformer::ops::adamw::AdamW;
 use qformer::ops::contrastive::ContrastiveGradient;
@@ -12,10 +15,10 @@ use qformer::{Config, Cpu};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/stage1")
+    paths::path("tests/golden/stage1")
 }
 
 /// The tensors of a file: values and shape.
