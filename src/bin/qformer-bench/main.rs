@@ -174,8 +174,7 @@ impl Arguments {
             println!("{report:#}");
         }
         if let Some(path) = &self.output {
-            std::fs::write(path, format!("{report:#}\n"))
-                .map_err(|error| Error::io(path, "write", error))?;
+            std::fs::write(path, format!("{report:#}\n")).map_err(|error| Error::io(path, "write", error))?;
         }
         Ok(())
     }
