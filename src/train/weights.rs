@@ -11,8 +11,8 @@ use crate::params::{Part, Spec, TensorSource, Tree};
 use crate::tensor::{HostTensor, Layout, Number, Shape, View, ViewMut};
 use std::any::TypeId;
 
-/// Parameters start at multiples of this many elements, 16 bytes or more in any number type.
-const ALIGNMENT: usize = 16;
+/// Parameters start at multiples of this many elements: whole lines of an arena in any number type.
+const ALIGNMENT: usize = 32;
 
 /// Where a parameter stands in the vectors.
 #[derive(Clone, Debug)]

@@ -13,8 +13,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Kernels that multiply matrices, by the beginnings of `unit/kernel`.
-const MATRIX_PRODUCTS: [&str; 4] =
-    ["gemm/", "attention/", "similarity/similarity_all_forward", "contrastive/contrastive_forward"];
+const MATRIX_PRODUCTS: [&str; 5] = [
+    "gemm/",
+    "attention/",
+    "absorbed_attention/",
+    "similarity/similarity_all_forward",
+    "contrastive/contrastive_forward",
+];
 /// The same by `wgmma`, which only Hopper has.
 const HOPPER_PRODUCTS: [&str; 1] = ["gemm_sm90a/"];
 /// Kernels without a matrix product that do not read 16 bytes at a time, each with the reason.

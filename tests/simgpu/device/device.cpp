@@ -209,7 +209,6 @@ CU_API cuDevicePrimaryCtxReset_v2(CUdevice)
     driver.allocations.clear();
     driver.live_bytes = 0;
     driver.launches = 0;
-    driver.capturing = 0;
     driver.sticky = SUCCESS;
     clear_reports();
     return SUCCESS;

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 enum CUresult : int {
@@ -53,6 +54,7 @@ struct Record {
 struct Capture {
     std::vector<Work> work;
     int mode;
+    std::thread::id thread;
     bool invalid = false;
 };
 using Graph = std::vector<Work>;
@@ -90,7 +92,6 @@ struct Driver {
     std::map<char *, size_t> pinned;
     size_t live_bytes = 0;
     uint64_t launches = 0;
-    int capturing = 0; // captures in global mode
 };
 extern Driver driver;
 extern thread_local CUcontext current_context;
@@ -115,7 +116,7 @@ CUresult enqueue(Stream &stream, Work work);
 CUresult drain(const std::function<bool()> &done);
 CUresult drain_stream(const Stream &stream);
 CUresult drain_all();
-// Calls that a capture forbids.
+// Refuses a call that a capture forbids to this thread.
 CUresult check_not_capturing(const char *call);
 
 struct Architecture {

@@ -6,6 +6,8 @@ namespace sim {
 
 namespace {
 
+constexpr int CAPTURE_MODE_THREAD_LOCAL = 1, CAPTURE_MODE_RELAXED = 2;
+
 bool has_earlier(const Stream &stream, uint64_t sequence)
 {
     return !stream.queue.empty() && stream.queue.front().sequence < sequence;
@@ -88,18 +90,26 @@ CUresult enqueue(Stream &stream, Work work)
         stream.capture->work.push_back(std::move(work));
         return SUCCESS;
     }
-    if (&stream == &driver.null_stream && driver.capturing)
-        return refuse(STREAM_CAPTURE_IMPLICIT, "work in the null stream while a stream captures");
+    for (const auto &other : driver.streams)
+        if (&stream == &driver.null_stream && other->blocking && other->capture)
+            return refuse(STREAM_CAPTURE_IMPLICIT,
+                          "work in the null stream while a blocking stream captures");
     stream.queue.push_back({std::move(work), nullptr, ++driver.sequence});
     return settings.async == Async::eager ? drain_stream(stream) : SUCCESS;
 }
 
 CUresult check_not_capturing(const char *call)
 {
-    if (!driver.capturing) return SUCCESS;
-    for (const auto &stream : driver.streams)
-        if (stream->capture) stream->capture->invalid = true;
-    return refuse(STREAM_CAPTURE_UNSUPPORTED, std::string(call) + " while a stream captures");
+    for (const auto &stream : driver.streams) {
+        if (!stream->capture) continue;
+        Capture &capture = *stream->capture;
+        bool own = capture.thread == std::this_thread::get_id();
+        if (capture.mode == CAPTURE_MODE_RELAXED || (capture.mode == CAPTURE_MODE_THREAD_LOCAL && !own))
+            continue;
+        capture.invalid = true;
+        return refuse(STREAM_CAPTURE_UNSUPPORTED, std::string(call) + " while a stream captures");
+    }
+    return SUCCESS;
 }
 
 namespace {
@@ -130,7 +140,6 @@ template <class Body> CUresult with_event(void *handle, Body body)
 using namespace sim;
 
 constexpr unsigned STREAM_NON_BLOCKING = 1, EVENT_DISABLE_TIMING = 2;
-constexpr int CAPTURE_MODE_RELAXED = 2;
 
 CU_API cuStreamCreate(void **handle, unsigned flags)
 {
@@ -208,8 +217,8 @@ CU_API cuStreamBeginCapture_v2(void *handle, int mode)
         if (stream.capture) return refuse(INVALID_VALUE, "the stream captures already");
         stream.capture = std::make_shared<Capture>();
         stream.capture->mode = mode;
+        stream.capture->thread = std::this_thread::get_id();
         stream.began_capture = true;
-        driver.capturing += mode != CAPTURE_MODE_RELAXED;
         return SUCCESS;
     });
 }
@@ -221,7 +230,6 @@ CU_API cuStreamEndCapture(void *handle, void **graph)
         if (!stream.began_capture) return refuse(INVALID_VALUE, "the stream did not begin a capture");
         std::shared_ptr<Capture> capture = stream.capture;
         stream.began_capture = false;
-        driver.capturing -= capture->mode != CAPTURE_MODE_RELAXED;
         for (const auto &other : driver.streams)
             if (other->capture == capture) other->capture = nullptr;
         if (capture->invalid) return STREAM_CAPTURE_INVALIDATED;

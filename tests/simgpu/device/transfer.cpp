@@ -32,13 +32,20 @@ CUresult allocate(CUdeviceptr *address, size_t bytes)
     return SUCCESS;
 }
 
-CUresult release(CUdeviceptr address)
+// The allocation is the caller's no more; the memory itself goes when `give_up` runs.
+CUresult release(CUdeviceptr address, size_t &bytes)
 {
     auto found = driver.allocations.find(address);
     if (found == driver.allocations.end())
         return refuse(INVALID_VALUE, "free of a pointer that is no allocation");
-    driver.live_bytes -= found->second;
+    bytes = found->second;
     driver.allocations.erase(found);
+    return SUCCESS;
+}
+
+CUresult give_up(CUdeviceptr address, size_t bytes)
+{
+    driver.live_bytes -= bytes;
     device_free(bytes_at(address));
     return SUCCESS;
 }
@@ -168,8 +175,10 @@ CU_API cuMemFree_v2(CUdeviceptr address)
     return entry([&] {
         if (!address) return SUCCESS;
         if (CUresult error = check_not_capturing("cuMemFree")) return error;
+        size_t bytes;
         if (CUresult error = drain_all()) return error;
-        return release(address);
+        if (CUresult error = release(address, bytes)) return error;
+        return give_up(address, bytes);
     });
 }
 
@@ -178,9 +187,9 @@ CU_API cuMemFreeAsync(CUdeviceptr address, void *stream)
     return on_stream(stream, [&](Stream &s) {
         if (!address) return SUCCESS;
         if (s.capture) return refuse(NOT_SUPPORTED, "frees in a graph are not simulated");
-        if (!driver.allocations.contains(address))
-            return refuse(INVALID_VALUE, "free of a pointer that is no allocation");
-        return enqueue(s, [=] { return release(address); });
+        size_t bytes;
+        if (CUresult error = release(address, bytes)) return error;
+        return enqueue(s, [=] { return give_up(address, bytes); });
     });
 }
 

@@ -40,6 +40,9 @@ fn frees_of_what_is_no_allocation_are_refused() {
     assert_eq!(device.cuMemFree_v2(data), SUCCESS);
     assert_eq!(device.cuMemFree_v2(data), INVALID_VALUE, "twice");
     assert_eq!(device.cuMemFreeAsync(12345, null_mut()), INVALID_VALUE);
+    let queued = device.upload(&[0u32; 8]);
+    assert_eq!(device.cuMemFreeAsync(queued, null_mut()), SUCCESS);
+    assert_eq!(device.cuMemFreeAsync(queued, null_mut()), INVALID_VALUE, "twice, before the first was done");
 }
 
 #[test]

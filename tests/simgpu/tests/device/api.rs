@@ -173,12 +173,23 @@ impl Device {
             unsafe { std::env::set_var(name, value) };
         }
         let device = Self { library, _turn: turn };
-        let mut context = null_mut();
         assert_eq!(device.cuInit(0), SUCCESS);
         assert_eq!(device.cuDevicePrimaryCtxReset_v2(0), SUCCESS);
-        assert_eq!(device.cuDevicePrimaryCtxRetain(&mut context, 0), SUCCESS);
-        assert_eq!(device.cuCtxSetCurrent(context), SUCCESS);
+        device.bind();
         device
+    }
+
+    /// Makes the context this thread's.
+    fn bind(&self) {
+        let mut context = null_mut();
+        assert_eq!(self.cuDevicePrimaryCtxRetain(&mut context, 0), SUCCESS);
+        assert_eq!(self.cuCtxSetCurrent(context), SUCCESS);
+    }
+
+    pub(crate) fn allocate_in_this_thread(&self, bytes: usize) -> i32 {
+        let mut address = 0;
+        self.bind();
+        self.cuMemAlloc_v2(&mut address, bytes)
     }
 
     pub(crate) fn function(&self, ptx: &str, name: &str) -> Handle {

@@ -7,6 +7,7 @@ use crate::api::{
 use std::ptr::null_mut;
 
 const GLOBAL: i32 = 0;
+const THREAD_LOCAL: i32 = 1;
 
 #[test]
 fn a_captured_graph_runs_as_often_as_it_is_launched() {
@@ -66,4 +67,17 @@ fn a_capture_forbids_waiting_and_allocating() {
     }
     assert_eq!(device.cuStreamEndCapture(stream, &mut graph), INVALID_VALUE, "there is no capture to end");
     assert_eq!(device.cuMemAlloc_v2(&mut address, 16), SUCCESS);
+}
+
+#[test]
+fn a_thread_local_capture_forbids_its_own_thread_only() {
+    let device = Device::new(&[]);
+    let (stream, mut graph) = (device.stream(), null_mut());
+    assert_eq!(device.cuStreamBeginCapture_v2(stream, THREAD_LOCAL), SUCCESS);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| device.allocate_in_this_thread(16));
+        assert_eq!(other.join().unwrap(), SUCCESS);
+    });
+    assert_eq!(device.allocate_in_this_thread(16), STREAM_CAPTURE_UNSUPPORTED);
+    assert_eq!(device.cuStreamEndCapture(stream, &mut graph), STREAM_CAPTURE_INVALIDATED);
 }

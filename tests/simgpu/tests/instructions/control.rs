@@ -173,6 +173,8 @@ $L_end:
   mov.u64 %t0, %globaltimer;
   mov.u64 %t1, %clock64;
   nanosleep.u32 20;
+  griddepcontrol.wait;
+  griddepcontrol.launch_dependents;
   mov.u64 %t2, %clock64;
   setp.le.u64 %p, %t1, %t2;
   selp.u32 %r12, 1, 0, %p;
@@ -182,7 +184,42 @@ $L_end:
   st.global.v4.u32 [%out+48], {%r12, %r13, %r14, %r15};
   ret;
 }
+
+// What the first word of the input chooses.
+.visible .entry faults(.param .align 8 .b8 args[16])
+{
+  .reg .b64 %in, %a, %wide;
+  .reg .b32 %choice, %r;
+  .reg .pred %p;
+  .local .align 8 .b8 frame[16];
+  ld.param.u64 %in, [args];
+  ld.global.u32 %choice, [%in];
+$L_table: .branchtargets $L_trap, $L_break, $L_local;
+  brx.idx %choice, $L_table;
+$L_trap:
+  trap;
+$L_break:
+  brkpt;
+$L_local:
+  mov.u64 %a, frame;
+  mul.wide.u32 %wide, %choice, 8;
+  add.u64 %a, %a, %wide;
+  st.local.u32 [%a], %choice;
+  ret;
+}
 "#;
+
+#[test]
+fn faults_are_reported_with_their_reason() {
+    let reasons = ["trap", "breakpoint", "address outside the local variables", "branch index out of range"];
+    for (choice, reason) in (0u32..).zip(reasons) {
+        let device = device();
+        let mut args = [device.upload(&[choice]), 0];
+        device.launch("faults", [1, 1], 0, &mut [(&raw mut args).cast()]);
+        let found = device.reports();
+        assert!(found.contains(reason), "{reason}: {found:?}");
+    }
+}
 
 #[test]
 fn branches_calls_and_scopes_go_where_they_say() {

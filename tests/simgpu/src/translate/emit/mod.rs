@@ -28,13 +28,15 @@ use std::{collections::HashMap, fmt::Write};
 type Result<T> = std::result::Result<T, String>;
 
 /// C++ that every unit starts with.
-const PRELUDE: [&str; 6] = [
+const PRELUDE: [&str; 8] = [
     include_str!("../prelude/head.h"),
     include_str!("../prelude/integer.h"),
     include_str!("../prelude/float.h"),
+    include_str!("../prelude/half.h"),
     include_str!("../prelude/convert.h"),
     include_str!("../prelude/memory.h"),
     include_str!("../prelude/warp.h"),
+    include_str!("../prelude/wgmma.h"),
 ];
 
 /// # Errors

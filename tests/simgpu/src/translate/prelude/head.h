@@ -6,13 +6,15 @@
 
 namespace ptx {
 namespace {
-static inline uint32_t thread_index() {
-  const auto &t = sim::tls;
-  return (t.tid.z * t.bdim.y + t.tid.y) * t.bdim.x + t.tid.x;
+inline uint32_t thread_index()
+{
+    const auto &t = sim::tls;
+    return (t.tid.z * t.bdim.y + t.tid.y) * t.bdim.x + t.tid.x;
 }
-static inline uint32_t block_threads() { return sim::tls.bdim.x * sim::tls.bdim.y * sim::tls.bdim.z; }
-static inline uint64_t nanoseconds() {
-  timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return uint64_t(now.tv_sec) * 1000000000 + uint64_t(now.tv_nsec);
+inline uint32_t block_threads() { return sim::tls.bdim.x * sim::tls.bdim.y * sim::tls.bdim.z; }
+inline uint64_t nanoseconds()
+{
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return uint64_t(now.tv_sec) * 1000000000 + uint64_t(now.tv_nsec);
 }
