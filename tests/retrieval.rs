@@ -2,6 +2,8 @@
 
 #[path = "support/cuda.rs"]
 mod cuda;
+#[path = "support/paths.rs"]
+mod paths;
 
 use cuda::cuda;
 use qformer::ops::Backend;
@@ -11,7 +13,7 @@ use qformer::tensor::HostTensor;
 use qformer::vision::encoder::VisionEncoder;
 use qformer::vision::image::ImageProcessor;
 use qformer::{Cpu, QFormer, Tokenizer};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// ‖found − expected‖ / ‖expected‖ allowed.
 type Tolerance = fn(&str) -> f64;
@@ -42,7 +44,7 @@ const TEXTS: [&str; 5] = [
 ];
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/retrieval")
+    paths::path("tests/golden/retrieval")
 }
 
 fn expected(name: &str) -> HostTensor {

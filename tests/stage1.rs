@@ -2,6 +2,8 @@
 
 #[path = "support/cuda.rs"]
 mod cuda;
+#[path = "support/paths.rs"]
+mod paths;
 
 use cuda::cuda;
 use qformer::ops::Backend;
@@ -16,10 +18,10 @@ use qformer::{Config, Cpu};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/stage1")
+    paths::path("tests/golden/stage1")
 }
 
 /// The tensors of a file: values and shape.

@@ -1,5 +1,6 @@
 //! Running the program, and checkpoints made from the golden one.
 
+use crate::paths::path;
 use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
 use qformer::tensor::HostTensor;
 use serde_json::Value;
@@ -22,7 +23,7 @@ pub(crate) const TEXTS: [&str; 5] = [
 ];
 
 pub(crate) fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/retrieval")
+    path("tests/golden/retrieval")
 }
 
 pub(crate) fn model() -> PathBuf {
@@ -35,7 +36,7 @@ pub(crate) fn images() -> [PathBuf; 3] {
 
 /// The program, with nothing of this process's settings, on the CPU unless it is told otherwise.
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qformer"));
+    let mut command = Command::new(path(env!("CARGO_BIN_EXE_qformer")));
     for name in ["MODEL", "THREADS", "BATCH_SIZE"] {
         command.env_remove(format!("QFORMER_{name}"));
     }

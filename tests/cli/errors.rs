@@ -1,10 +1,10 @@
 //! Bad input: one line that says what and where, exit code 1 or 2, and no file left behind.
 
 use crate::common::*;
+use crate::paths::path;
 use qformer::params::safetensors::Dtype;
 use qformer::tensor::HostTensor;
 use std::fs;
-use std::path::Path;
 
 /// `embed` on a golden model changed by `change` fails with these fragments and writes nothing.
 #[track_caller]
@@ -192,8 +192,8 @@ fn files_that_are_not_there_are_named() {
     input_is_refused(&["--images", "gone.png"], &["gone.png: is not there or is not a file"]);
     input_is_refused(&["--image-dir", "gone"], &["cannot list gone"]);
     input_is_refused(&["--features", "gone.safetensors"], &["cannot open gone.safetensors"]);
-    let source = shown(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
-    input_is_refused(&["--image-dir", &source], &["holds no .jpg, .jpeg or .png file"]);
+    let folder = shown(&path("tests/golden/stage1"));
+    input_is_refused(&["--image-dir", &folder], &["holds no .jpg, .jpeg or .png file"]);
     let workplace = Workplace::new();
     let gone = shown(&workplace.path().join("gone"));
     run(["inspect", &gone]).fails(&["cannot open", "gone"]);

@@ -7,6 +7,8 @@ mod embed;
 mod errors;
 mod init;
 mod inspect;
+#[path = "../support/paths.rs"]
+mod paths;
 mod score;
 #[path = "../support/simulated.rs"]
 mod simulated;

@@ -49,6 +49,9 @@ struct Arguments {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
+    /// Writes that object to this file besides.
+    #[arg(long)]
+    output: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -169,6 +172,9 @@ impl Arguments {
         }
         if self.json {
             println!("{report:#}");
+        }
+        if let Some(path) = &self.output {
+            std::fs::write(path, format!("{report:#}\n")).map_err(|error| Error::io(path, "write", error))?;
         }
         Ok(())
     }
