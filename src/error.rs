@@ -53,22 +53,24 @@ impl Error {
 
     /// `bytes` of memory, wanted for `purpose`, are not available.
     pub fn out_of_memory(bytes: usize, purpose: &str) -> Self {
-        let gib = bytes as f64 / (1u64 << 30) as f64;
-        Self {
-            kind: Kind::OutOfMemory,
-            message: format!("cannot allocate {gib:.2} GiB for {purpose}; use a smaller batch"),
-        }
+        let message = format!("cannot allocate {} of memory for {purpose}", Size(bytes));
+        Self { kind: Kind::OutOfMemory, message }
     }
 
-    /// The same, of work on `items` (as `what` names them) at a time: tells how many would fit in the
-    /// `free` bytes that there are, if that is known.
+    /// The same, of `bytes` for work on `items` (as `what` names them) at a time: tells how many would fit
+    /// in the `free` bytes that there are, if that is known.
     pub(crate) fn for_batch(self, items: usize, what: &str, bytes: usize, free: Option<usize>) -> Self {
-        let Some(free) = free.filter(|_| self.kind == Kind::OutOfMemory && bytes > 0) else { return self };
-        let fit = items as u128 * free as u128 / bytes as u128;
-        let gib = free as f64 / (1u64 << 30) as f64;
-        let message =
-            format!("{}: of {items} {what}, about {fit} fit in the {gib:.2} GiB that are free", self.message);
-        Self { message, ..self }
+        if self.kind != Kind::OutOfMemory {
+            return self;
+        }
+        let fit = match free {
+            Some(free) => {
+                let fit = items as u128 * free as u128 / bytes.max(1) as u128;
+                format!(": {} are free, enough for about {fit} of the {items} {what}", Size(free))
+            }
+            None => String::new(),
+        };
+        Self { message: format!("{}{fit}; use a smaller batch", self.message), ..self }
     }
 
     /// The device asked for cannot be used.
@@ -84,6 +86,16 @@ impl Error {
     /// Exit code of a program that ends with this error: 2 for usage, 1 for all else.
     pub fn exit_code(&self) -> u8 {
         if self.kind == Kind::Usage { 2 } else { 1 }
+    }
+}
+
+/// Bytes for people.
+struct Size(usize);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = self.0 as f64 / f64::from(1 << 20);
+        if mib < 1024.0 { write!(f, "{mib:.1} MiB") } else { write!(f, "{:.2} GiB", mib / 1024.0) }
     }
 }
 
