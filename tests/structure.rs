@@ -18,7 +18,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
     ("ops", &["error", "tensor", "device", "config", "random"]),
     ("params", &["error", "input", "output", "tensor", "arena", "device", "config"]),
     ("workspace", &["error", "arena", "device"]),
-    ("layers", &["error", "arena", "device", "config", "ops", "params"]),
+    ("layers", &["error", "tensor", "arena", "device", "config", "ops", "params"]),
     (
         "vision",
         &["error", "input", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"],

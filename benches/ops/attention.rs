@@ -37,7 +37,8 @@ fn forward(criterion: &mut Criterion, what: &str, [heads, width]: [usize; 2], se
     let [mut q, mut k, mut v] = [queries, keys, keys].map(|rows| Tensor::rows(rows, heads * width));
     let mut table = Tensor::indices(&vec![0; sequences.words()]);
     let sequences = sequences.place(&Cpu::new(), table.view_mut()).unwrap();
-    let attention = Attention { sequences, heads, mask: Mask::None, scale: (width as f64).sqrt().recip() };
+    let attention =
+        Attention { sequences, heads, mask: Mask::None, scale: (width as f64).sqrt().recip(), dropout: None };
     let mut out = Tensor::output(queries, heads * width);
     measure(criterion, "attention", what, operations(&products), &mut out, |out| {
         let args = AttentionForward {

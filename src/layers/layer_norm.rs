@@ -87,6 +87,7 @@ impl<B: Backend> LayerNorm<V<'_, B>> {
 
     /// dsum [rows, width], the gradient of the residual, and dx [rows, width], that of what was dropped
     /// out of (absent without dropout: then it is dsum), from dy [rows, width]; `partials` to work in
+    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one operation here")]
     pub fn backward(
         &self,
         b: &B,

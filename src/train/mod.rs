@@ -9,6 +9,7 @@
 //! the hard negatives, the pairs to be matched and the texts to be generated, which see the queries of
 //! the first phase. The backward pass goes through the two phases in reverse.
 
+mod acts;
 mod batch;
 mod captioning;
 mod contrastive;
@@ -22,4 +23,4 @@ mod weights;
 pub use batch::Batch;
 pub use parameters::{LanguageHead, Stage1Parameters};
 pub use step::{Hardness, Losses, Stage1, Stage1Options};
-pub use weights::{Place, TrainedWeights};
+pub use weights::{Place, TrainedWeights, Training};

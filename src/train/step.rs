@@ -1,17 +1,17 @@
 //! One step of stage 1: three losses and the gradients of all parameters.
 
-use super::captioning::{Captioning, CaptioningActs, Predictions};
-use super::contrastive::{Contrasted, Contrastive, ContrastiveActs};
-use super::matching::{self, MatchingActs};
+use super::acts::{Constants, FirstPhaseActs, SecondPhaseActs};
+use super::captioning::{Captioning, Predictions};
+use super::contrastive::{Contrasted, Contrastive};
+use super::matching;
 use super::plan::{Pair, Plan, pairs};
-use super::trunk::{Qkv, Trunk, TrunkActs, TrunkGradients};
-use super::weights::Place;
+use super::trunk::{Qkv, Trunk, TrunkGradients};
+use super::weights::{Place, Training};
 use super::{Batch, Stage1Parameters, TrainedWeights};
-use crate::arena::{Arena, Cursor};
+use crate::arena::Arena;
 use crate::config::Config;
 use crate::device::{M, S, SM, V, Write};
 use crate::error::Result;
-use crate::layers::block::BlockScratch;
 use crate::layers::dropout::PassDropout;
 use crate::layers::linear::Linear;
 use crate::ops::Backend;
@@ -21,7 +21,6 @@ use crate::ops::fold::{FoldBackward, FoldForward};
 use crate::ops::gemm::GemmBackward;
 use crate::ops::layer_norm::LayerNormForward;
 use crate::params::TensorSource;
-use crate::tensor::ViewMut;
 use crate::workspace::Workspace;
 
 /// The first site of dropout that passes do not use: that of the negatives' draw.
@@ -84,104 +83,6 @@ pub struct Stage1<B: Backend> {
     second_phase: Workspace<B>,
 }
 
-/// Constants, and what the random numbers of a step are drawn from.
-struct Constants<'a, B: Backend> {
-    /// [1, W]
-    ones: M<'a, B>,
-    /// [1, W]
-    zeros: M<'a, B>,
-    /// [1, 2]: seed and step
-    key: ViewMut<'a, B, u32>,
-}
-
-impl<'a, B: Backend> Constants<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, width: usize) -> Self {
-        Self { ones: cursor.take(1, width), zeros: cursor.take(1, width), key: cursor.take(1, 2) }
-    }
-}
-
-/// What the first phase works in, and the images of both.
-struct FirstPhaseActs<'a, B: Backend> {
-    /// [B·N, W]
-    vision_output: M<'a, B>,
-    /// x̂ [B·N, W]
-    features: M<'a, B>,
-    /// W∘γ [layers·2·D, W]
-    folded_weight: M<'a, B>,
-    /// b + W·β [1, layers·2·D]
-    folded_bias: M<'a, B>,
-    /// [B·N, layers·2·D]
-    keys_values: M<'a, B>,
-    trunk: TrunkActs<'a, B>,
-    contrastive: ContrastiveActs<'a, B>,
-    /// [B·N, layers·2·D]
-    dkeys_values: M<'a, B>,
-    /// [layers·2·D, W]
-    dfolded_weight: SM<'a, B>,
-    /// [1, layers·2·D]
-    dfolded_bias: SM<'a, B>,
-    /// [rows, 3·D] for each block
-    dqkv: Vec<M<'a, B>>,
-    /// [rows, D], in turns
-    d: [M<'a, B>; 2],
-    scratch: BlockScratch<'a, B>,
-}
-
-impl<'a, B: Backend> FirstPhaseActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, b: &B, plan: &Plan, batch: &Batch, config: &Config) -> Self {
-        let (hidden, width) = (config.qformer.hidden_size, config.vision.hidden_size);
-        let (tokens, rows) = (batch.images() * batch.image_tokens(), plan.rows());
-        let out = 2 * hidden * config.qformer.cross_attention_layers().count();
-        Self {
-            vision_output: cursor.take(tokens, width),
-            features: cursor.take(tokens, width),
-            folded_weight: cursor.take(out, width),
-            folded_bias: cursor.take(1, out),
-            keys_values: cursor.take(tokens, out),
-            trunk: TrunkActs::carve(cursor, plan, &config.qformer),
-            contrastive: ContrastiveActs::carve(cursor, plan, config),
-            dkeys_values: cursor.take(tokens, out),
-            dfolded_weight: cursor.take(out, width),
-            dfolded_bias: cursor.take(1, out),
-            dqkv: (0..config.qformer.num_hidden_layers).map(|_| cursor.take(rows, 3 * hidden)).collect(),
-            d: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
-            scratch: BlockScratch::carve(cursor, b, [plan.query_rows(), rows], &config.qformer),
-        }
-    }
-}
-
-/// What the second phase works in.
-struct SecondPhaseActs<'a, B: Backend> {
-    trunk: TrunkActs<'a, B>,
-    matching: MatchingActs<'a, B>,
-    captioning: CaptioningActs<'a, B>,
-    /// [rows, 3·D]
-    dqkv: M<'a, B>,
-    /// [rows, D], in turns
-    d: [M<'a, B>; 2],
-    scratch: BlockScratch<'a, B>,
-}
-
-impl<'a, B: Backend> SecondPhaseActs<'a, B> {
-    fn carve(
-        cursor: &mut Cursor<'a, B>,
-        b: &B,
-        plan: &Plan,
-        predictions: &Predictions,
-        config: &Config,
-    ) -> Self {
-        let (hidden, rows) = (config.qformer.hidden_size, plan.rows());
-        Self {
-            trunk: TrunkActs::carve(cursor, plan, &config.qformer),
-            matching: MatchingActs::carve(cursor, plan, hidden),
-            captioning: CaptioningActs::carve(cursor, plan, predictions, &config.qformer),
-            dqkv: cursor.take(rows, 3 * hidden),
-            d: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
-            scratch: BlockScratch::carve(cursor, b, [plan.query_rows(), rows], &config.qformer),
-        }
-    }
-}
-
 impl<B: Backend> Stage1<B> {
     /// Reads the parameters.
     ///
@@ -220,7 +121,7 @@ impl<B: Backend> Stage1<B> {
         let width = config.vision.hidden_size;
         let mut constants = Constants::carve(&mut constants.cursor(), width);
         b.write_indices(&[options.seed, step as u32], constants.key.reborrow())?;
-        let (parameters, exact, mut gradients) = weights.view_with_gradients();
+        let Training { weights: parameters, parameters: exact, mut gradients } = weights.training();
         let pass = Pass {
             b: &*b,
             config,

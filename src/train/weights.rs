@@ -42,6 +42,16 @@ pub struct TrainedWeights<D: Device, P> {
     scalars: Arena<D>,
 }
 
+/// Parameters as a step sees them.
+pub struct Training<'a, D: Backend, P: Tree<Place>> {
+    /// What the graph reads.
+    pub weights: P::With<V<'a, D>>,
+    /// The numbers themselves.
+    pub parameters: P::With<S<'a, D>>,
+    /// To be added to.
+    pub gradients: P::With<SM<'a, D>>,
+}
+
 /// Scalars of the optimiser's step.
 struct Scalars<'a, D: Device> {
     /// [1, 3]: learning rate, 1 − β1ᵗ, 1 − β2ᵗ
@@ -143,12 +153,12 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
         self.places.map(&mut |place| unsafe { place.view(self.parameters.address(0)) })
     }
 
-    /// What the graph reads, and the gradients, to be added to.
-    pub fn view_with_gradients(&mut self) -> (P::With<V<'_, D>>, P::With<S<'_, D>>, P::With<SM<'_, D>>) {
+    /// All views of the parameters.
+    pub fn training(&mut self) -> Training<'_, D, P> {
         let base = self.gradients.cursor().take::<D::Stat>(1, self.len).pointer();
         // SAFETY: places do not overlap, the vector holds them all, and it is borrowed exclusively.
         let gradients = self.places.map(&mut |place| unsafe { place.view_mut(base) });
-        (self.view(), self.parameters(), gradients)
+        Training { weights: self.view(), parameters: self.parameters(), gradients }
     }
 
     /// Sets the gradients to zero.

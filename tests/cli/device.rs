@@ -53,3 +53,13 @@ fn the_gpu_scores_as_the_cpu_does() {
         assert!((gpu - cpu).abs() < 0.15 * cpu.abs().max(0.5), "{gpu} on the GPU, {cpu} on the CPU");
     }
 }
+
+/// Where there is a GPU its memory cannot be made small, and this test is of the simulated one alone.
+#[test]
+fn a_gpu_that_is_too_small_says_how_much_was_needed_and_how_much_would_fit() {
+    let run = score("cuda", |command| {
+        // The model fits, what it works in does not.
+        command.env("LD_LIBRARY_PATH", simulated::driver()).env("SIMGPU_MEMORY", "2000000");
+    });
+    run.fails(&["cannot allocate", "GiB for activations", "about 0 fit in", "that are free"]);
+}

@@ -3,7 +3,9 @@
 use super::{Cuda, Gpu, failure};
 use crate::error::Result;
 use cudarc::driver::{result, sys};
-use std::sync::Arc;
+use std::cell::Cell;
+use std::ptr;
+use std::sync::{Arc, PoisonError};
 
 /// Captured work; it reads and writes the same memory at every launch.
 struct Graph {
@@ -26,6 +28,36 @@ enum State {
     /// Done once, kernel by kernel, which loaded the kernels: capturing must not.
     Done,
     Captured(Graph),
+}
+
+thread_local! {
+    /// The GPU whose work this thread is capturing.
+    static CAPTURING: Cell<*const Gpu> = const { Cell::new(ptr::null()) };
+}
+
+/// For as long as it lives, the calling thread's work is captured.
+struct Capturing;
+
+impl Capturing {
+    fn begin(gpu: &Arc<Gpu>) -> Self {
+        CAPTURING.set(Arc::as_ptr(gpu));
+        Self
+    }
+}
+
+impl Drop for Capturing {
+    fn drop(&mut self) {
+        CAPTURING.set(ptr::null());
+    }
+}
+
+impl Gpu {
+    /// Where the calling thread's work goes: to the stream, or into the graph that it is capturing. Only
+    /// that thread knows of the other stream, so what other threads do meanwhile is not captured.
+    pub(super) fn stream(&self) -> sys::CUstream {
+        let capturing = ptr::eq(CAPTURING.get(), self);
+        if capturing { self.captured.cu_stream() } else { self.stream.cu_stream() }
+    }
 }
 
 impl Cuda {
@@ -55,13 +87,16 @@ impl Cuda {
     /// The work as a graph; nothing of it is done yet.
     fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         self.bind()?;
-        let stream = self.0.stream.cu_stream();
+        let _one_at_a_time = self.0.capture.lock().unwrap_or_else(PoisonError::into_inner);
+        let stream = self.0.captured.cu_stream();
         // Other threads' calls are none of this capture's business.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
         unsafe { result::stream::begin_capture(stream, mode) }
             .map_err(|error| failure(error, "begin to capture a graph"))?;
+        let capturing = Capturing::begin(&self.0);
         let done = work();
+        drop(capturing);
         // SAFETY: begun above; it is ended also if the work failed, which tells more.
         let graph = unsafe { result::stream::end_capture(stream) };
         done?;

@@ -21,7 +21,7 @@ use half::bf16;
 use kernel::Kernels;
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The oldest CUDA a driver has to support.
 const OLDEST_CUDA: i32 = 12_000;
@@ -34,6 +34,9 @@ pub struct Cuda(Arc<Gpu>);
 
 struct Gpu {
     stream: Arc<CudaStream>,
+    /// Used while a graph is captured, by one thread at a time.
+    captured: Arc<CudaStream>,
+    capture: Mutex<()>,
     context: Arc<CudaContext>,
     kernels: Kernels,
     name: String,
@@ -89,9 +92,21 @@ impl Cuda {
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-        let stream = context.new_stream().map_err(driver)?;
+        let [stream, captured] =
+            [context.new_stream().map_err(driver)?, context.new_stream().map_err(driver)?];
+        let capture = Mutex::new(());
         let kernels = Kernels::default();
-        Ok(Self(Arc::new(Gpu { stream, context, kernels, name, capability, multiprocessors, shared_bytes })))
+        Ok(Self(Arc::new(Gpu {
+            stream,
+            captured,
+            capture,
+            context,
+            kernels,
+            name,
+            capability,
+            multiprocessors,
+            shared_bytes,
+        })))
     }
 
     /// The GPU's name, such as "NVIDIA H200".
@@ -142,7 +157,7 @@ impl Cuda {
                 (x, y, z),
                 (grid.threads, 1, 1),
                 grid.shared_bytes,
-                self.0.stream.cu_stream(),
+                self.0.stream(),
                 &mut pointers,
             )
         }
@@ -202,7 +217,7 @@ impl Device for Cuda {
 
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<CudaBuffer> {
         self.bind()?;
-        let stream = self.0.stream.cu_stream();
+        let stream = self.0.stream();
         // An empty allocation has no address.
         let bytes = bytes.max(1);
         // SAFETY: the stream is alive.
@@ -262,7 +277,7 @@ impl Device for Cuda {
         self.bind()?;
         let address = to.pointer() as sys::CUdeviceptr;
         // SAFETY: within the view.
-        unsafe { result::memset_d8_async(address, 0, bytes, self.0.stream.cu_stream()) }
+        unsafe { result::memset_d8_async(address, 0, bytes, self.0.stream()) }
             .map_err(|error| failure(error, "clear memory"))
     }
 
@@ -293,7 +308,7 @@ impl Cuda {
         self.bind()?;
         // SAFETY: `to` lies in a view of so many elements; memory that is not page-locked is read
         // before the call returns.
-        unsafe { result::memcpy_htod_async(to as sys::CUdeviceptr, from, self.0.stream.cu_stream()) }
+        unsafe { result::memcpy_htod_async(to as sys::CUdeviceptr, from, self.0.stream()) }
             .map_err(|error| failure(error, "copy to the GPU"))
     }
 
@@ -304,7 +319,7 @@ impl Cuda {
         }
         self.bind()?;
         // SAFETY: `from` lies in a view of so many elements; both callers wait before `to` is read.
-        unsafe { result::memcpy_dtoh_async(to, from as sys::CUdeviceptr, self.0.stream.cu_stream()) }
+        unsafe { result::memcpy_dtoh_async(to, from as sys::CUdeviceptr, self.0.stream()) }
             .map_err(|error| failure(error, "copy from the GPU"))
     }
 }

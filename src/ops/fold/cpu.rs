@@ -48,12 +48,12 @@ impl<E: Real> FoldOp for Cpu<E> {
         (0..weight.cols().div_ceil(COLUMNS)).into_par_iter().for_each(|block| {
             let columns = block * COLUMNS..weight.cols().min((block + 1) * COLUMNS);
             let mut sums = [[E::ZERO; 2]; COLUMNS];
-            for r in 0..weight.rows() {
+            for (r, &db) in db.iter().enumerate() {
                 let w = &weight.row(r)[columns.clone()];
                 let folded = &dfolded_weight.row(r)[columns.clone()];
                 for ((sum, &w), &folded) in sums.iter_mut().zip(w).zip(folded) {
                     sum[0] += w * folded;
-                    sum[1] += w * db[r];
+                    sum[1] += w * db;
                 }
             }
             for (column, [gamma, beta]) in columns.zip(sums) {
