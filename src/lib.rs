@@ -22,7 +22,8 @@
 //! # How it is built
 //! Dependencies run downward: [`qformer`](mod@qformer) and [`vision`] are made of [`layers`], layers
 //! of [`ops`], and operations run on a [`device`] over [`tensor`] views carved from an [`arena`]. The
-//! graph is generic in its device, so [`Cpu`] in `f64` checks what [`Cpu`] in `f32` computes fast.
+//! graph is generic in its device: [`Cpu`] in `f64` checks what [`Cpu`] in `f32` computes fast, and that
+//! checks what [`Cuda`] computes in bf16. [`train`] is the same graph with its way back.
 //! [`params`] is the tree of parameters and the files it is read from.
 //!
 //! # Errors

@@ -67,5 +67,9 @@ fn a_gpu_that_is_too_small_says_how_much_was_needed_and_how_much_would_fit() {
         // The model fits, what it works in does not.
         command.env("LD_LIBRARY_PATH", simulated::driver()).env("SIMGPU_MEMORY", "1700000");
     });
-    run.fails(&["cannot allocate", "MiB of memory for activations", "are free, enough for about 0 of the 1 images"]);
+    run.fails(&[
+        "cannot allocate",
+        "MiB of memory for activations",
+        "are free, enough for about 0 of the 1 images",
+    ]);
 }
