@@ -9,12 +9,13 @@ use cuda::cuda;
 use qformer::ops::Backend;
 use qformer::ops::adamw::AdamW;
 use qformer::ops::contrastive::ContrastiveGradient;
-use qformer::params::NamedCheckpoint;
+use qformer::params::init::{key, uniform};
 use qformer::params::names::canonical;
 use qformer::params::safetensors::Checkpoint;
+use qformer::params::{NamedCheckpoint, Part, TensorSource};
 use qformer::tensor::HostTensor;
 use qformer::train::{Batch, Hardness, Stage1, Stage1Options};
-use qformer::{Config, Cpu};
+use qformer::{Config, Cpu, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,9 +58,6 @@ fn batch(config: &Config) -> Batch {
 
 /// With the weights of ITC, ITM and ITG in the loss.
 fn model<B: Backend>(device: B, weights: [f64; 3]) -> (Stage1<B>, Batch) {
-    let config = Config::load(&golden()).unwrap();
-    let batch = batch(&config);
-    let checkpoint = Checkpoint::open(&golden()).unwrap();
     let options = Stage1Options {
         weights,
         smoothing: 0.1,
@@ -69,8 +67,39 @@ fn model<B: Backend>(device: B, weights: [f64; 3]) -> (Stage1<B>, Batch) {
         start_token: 138,
         seed: 1,
     };
-    let source = NamedCheckpoint::new(&checkpoint).unwrap();
+    moved_model(device, options, 0.0)
+}
+
+/// With every parameter moved by `step` times a number in (-1, 1) of its own.
+fn moved_model<B: Backend>(device: B, options: Stage1Options, step: f32) -> (Stage1<B>, Batch) {
+    let config = Config::load(&golden()).unwrap();
+    let batch = batch(&config);
+    let checkpoint = Checkpoint::open(&golden()).unwrap();
+    let source = Moved { checkpoint: NamedCheckpoint::new(&checkpoint).unwrap(), step };
     (Stage1::new(device, config, options, &source).unwrap(), batch)
+}
+
+/// A checkpoint whose parameters are moved.
+struct Moved<'a> {
+    checkpoint: NamedCheckpoint<'a>,
+    step: f32,
+}
+
+impl TensorSource for Moved<'_> {
+    fn check(&self, parts: &[&Part]) -> Result<()> {
+        self.checkpoint.check(parts)
+    }
+
+    fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
+        self.checkpoint.read(part, &mut |first, values| {
+            let moved = |(i, x): (usize, &f32)| x + self.step * direction(&part.name, first + i);
+            sink(first, &values.iter().enumerate().map(moved).collect::<Vec<f32>>());
+        })
+    }
+}
+
+fn direction(name: &str, index: usize) -> f32 {
+    (2.0 * uniform(key(0, name), index as u64) - 1.0) as f32
 }
 
 /// The recipe of training.json.
@@ -141,6 +170,40 @@ fn gradients<B: Backend + Clone>(device: B, weights: [f64; 3]) -> BTreeMap<Strin
         })
         .unwrap();
     gradients
+}
+
+/// Along one direction of all parameters, with dropout everywhere and negatives drawn.
+#[test]
+fn the_whole_step_matches_finite_differences() {
+    let options = Stage1Options {
+        weights: [0.7, 1.3, 0.9],
+        smoothing: 0.1,
+        dropout: 0.1,
+        hardness: Hardness::Sampled,
+        contrastive_gradient: ContrastiveGradient::Full,
+        start_token: 138,
+        seed: 5,
+    };
+    let device = Cpu::<f64>::new();
+    let loss = |step: f32| {
+        let (mut model, batch) = moved_model(device, options.clone(), step);
+        model.differentiate(&batch, 3).unwrap().total
+    };
+    let (mut model, batch) = moved_model(device, options.clone(), 0.0);
+    model.differentiate(&batch, 3).unwrap();
+    let mut slope = 0.0;
+    model
+        .weights()
+        .for_each_gradient(&device, |part, gradient| {
+            let terms = gradient.values.iter().enumerate();
+            slope += terms.map(|(i, g)| f64::from(g * direction(&part.name, i))).sum::<f64>();
+            Ok(())
+        })
+        .unwrap();
+    // Losses are told in single precision, 5e-7 of 8, and differ by 2·h·slope.
+    let h = 1.0 / 16384.0;
+    let difference = (loss(h) - loss(-h)) / f64::from(2.0 * h);
+    assert!((difference - slope).abs() < 1e-3 * slope.abs() + 5e-7 * 16384.0, "{difference} {slope}");
 }
 
 /// Of matching and captioning. The contrastive loss goes by the query that wins, and in bf16 another one

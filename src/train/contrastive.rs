@@ -22,8 +22,9 @@ struct Side<'a, B: Backend> {
     projected: M<'a, B>,
     /// [rows, E], of unit length
     unit: M<'a, B>,
-    /// [rows, E]: gradients of the two
+    /// [rows, E]: the gradient of `projected`
     dprojected: M<'a, B>,
+    /// [rows, E]: the gradient of `unit`
     dunit: M<'a, B>,
 }
 
