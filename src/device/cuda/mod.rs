@@ -18,11 +18,14 @@ use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, Number, Shape, View, ViewMut};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use half::bf16;
+use rayon::prelude::*;
 use kernel::Kernels;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+/// Numbers that a task on the host converts at least.
+const PER_TASK: usize = 1 << 14;
 /// The oldest CUDA a driver has to support.
 const OLDEST_CUDA: i32 = 12_000;
 /// The oldest GPUs that have bf16 and asynchronous copies: Ampere.
@@ -255,7 +258,7 @@ impl Device for Cuda {
     fn write<E: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) -> Result<()> {
         let (shape, pitch) = (to.shape(), to.pitch());
         assert!(first + values.len() <= shape.len(), "{} values from {first} of {shape:?}", values.len());
-        let values: Vec<E> = values.iter().map(|&x| E::of_f32(x)).collect();
+        let values: Vec<E> = values.par_iter().with_min_len(PER_TASK).map(|&x| E::of_f32(x)).collect();
         for piece in Pieces::new(shape, pitch, first, values.len()) {
             self.copy_in(&values[piece.values], to.pointer().wrapping_add(piece.offset))?;
         }
@@ -287,7 +290,7 @@ impl Device for Cuda {
             self.copy_out(from.pointer().wrapping_add(piece.offset), &mut values[piece.values])?;
         }
         self.synchronize()?;
-        Ok(values.into_iter().map(Number::to_f32).collect())
+        Ok(values.into_par_iter().with_min_len(PER_TASK).map(Number::to_f32).collect())
     }
 
     fn read_indices(&self, from: View<'_, Self, u32>) -> Result<Vec<u32>> {
