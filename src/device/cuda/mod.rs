@@ -2,12 +2,14 @@
 //!
 //! Everything runs on one stream in the order it was asked for; only reading a result waits for it.
 
+mod cublaslt;
 mod graph;
 mod image;
 mod kernel;
 mod limits;
 mod tensor_map;
 
+pub(crate) use cublaslt::{LinearProduct, Storage};
 pub use image::{COMPILER, Image, UNITS, Unit};
 pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
 pub use limits::Limits;
@@ -16,6 +18,7 @@ pub(crate) use tensor_map::TensorMap;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, Number, Shape, View, ViewMut};
+use cublaslt::CublasLt;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use half::bf16;
 use kernel::Kernels;
@@ -33,6 +36,8 @@ const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 pub struct Cuda(Arc<Gpu>);
 
 struct Gpu {
+    /// Absent where it is not installed, or not wanted.
+    cublaslt: Option<CublasLt>,
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     kernels: Kernels,
@@ -47,7 +52,7 @@ impl Cuda {
     ///
     /// # Errors
     /// Fails, saying what is missing, if the crate was built without kernels or there is no driver, no
-    /// such GPU, or one too old.
+    /// such GPU, or one too old; or if `QFORMER_GEMM` or `QFORMER_CUBLASLT` asks for what there is not.
     pub fn open(ordinal: usize) -> Result<Self> {
         COMPILER.map_err(|why| {
             Error::device(format!("this build has no CUDA kernels: {why}; then build again"))
@@ -90,8 +95,18 @@ impl Cuda {
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
         let shared_bytes = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
         let stream = context.new_stream().map_err(driver)?;
+        let cublaslt = CublasLt::open(&context, &stream)?;
         let kernels = Kernels::default();
-        Ok(Self(Arc::new(Gpu { stream, context, kernels, name, capability, multiprocessors, shared_bytes })))
+        Ok(Self(Arc::new(Gpu {
+            cublaslt,
+            stream,
+            context,
+            kernels,
+            name,
+            capability,
+            multiprocessors,
+            shared_bytes,
+        })))
     }
 
     /// The GPU's name, such as "NVIDIA H200".

@@ -1,0 +1,259 @@
+//! cuBLASLt, NVIDIA's matrix products, where it is installed: opened while the program runs, so that the
+//! crate neither needs it to build nor to run.
+//!
+//! Only products in bf16 with a bias and an addend go to it, summed in `f32` and rounded once; its GELU is the
+//! tanh approximation, so activations stay with the crate's own kernels. Which of the two computes a product is
+//! measured where a shape of it is met first, and kept for as long as the device is open. The bits of a
+//! result may differ between them, so two processes may differ in the last bit where cuBLASLt is installed.
+//!
+//! Environment variables, read when a GPU is opened:
+//! - `QFORMER_GEMM`: `own` leaves cuBLASLt alone, which gives the same bits in every process; `cublaslt` gives
+//!   it all that it can do, unmeasured. Unset: the faster of the two.
+//! - `QFORMER_CUBLASLT`: path of the library, where the loader does not find `libcublasLt.so` by itself.
+
+mod library;
+mod measure;
+
+use super::{Cuda, In, Out, failure, vector_width};
+use crate::error::{Error, Result};
+use crate::tensor::Shape;
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use half::bf16;
+use library::{Handle, Library, Operation};
+use measure::Way;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::env;
+use std::ffi::OsString;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the loader is asked for, the newest first.
+const NAMES: [&str; 3] = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
+/// Bytes that its kernels may use besides their operands: what NVIDIA advises for Hopper.
+const WORKSPACE: usize = 32 << 20;
+/// Where every operand and its rows start, in bytes.
+const ALIGNMENT: u32 = 16;
+
+/// How b of a product lies in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Storage {
+    /// [k, n]
+    Plain,
+    /// [n, k]
+    Transposed,
+}
+
+/// A product without an activation: y = a·b + bias + addend.
+pub(crate) struct LinearProduct<'a> {
+    /// Of y: rows, columns.
+    pub m: u32,
+    pub n: u32,
+    /// Terms of a sum.
+    pub k: u32,
+    /// [m, k]
+    pub a: In<'a, bf16>,
+    /// [k, n] or [n, k]
+    pub b: In<'a, bf16>,
+    pub storage: Storage,
+    /// [1, n]; may be absent.
+    pub bias: In<'a, bf16>,
+    /// [m, n]; may be absent, and may be y itself.
+    pub addend: In<'a, bf16>,
+}
+
+/// What a choice depends on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Form {
+    m: u32,
+    n: u32,
+    k: u32,
+    storage: Storage,
+    has_bias: bool,
+    has_addend: bool,
+    /// Elements from a row to the next of a, b, the addend and y.
+    pitches: [u32; 4],
+}
+
+/// Who computes products of a form.
+enum Choice {
+    Own,
+    CublasLt(Operation),
+}
+
+/// Who is to compute products.
+#[derive(Clone, Copy, PartialEq)]
+enum Preference {
+    Faster,
+    CublasLt,
+}
+
+/// The library with what was chosen so far. Fields are dropped in their order: the library last.
+pub(super) struct CublasLt {
+    choices: Mutex<HashMap<Form, Choice>>,
+    handle: Handle,
+    library: Library,
+    workspace: sys::CUdeviceptr,
+    preference: Preference,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: the library's handle may be used from any thread; descriptors are used under the lock of `choices`.
+unsafe impl Send for CublasLt {}
+// SAFETY: as above.
+unsafe impl Sync for CublasLt {}
+
+impl CublasLt {
+    /// None if it is not wanted, or not installed.
+    pub(super) fn open(context: &CudaContext, stream: &Arc<CudaStream>) -> Result<Option<Self>> {
+        let preference = match env::var_os("QFORMER_GEMM") {
+            None => Preference::Faster,
+            Some(value) if value == "cublaslt" => Preference::CublasLt,
+            Some(value) if value == "own" => return Ok(None),
+            Some(value) => {
+                return Err(Error::device(format!(
+                    "QFORMER_GEMM is {value:?}; it may be own, cublaslt, or not set"
+                )));
+            }
+        };
+        let driver = |error| failure(error, "prepare cuBLASLt");
+        context.bind_to_thread().map_err(driver)?;
+        let path = env::var_os("QFORMER_CUBLASLT");
+        let wanted = preference == Preference::CublasLt || path.is_some();
+        let names = path.map_or_else(|| NAMES.map(OsString::from).into(), |path| vec![path]);
+        let (library, handle) = match open_first(&names) {
+            Ok(opened) => opened,
+            Err(why) if wanted => {
+                return Err(Error::device(format!(
+                    "cuBLASLt does not start: {why}; set QFORMER_CUBLASLT to its path, or QFORMER_GEMM=own"
+                )));
+            }
+            Err(_) => return Ok(None),
+        };
+        // SAFETY: the stream is alive; freed when this is dropped.
+        let workspace = unsafe { result::malloc_async(stream.cu_stream(), WORKSPACE) }.map_err(driver)?;
+        let choices = Mutex::default();
+        Ok(Some(Self { choices, handle, library, workspace, preference, stream: stream.clone() }))
+    }
+
+    /// The form's descriptors and algorithm; none if the library has no algorithm for it.
+    fn plan(&self, form: &Form, bias: In<'_, bf16>) -> Result<Option<Operation>> {
+        let Form { m, n, k, storage, pitches: [a, b, addend, y], .. } = *form;
+        // The library's matrices run by columns: to it, a row-major matrix is its transpose, so it is given
+        // yᵀ [n, m] = bᵀ·aᵀ, with b first.
+        let (b_rows, b_cols) = match storage {
+            Storage::Plain => (n, k),
+            Storage::Transposed => (k, n),
+        };
+        let layouts = [(b_rows, b_cols, b), (k, m, a), (n, m, addend), (n, m, y)];
+        let bias = form.has_bias.then(|| bias.address());
+        self.library.operation(&self.handle, layouts, storage, bias, WORKSPACE)
+    }
+
+    /// Starts a product of the form that the operation was planned for.
+    fn start(&self, operation: &Operation, product: &LinearProduct<'_>, y: &Out<'_, bf16>) -> Result<()> {
+        let (a, b, bias) = (product.a.address(), product.b.address(), product.bias.address());
+        let y = y.address();
+        let (addend, beta) = match product.addend.address() {
+            0 => (y, 0.0),
+            addend => (addend, 1.0),
+        };
+        if bias != 0 {
+            self.library.set_bias(operation, bias)?;
+        }
+        let workspace = (self.workspace, WORKSPACE);
+        let stream = self.stream.cu_stream();
+        // SAFETY: the operands have the shapes and pitches that the operation was planned for; they are of views
+        // that the caller borrows, and what runs later on the same stream runs after it, also what uses
+        // the workspace.
+        unsafe { self.library.multiply(&self.handle, operation, [b, a, addend], beta, y, workspace, stream) }
+    }
+}
+
+impl Drop for CublasLt {
+    fn drop(&mut self) {
+        if self.stream.context().bind_to_thread().is_ok() {
+            // SAFETY: allocated on the same stream; what was started before uses it before it is freed.
+            let _ = unsafe { result::free_async(self.workspace, self.stream.cu_stream()) };
+        }
+    }
+}
+
+impl Cuda {
+    /// y = a·b + bias + addend, by `own`, the crate's kernel, or by cuBLASLt.
+    pub(crate) fn multiply(
+        &self,
+        product: &LinearProduct<'_>,
+        y: Out<'_, bf16>,
+        own: impl Fn(Out<'_, bf16>) -> Result<()>,
+    ) -> Result<()> {
+        let Some(lt) = self.0.cublaslt.as_ref().filter(|_| product.suits_cublaslt(&y)) else {
+            return own(y);
+        };
+        self.bind()?;
+        let form = product.form(&y);
+        let mut choices = lt.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        let choice = match choices.entry(form) {
+            Entry::Occupied(chosen) => chosen.into_mut(),
+            Entry::Vacant(place) => place.insert(self.choose(lt, product, &form, &own)?),
+        };
+        match choice {
+            Choice::Own => own(y),
+            Choice::CublasLt(operation) => lt.start(operation, product, &y),
+        }
+    }
+
+    /// Who is to compute products of this form from now on.
+    fn choose(&self, lt: &CublasLt, product: &LinearProduct<'_>, form: &Form, own: Way<'_>) -> Result<Choice> {
+        let status = self.0.stream.capture_status();
+        // While a graph is captured nothing can be measured, and cuBLASLt should not load its kernels.
+        if status.map_err(|error| failure(error, "tell whether it captures a graph"))?
+            != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE
+        {
+            return Ok(Choice::Own);
+        }
+        let Some(operation) = lt.plan(form, product.bias)? else {
+            return Ok(Choice::Own);
+        };
+        let faster = match lt.preference {
+            Preference::CublasLt => true,
+            Preference::Faster => {
+                let shape = Shape::new(form.m as usize, form.n as usize);
+                let ways: [Way<'_>; 2] = [&|y| lt.start(&operation, product, &y), own];
+                self.is_faster(ways, shape, form.pitches[3] as usize)?
+            }
+        };
+        Ok(if faster { Choice::CublasLt(operation) } else { Choice::Own })
+    }
+}
+
+impl LinearProduct<'_> {
+    /// Whether there is something to compute, rows start at multiples of 16 bytes and do not overlap.
+    fn suits_cublaslt(&self, y: &Out<'_, bf16>) -> bool {
+        let operands = [self.a, self.b, self.bias, self.addend].map(|operand| operand.extent());
+        // How long the rows are is of no account: what is beyond them is not read.
+        let aligned = vector_width(0, &operands) > 1 && vector_width(0, &[y.extent()]) > 1;
+        let Form { m, n, k, pitches: [a, b, addend, y], .. } = self.form(y);
+        let b_cols = if self.storage == Storage::Plain { n } else { k };
+        aligned && [m, n, k].iter().all(|&size| size > 0) && a >= k && b >= b_cols && addend >= n && y >= n
+    }
+
+    fn form(&self, y: &Out<'_, bf16>) -> Form {
+        let [has_bias, has_addend] = [self.bias, self.addend].map(|operand| operand.address() != 0);
+        let addend = if has_addend { self.addend.pitch() } else { y.pitch() };
+        let pitches = [self.a.pitch(), self.b.pitch(), addend, y.pitch()];
+        let Self { m, n, k, storage, .. } = *self;
+        Form { m, n, k, storage, has_bias, has_addend, pitches }
+    }
+}
+
+/// The first of these libraries that starts, or why the last one does not.
+fn open_first(names: &[OsString]) -> std::result::Result<(Library, Handle), String> {
+    let mut why = String::new();
+    for name in names {
+        match Library::open(name) {
+            Ok(opened) => return Ok(opened),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
+}
