@@ -3,8 +3,9 @@
 //!
 //! Only products in bf16 with a bias and an addend go to it, summed in `f32` and rounded once; its GELU is the
 //! tanh approximation, so activations stay with the crate's own kernels. Which of the two computes a product is
-//! measured where a shape of it is met first, and kept for as long as the device is open. The bits of a
-//! result may differ between them, so two processes may differ in the last bit where cuBLASLt is installed.
+//! measured where one of about as many rows is met first, and kept for as long as the device is open. The
+//! bits of a result may differ between them, so two processes may differ in the last bit where cuBLASLt is
+//! installed.
 //!
 //! Environment variables, read when a GPU is opened:
 //! - `QFORMER_GEMM`: `own` leaves cuBLASLt alone, which gives the same bits in every process; `cublaslt` gives
@@ -74,7 +75,7 @@ struct Form {
     pitches: [u32; 4],
 }
 
-/// Who computes products of a form.
+/// Who computes products of one form.
 enum Choice {
     Own,
     CublasLt(Operation),
@@ -87,9 +88,17 @@ enum Preference {
     CublasLt,
 }
 
+/// What was chosen so far.
+#[derive(Default)]
+struct Choices {
+    forms: HashMap<Form, Choice>,
+    /// Whether cuBLASLt was faster, by the form with its rows rounded.
+    faster: HashMap<Form, bool>,
+}
+
 /// The library with what was chosen so far. Fields are dropped in their order: the library last.
 pub(super) struct CublasLt {
-    choices: Mutex<HashMap<Form, Choice>>,
+    choices: Mutex<Choices>,
     handle: Handle,
     library: Library,
     workspace: sys::CUdeviceptr,
@@ -192,9 +201,10 @@ impl Cuda {
         self.bind()?;
         let form = product.form(&y);
         let mut choices = lt.choices.lock().unwrap_or_else(PoisonError::into_inner);
-        let choice = match choices.entry(form) {
+        let Choices { forms, faster } = &mut *choices;
+        let choice = match forms.entry(form) {
             Entry::Occupied(chosen) => chosen.into_mut(),
-            Entry::Vacant(place) => place.insert(self.choose(lt, product, &form, &own)?),
+            Entry::Vacant(place) => place.insert(self.choose(lt, faster, product, &form, &own)?),
         };
         match choice {
             Choice::Own => own(y),
@@ -203,7 +213,14 @@ impl Cuda {
     }
 
     /// Who is to compute products of this form from now on.
-    fn choose(&self, lt: &CublasLt, product: &LinearProduct<'_>, form: &Form, own: Way<'_>) -> Result<Choice> {
+    fn choose(
+        &self,
+        lt: &CublasLt,
+        faster: &mut HashMap<Form, bool>,
+        product: &LinearProduct<'_>,
+        form: &Form,
+        own: Way<'_>,
+    ) -> Result<Choice> {
         let status = self.0.stream.capture_status();
         // While a graph is captured nothing can be measured, and cuBLASLt should not load its kernels.
         if status.map_err(|error| failure(error, "tell whether it captures a graph"))?
@@ -214,15 +231,26 @@ impl Cuda {
         let Some(operation) = lt.plan(form, product.bias)? else {
             return Ok(Choice::Own);
         };
-        let faster = match lt.preference {
-            Preference::CublasLt => true,
-            Preference::Faster => {
+        let chosen = match (lt.preference, faster.entry(form.rounded())) {
+            (Preference::CublasLt, _) => true,
+            (Preference::Faster, Entry::Occupied(measured)) => *measured.get(),
+            (Preference::Faster, Entry::Vacant(place)) => {
                 let shape = Shape::new(form.m as usize, form.n as usize);
                 let ways: [Way<'_>; 2] = [&|y| lt.start(&operation, product, &y), own];
-                self.is_faster(ways, shape, form.pitches[3] as usize)?
+                *place.insert(self.is_faster(ways, shape, form.pitches[3] as usize)?)
             }
         };
-        Ok(if faster { Choice::CublasLt(operation) } else { Choice::Own })
+        Ok(if chosen { Choice::CublasLt(operation) } else { Choice::Own })
+    }
+}
+
+impl Form {
+    /// The form that stands for those of about as many rows: up to three binary digits. Steps of training have
+    /// as many rows as their texts have tokens, hardly ever as many twice, and measuring takes longer than it
+    /// gains unless it is done seldom.
+    fn rounded(&self) -> Self {
+        let unit = 1 << self.m.ilog2().saturating_sub(2);
+        Self { m: self.m.div_ceil(unit) * unit, ..*self }
     }
 }
 
@@ -256,4 +284,28 @@ fn open_first(names: &[OsString]) -> std::result::Result<(Library, Handle), Stri
         }
     }
     Err(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_about_as_many_rows_are_measured_together() {
+        let rounded = |m| {
+            let pitches = [768, 768, 768, 768];
+            let form = Form {
+                m,
+                n: 768,
+                k: 768,
+                storage: Storage::Plain,
+                has_bias: true,
+                has_addend: false,
+                pitches,
+            };
+            form.rounded().m
+        };
+        assert_eq!([1, 2, 3, 7, 8].map(rounded), [1, 2, 3, 7, 8]);
+        assert_eq!([9, 10, 11, 8193, 9000, 10240].map(rounded), [10, 10, 12, 10240, 10240, 10240]);
+    }
 }

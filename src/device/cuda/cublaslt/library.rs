@@ -180,8 +180,13 @@ impl Library {
             self.prefer(&preference, PREFERENCE_ALIGNMENT_A + matrix, &ALIGNMENT)?;
         }
         let [a, b, c, d] = layouts.each_ref().map(|layout| layout.address);
-        let mut found =
-            Heuristic { algorithm: [0; 8], workspace_bytes: 0, state: Status(0), waves: 0.0, reserved: [0; 4] };
+        let mut found = Heuristic {
+            algorithm: [0; 8],
+            workspace_bytes: 0,
+            state: Status(0),
+            waves: 0.0,
+            reserved: [0; 4],
+        };
         let mut count = 0;
         // SAFETY: all were made above by the same library, which writes one result and their number.
         let status = unsafe {
@@ -225,7 +230,8 @@ impl Library {
         (workspace, workspace_bytes): (CUdeviceptr, usize),
         stream: CUstream,
     ) -> Result<()> {
-        let [a_layout, b_layout, c_layout, d_layout] = operation.layouts.each_ref().map(|layout| layout.address);
+        let [a_layout, b_layout, c_layout, d_layout] =
+            operation.layouts.each_ref().map(|layout| layout.address);
         // SAFETY: as the caller promises.
         let status = unsafe {
             (self.functions.multiply)(
