@@ -7,10 +7,7 @@
 //! bits of a result may differ between them, so two processes may differ in the last bit where cuBLASLt is
 //! installed.
 //!
-//! Environment variables, read when a GPU is opened:
-//! - `QFORMER_GEMM`: `own` leaves cuBLASLt alone, which gives the same bits in every process; `cublaslt` gives
-//!   it all that it can do, unmeasured. Unset: the faster of the two.
-//! - `QFORMER_CUBLASLT`: path of the library, where the loader does not find `libcublasLt.so` by itself.
+//! [`Cuda::open`] tells of the environment variables that settle it.
 
 mod library;
 mod measure;
@@ -20,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::tensor::Shape;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use half::bf16;
-use library::{Handle, Library, Operation};
+use library::{Library, Operation};
 use measure::Way;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -96,17 +93,16 @@ struct Choices {
     faster: HashMap<Form, bool>,
 }
 
-/// The library with what was chosen so far. Fields are dropped in their order: the library last.
+/// The library with what was chosen so far. Fields are dropped in their order: what the library made before it.
 pub(super) struct CublasLt {
     choices: Mutex<Choices>,
-    handle: Handle,
     library: Library,
     workspace: sys::CUdeviceptr,
     preference: Preference,
     stream: Arc<CudaStream>,
 }
 
-// SAFETY: the library's handle may be used from any thread; descriptors are used under the lock of `choices`.
+// SAFETY: the library may be used from any thread; what it made is used under the lock of `choices`.
 unsafe impl Send for CublasLt {}
 // SAFETY: as above.
 unsafe impl Sync for CublasLt {}
@@ -129,8 +125,8 @@ impl CublasLt {
         let path = env::var_os("QFORMER_CUBLASLT");
         let wanted = preference == Preference::CublasLt || path.is_some();
         let names = path.map_or_else(|| NAMES.map(OsString::from).into(), |path| vec![path]);
-        let (library, handle) = match open_first(&names) {
-            Ok(opened) => opened,
+        let library = match open_first(&names) {
+            Ok(library) => library,
             Err(why) if wanted => {
                 return Err(Error::device(format!(
                     "cuBLASLt does not start: {why}; set QFORMER_CUBLASLT to its path, or QFORMER_GEMM=own"
@@ -141,7 +137,7 @@ impl CublasLt {
         // SAFETY: the stream is alive; freed when this is dropped.
         let workspace = unsafe { result::malloc_async(stream.cu_stream(), WORKSPACE) }.map_err(driver)?;
         let choices = Mutex::default();
-        Ok(Some(Self { choices, handle, library, workspace, preference, stream: stream.clone() }))
+        Ok(Some(Self { choices, library, workspace, preference, stream: stream.clone() }))
     }
 
     /// The form's descriptors and algorithm; none if the library has no algorithm for it.
@@ -155,7 +151,7 @@ impl CublasLt {
         };
         let layouts = [(b_rows, b_cols, b), (k, m, a), (n, m, addend), (n, m, y)];
         let bias = form.has_bias.then(|| bias.address());
-        self.library.operation(&self.handle, layouts, storage, bias, WORKSPACE)
+        self.library.operation(layouts, storage, bias, WORKSPACE)
     }
 
     /// Starts a product of the form that the operation was planned for.
@@ -174,7 +170,7 @@ impl CublasLt {
         // SAFETY: the operands have the shapes and pitches that the operation was planned for; they are of views
         // that the caller borrows, and what runs later on the same stream runs after it, also what uses
         // the workspace.
-        unsafe { self.library.multiply(&self.handle, operation, [b, a, addend], beta, y, workspace, stream) }
+        unsafe { self.library.multiply(operation, [b, a, addend], beta, y, workspace, stream) }
     }
 }
 
@@ -275,11 +271,11 @@ impl LinearProduct<'_> {
 }
 
 /// The first of these libraries that starts, or why the last one does not.
-fn open_first(names: &[OsString]) -> std::result::Result<(Library, Handle), String> {
+fn open_first(names: &[OsString]) -> std::result::Result<Library, String> {
     let mut why = String::new();
     for name in names {
         match Library::open(name) {
-            Ok(opened) => return Ok(opened),
+            Ok(library) => return Ok(library),
             Err(error) => why = error,
         }
     }

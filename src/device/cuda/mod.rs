@@ -50,6 +50,12 @@ struct Gpu {
 impl Cuda {
     /// Opens the GPU of this number, counted from 0.
     ///
+    /// Where cuBLASLt is installed, it computes those products for which it is measured to be faster; two
+    /// processes may choose differently, and their results differ in the last bits. The environment variable
+    /// `QFORMER_GEMM` settles it: `own` uses the crate's kernels only, with the same bits in every process,
+    /// `cublaslt` whatever cuBLASLt can do. `QFORMER_CUBLASLT` is the library's path where the loader does not
+    /// find it.
+    ///
     /// # Errors
     /// Fails, saying what is missing, if the crate was built without kernels or there is no driver, no
     /// such GPU, or one too old; or if `QFORMER_GEMM` or `QFORMER_CUBLASLT` asks for what there is not.

@@ -8,7 +8,7 @@ use qformer::device::{Cpu, Cuda, Write};
 use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
 use std::ffi::OsStr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 
 /// Rows, inputs, outputs. Which kernel a product goes to is a matter of its size, of whether rows start at
 /// multiples of 16 bytes, and of the GPU: on one of 4 multiprocessors, the first four go to those for large products.
@@ -229,14 +229,19 @@ fn a_product_is_the_same_bits_every_time() {
     }
 }
 
-/// Runs tests of this file in a process of their own, in such an environment. Returns what it wrote to stderr.
-fn run_apart(tests: &[&str], environment: &[(&str, &OsStr)]) -> String {
-    let output = Command::new(std::env::current_exe().unwrap())
+/// Runs tests of this file in a process of their own, in such an environment.
+fn run_apart(tests: &[&str], environment: &[(&str, &OsStr)]) -> Output {
+    Command::new(std::env::current_exe().unwrap())
         .args(tests)
         .args(["--skip", "on_few_multiprocessors", "--skip", "cublaslt"])
         .envs(environment.iter().copied())
         .output()
-        .unwrap();
+        .unwrap()
+}
+
+/// Asserts that they pass; returns what was written to stderr.
+fn pass_apart(tests: &[&str], environment: &[(&str, &OsStr)]) -> String {
+    let output = run_apart(tests, environment);
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
     assert!(output.status.success(), "{stdout}{stderr}");
     stderr.into_owned()
@@ -245,7 +250,7 @@ fn run_apart(tests: &[&str], environment: &[(&str, &OsStr)]) -> String {
 /// The tests above where a simulated GPU has few multiprocessors: that is many tiles for each.
 fn run_on_four_multiprocessors(capability: &str) {
     let environment = [("SIMGPU_CC", capability), ("SIMGPU_MULTIPROCESSORS", "4")];
-    run_apart(&["gemm::gpu::"], &environment.map(|(name, value)| (name, OsStr::new(value))));
+    pass_apart(&["gemm::gpu::"], &environment.map(|(name, value)| (name, OsStr::new(value))));
 }
 
 #[test]
@@ -259,39 +264,52 @@ fn products_are_right_before_hopper_on_few_multiprocessors() {
     run_on_four_multiprocessors("80");
 }
 
+const SMALL_TEST: &str = "gemm::gpu::a_product_is_the_same_bits_every_time";
+
 /// Products that the stand-in for cuBLASLt computed in tests of this file, run with `QFORMER_GEMM` set to `choice`. None
 /// with a real GPU, where the real library is asked for and does not tell.
-fn cublaslt_products(tests: &[&str], choice: Option<&str>) -> Option<u64> {
+fn cublaslt_products(tests: &str, choice: Option<&str>) -> Option<u64> {
     let simulated = Cuda::get().name().starts_with("simgpu");
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simgpu");
     let library = simulated.then(|| simgpu::build_cublaslt(&cache).unwrap_or_else(|why| panic!("{why}")));
     let library = library.as_ref().map(|path| ("QFORMER_CUBLASLT", path.as_os_str()));
     let choice = choice.map(|choice| ("QFORMER_GEMM", OsStr::new(choice)));
     let environment: Vec<_> = library.into_iter().chain(choice).collect();
-    let stderr = run_apart(tests, &environment);
-    let line = stderr.lines().find_map(|line| line.strip_prefix("simulated cuBLASLt: "));
-    assert_eq!(line.is_some(), simulated, "{stderr}");
-    line.map(|line| line.strip_suffix(" products").unwrap().parse().unwrap())
+    let stderr = pass_apart(&[tests], &environment);
+    let count =
+        |line: &str| line.strip_prefix("simulated cuBLASLt: ")?.strip_suffix(" products")?.parse().ok();
+    simulated.then(|| stderr.lines().find_map(count).unwrap_or(0))
 }
 
 /// Every test of this file, with all that cuBLASLt can do given to it.
 #[test]
 fn cublaslt_gives_right_products_and_gradients() {
-    let products = cublaslt_products(&["gemm::gpu::"], Some("cublaslt"));
-    // y (never saved there) has none in the test of whole numbers, but each of its 11 aligned shapes has dx twice.
+    let products = cublaslt_products("gemm::gpu::", Some("cublaslt"));
+    // The 11 aligned shapes of the test of whole numbers have dx twice; their y is saved, so it stays where it is.
     assert!(products.is_none_or(|products| products >= 22), "{products:?}");
 }
 
-/// Both are timed, so that cuBLASLt computes something whatever is chosen; the bits stay the same afterwards.
 #[test]
 fn cublaslt_or_own_kernels_are_chosen_once() {
-    let products = cublaslt_products(&["gemm::gpu::a_product_is_the_same_bits_every_time"], None);
-    // dx of three aligned shapes, timed 4 times 5 products each.
+    let products = cublaslt_products(SMALL_TEST, None);
+    // Both are timed: dx of three aligned shapes, 4 times 5 products each. The bits stay the same afterwards.
     assert!(products.is_none_or(|products| products >= 60), "{products:?}");
 }
 
 #[test]
 fn cublaslt_is_left_alone_where_own_kernels_are_asked_for() {
-    let products = cublaslt_products(&["gemm::gpu::a_gradient_of_the_weight_alone_is_the_same"], Some("own"));
-    assert_eq!(products, None);
+    let products = cublaslt_products(SMALL_TEST, Some("own"));
+    assert!(products.is_none_or(|products| products == 0), "{products:?}");
+}
+
+#[test]
+fn cublaslt_that_is_asked_for_in_vain_is_an_error() {
+    for (name, value, message) in [
+        ("QFORMER_GEMM", "fast", "it may be own, cublaslt, or not set"),
+        ("QFORMER_CUBLASLT", "no-such-library.so", "set QFORMER_CUBLASLT to its path, or QFORMER_GEMM=own"),
+    ] {
+        let output = run_apart(&[SMALL_TEST], &[(name, OsStr::new(value))]);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && stdout.contains(message), "{name}={value}: {stdout}");
+    }
 }

@@ -123,29 +123,29 @@ pub(super) struct Operation {
     algorithm: [u64; 8],
 }
 
-/// The library, loaded.
+/// The library, loaded and started. Fields are dropped in their order.
 pub(super) struct Library {
+    handle: Handle,
     functions: Functions,
     _library: libloading::Library,
 }
 
 impl Library {
     /// Loads the library of this name or path and starts it on the current context; else says why not.
-    pub(super) fn open(name: &OsStr) -> std::result::Result<(Self, Handle), String> {
+    pub(super) fn open(name: &OsStr) -> std::result::Result<Self, String> {
         // SAFETY: NVIDIA's library, whose initialisation is its own.
         let library = unsafe { libloading::Library::new(name) }.map_err(|error| error.to_string())?;
         let functions = Functions::load(&library).map_err(|error| error.to_string())?;
         // SAFETY: writes one address.
         let create = |to| unsafe { (functions.create)(to) };
         let handle = Handle::new("start", create, functions.destroy).map_err(|error| error.to_string())?;
-        Ok((Self { functions, _library: library }, handle))
+        Ok(Self { handle, functions, _library: library })
     }
 
     /// What computes d [rows, cols] = a·b + c + bias in bf16, of matrices (rows, columns, elements from a column
     /// to the next) that run by columns; `storage` is a's, and a bias has d's rows. None if the library cannot.
     pub(super) fn operation(
         &self,
-        handle: &Handle,
         layouts: [(u32, u32, u32); 4],
         storage: Storage,
         bias: Option<usize>,
@@ -191,7 +191,7 @@ impl Library {
         // SAFETY: all were made above by the same library, which writes one result and their number.
         let status = unsafe {
             (functions.heuristic)(
-                handle.address,
+                self.handle.address,
                 description.address,
                 a,
                 b,
@@ -222,7 +222,6 @@ impl Library {
     /// 16 bytes, and of memory of so many bytes that nothing else uses meanwhile.
     pub(super) unsafe fn multiply(
         &self,
-        handle: &Handle,
         operation: &Operation,
         [a, b, c]: [usize; 3],
         beta: f32,
@@ -235,7 +234,7 @@ impl Library {
         // SAFETY: as the caller promises.
         let status = unsafe {
             (self.functions.multiply)(
-                handle.address,
+                self.handle.address,
                 operation.description.address,
                 &1.0,
                 a as Address,
