@@ -234,6 +234,7 @@ fn run_apart(tests: &[&str], environment: &[(&str, &OsStr)]) -> Output {
     Command::new(std::env::current_exe().unwrap())
         .args(tests)
         .args(["--skip", "on_few_multiprocessors", "--skip", "cublaslt"])
+        .env_remove("QFORMER_GEMM")
         .envs(environment.iter().copied())
         .output()
         .unwrap()
