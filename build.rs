@@ -38,9 +38,8 @@ fn main() {
     for name in ["QFORMER_NVRTC", "QFORMER_CUDA_ARCHITECTURES", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    // Where the tests' set-up puts NVRTC: when it appears, the kernels are to be compiled.
+    // Where the tests' set-up puts NVRTC.
     let fetched = target_folder(&out).join("nvrtc");
-    println!("cargo::rerun-if-changed={}", fetched.display());
 
     let sources = Sources::read(&root.join("kernels"));
     let generated = match nvrtc::Nvrtc::find(&fetched) {
@@ -53,10 +52,11 @@ fn main() {
     fs::write(out.join("kernels.rs"), generated).expect("OUT_DIR can be written");
 }
 
-/// Cargo's target folder: OUT_DIR is `target/…/build/qformer-hash/out`.
+/// Cargo's target folder: OUT_DIR is `target/…/build/qformer-hash/out`, the profile's name between them,
+/// and perhaps an architecture's.
 fn target_folder(out: &Path) -> PathBuf {
-    let cache_tag = |folder: &&Path| folder.join("CACHEDIR.TAG").exists();
-    out.ancestors().find(cache_tag).unwrap_or(out).to_path_buf()
+    let has_nvrtc = |folder: &&Path| folder.join("nvrtc").exists();
+    out.ancestors().skip(4).take(2).find(has_nvrtc).unwrap_or(out).to_path_buf()
 }
 
 /// The texts in `kernels/`.

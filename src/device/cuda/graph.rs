@@ -55,8 +55,12 @@ impl Gpu {
     /// Where the calling thread's work goes: to the stream, or into the graph that it is capturing. Only
     /// that thread knows of the other stream, so what other threads do meanwhile is not captured.
     pub(super) fn stream(&self) -> sys::CUstream {
-        let capturing = ptr::eq(CAPTURING.get(), self);
-        if capturing { self.captured.cu_stream() } else { self.stream.cu_stream() }
+        if self.is_capturing() { self.captured.cu_stream() } else { self.stream.cu_stream() }
+    }
+
+    /// Whether the calling thread is capturing a graph.
+    pub(super) fn is_capturing(&self) -> bool {
+        ptr::eq(CAPTURING.get(), self)
     }
 }
 

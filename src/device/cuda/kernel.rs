@@ -90,6 +90,16 @@ impl<'a, T: Element> In<'a, T> {
     pub(crate) fn extent(&self) -> Extent {
         (self.data as usize, self.pitch as usize * size_of::<T>())
     }
+
+    /// Where it starts on the GPU; 0 if it is absent.
+    pub(crate) fn address(&self) -> usize {
+        self.data as usize
+    }
+
+    /// Elements from a row to the next.
+    pub(crate) fn pitch(&self) -> u32 {
+        self.pitch
+    }
 }
 
 impl<'a, T: Element> Out<'a, T> {
@@ -109,6 +119,16 @@ impl<'a, T: Element> Out<'a, T> {
 
     pub(crate) fn extent(&self) -> Extent {
         (self.data as usize, self.pitch as usize * size_of::<T>())
+    }
+
+    /// Where it starts on the GPU; 0 if it is absent.
+    pub(crate) fn address(&self) -> usize {
+        self.data as usize
+    }
+
+    /// Elements from a row to the next.
+    pub(crate) fn pitch(&self) -> u32 {
+        self.pitch
     }
 }
 

@@ -2,12 +2,14 @@
 //!
 //! Everything runs on one stream in the order it was asked for; only reading a result waits for it.
 
+mod cublaslt;
 mod graph;
 mod image;
 mod kernel;
 mod limits;
 mod tensor_map;
 
+pub(crate) use cublaslt::{LinearProduct, Storage};
 pub use image::{COMPILER, Image, UNITS, Unit};
 pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
 pub use limits::Limits;
@@ -16,10 +18,11 @@ pub(crate) use tensor_map::TensorMap;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, Number, Shape, View, ViewMut};
+use cublaslt::CublasLt;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use half::bf16;
-use rayon::prelude::*;
 use kernel::Kernels;
+use rayon::prelude::*;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -36,6 +39,8 @@ const OLDEST_CAPABILITY: (u32, u32) = (8, 0);
 pub struct Cuda(Arc<Gpu>);
 
 struct Gpu {
+    /// Absent where it is not installed, or not wanted.
+    cublaslt: Option<CublasLt>,
     stream: Arc<CudaStream>,
     /// Used while a graph is captured, by one thread at a time.
     captured: Arc<CudaStream>,
@@ -51,9 +56,15 @@ struct Gpu {
 impl Cuda {
     /// Opens the GPU of this number, counted from 0.
     ///
+    /// Where cuBLASLt is installed, it computes those products for which it is measured to be faster; two
+    /// processes may choose differently, and their results differ in the last bits. The environment variable
+    /// `QFORMER_GEMM` settles it: `own` uses the crate's kernels only, with the same bits in every process,
+    /// `cublaslt` whatever cuBLASLt can do. `QFORMER_CUBLASLT` is the library's path where the loader does not
+    /// find it.
+    ///
     /// # Errors
     /// Fails, saying what is missing, if the crate was built without kernels or there is no driver, no
-    /// such GPU, or one too old.
+    /// such GPU, or one too old; or if `QFORMER_GEMM` or `QFORMER_CUBLASLT` asks for what there is not.
     pub fn open(ordinal: usize) -> Result<Self> {
         COMPILER.map_err(|why| {
             Error::device(format!("this build has no CUDA kernels: {why}; then build again"))
@@ -98,8 +109,10 @@ impl Cuda {
         let [stream, captured] =
             [context.new_stream().map_err(driver)?, context.new_stream().map_err(driver)?];
         let capture = Mutex::new(());
+        let cublaslt = CublasLt::open(&context, &stream)?;
         let kernels = Kernels::default();
         Ok(Self(Arc::new(Gpu {
+            cublaslt,
             stream,
             captured,
             capture,

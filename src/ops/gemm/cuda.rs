@@ -1,11 +1,12 @@
-//! Launches of `kernels/gemm.cu`, for every GPU, and of `kernels/gemm_sm90a.cu`, for Hopper.
+//! Launches of `kernels/gemm.cu`, for every GPU, and of `kernels/gemm_sm90a.cu`, for Hopper; products without an
+//! activation may go to cuBLASLt instead.
 
 mod mma;
 mod sm90a;
 
 use super::{GemmBackward, GemmForward, GemmOp};
-use crate::device::cuda::{In, Out, count, vector_width};
-use crate::device::{Cuda, M, Write};
+use crate::device::cuda::{In, LinearProduct, Out, Storage, count, vector_width};
+use crate::device::{Cuda, Write};
 use crate::error::Result;
 use crate::ops::activation::Activation;
 use half::bf16;
@@ -72,14 +73,9 @@ impl<'a> Finish<'a> {
         Self { bias, residual, pre_activation, y, activation: Activation::number(activation), vector }
     }
 
-    /// The product alone, in place of what is there or added to it.
-    fn plain(write: Write, y: M<'a, Cuda>) -> Self {
-        let y = Out::of(y);
-        let residual = match write {
-            Write::Replace => In::optional(None),
-            Write::Add => y.before(),
-        };
-        Self::new(In::optional(None), None, residual, Out::optional(None), y)
+    /// Without an activation.
+    fn linear(bias: In<'a, bf16>, residual: In<'a, bf16>, y: Out<'a, bf16>) -> Self {
+        Self::new(bias, None, residual, Out::optional(None), y)
     }
 }
 
@@ -99,19 +95,29 @@ impl GemmOp for Cuda {
         if rows == 0 {
             return Ok(());
         }
-        let (x, weight) = (In::of(x), In::of(weight));
-        let finish = Finish::new(
-            In::optional(bias),
-            activation,
-            In::optional(residual),
-            Out::optional(pre_activation),
-            Out::of(y),
-        );
-        let product = Product { rows, inputs, outputs, finish };
-        match Kernels::for_operands(rows, outputs, [x, weight], self) {
-            Kernels::Mma(tile) => tile.forward(self, x, weight, product),
-            Kernels::Sm90a(tile) => tile.forward(self, x, weight, product),
+        let (x, weight, y) = (In::of(x), In::of(weight), Out::of(y));
+        let (bias, residual) = (In::optional(bias), In::optional(residual));
+        let own = |finish: Finish<'_>| {
+            let product = Product { rows, inputs, outputs, finish };
+            match Kernels::for_operands(rows, outputs, [x, weight], self) {
+                Kernels::Mma(tile) => tile.forward(self, x, weight, product),
+                Kernels::Sm90a(tile) => tile.forward(self, x, weight, product),
+            }
+        };
+        if activation.is_some() || pre_activation.is_some() {
+            return own(Finish::new(bias, activation, residual, Out::optional(pre_activation), y));
         }
+        let product = LinearProduct {
+            m: rows,
+            n: outputs,
+            k: inputs,
+            a: x,
+            b: weight,
+            storage: Storage::Transposed,
+            bias,
+            addend: residual,
+        };
+        self.multiply(&product, y, |y| own(Finish::linear(bias, residual, y)))
     }
 
     fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()> {
@@ -123,12 +129,30 @@ impl GemmOp for Cuda {
         }
         let (x, weight, dy) = (In::of(x), In::of(weight), In::of(dy));
         if let Some((write, dx)) = dx {
-            let product = Product { rows, inputs, outputs, finish: Finish::plain(write, dx) };
-            match Kernels::for_operands(rows, inputs, [dy, weight], self) {
-                Kernels::Mma(tile) => tile.input(self, dy, weight, product)?,
-                Kernels::Sm90a(tile) => tile.input(self, dy, weight, product)?,
-            }
+            let (dx, none) = (Out::of(dx), In::optional(None));
+            let before = match write {
+                Write::Replace => none,
+                Write::Add => dx.before(),
+            };
+            let product = LinearProduct {
+                m: rows,
+                n: inputs,
+                k: outputs,
+                a: dy,
+                b: weight,
+                storage: Storage::Plain,
+                bias: none,
+                addend: before,
+            };
+            self.multiply(&product, dx, |dx| {
+                let product = Product { rows, inputs, outputs, finish: Finish::linear(none, before, dx) };
+                match Kernels::for_operands(rows, inputs, [dy, weight], self) {
+                    Kernels::Mma(tile) => tile.input(self, dy, weight, product),
+                    Kernels::Sm90a(tile) => tile.input(self, dy, weight, product),
+                }
+            })?;
         }
+        // cuBLASLt has no dbias that is added to what is there: dW and db together stay with these kernels.
         let sum = Out::of(dweight);
         let vector = vector_width(0, &[sum.extent()]);
         let product = Product { rows, inputs, outputs, finish: Accumulate { sum, vector, unused: 0 } };

@@ -23,6 +23,8 @@ const DEVICE: [(&str, &str); 27] = sources! {
     "memory.cpp" "module.cpp" "race.cpp" "settings.cpp" "shared_memory.cpp" "stream.cpp" "tensor_core.cpp"
     "tensor_map.cpp" "transfer.cpp" "wgmma.cpp"
 };
+/// The stand-in for cuBLASLt.
+const CUBLASLT: &str = include_str!("../cublaslt/cublaslt.cpp");
 const FLAGS: [&str; 4] = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-march=native"];
 const DEVICE_FLAGS: [&str; 3] = ["-O3", "-Wall", "-Wextra"];
 /// PTX means every operation as it is written: no fusing, and wrapping integers.
@@ -78,6 +80,33 @@ pub fn build(units: &[Unit<'_>], cache: &Path) -> Result<PathBuf, String> {
     run(link.args(jobs.iter().map(|job| &job.object)).args(["-lpthread", "-ldl"]))?;
     fs::rename(&unfinished, &library).map_err(|e| at(&library, e))?;
     Ok(folder)
+}
+
+/// Builds the `libcublasLt.so.12` that computes on the simulated device, or finds it in `cache`. Returns its path. It is
+/// not beside `libcuda.so`: who wants it says so by this path.
+///
+/// # Errors
+/// No C++ compiler, or a file that cannot be written.
+pub fn build_cublaslt(cache: &Path) -> Result<PathBuf, String> {
+    let compiler = Compiler::find()?;
+    let at = |path: &Path, e: std::io::Error| format!("{}: {e}", path.display());
+    let name = hash(&(CUBLASLT, FLAGS, DEVICE_FLAGS, &compiler.version));
+    let folder = cache.join(format!("cublaslt-{name}"));
+    fs::create_dir_all(&folder).map_err(|e| at(&folder, e))?;
+    let lock = folder.join("lock");
+    let lock_file = fs::File::create(&lock).map_err(|e| at(&lock, e))?;
+    lock_file.lock().map_err(|e| at(&lock, e))?;
+    let library = folder.join("libcublasLt.so.12");
+    if library.exists() {
+        return Ok(library);
+    }
+    let (source, unfinished) = (folder.join("cublaslt.cpp"), folder.join("unfinished"));
+    fs::write(&source, CUBLASLT).map_err(|e| at(&source, e))?;
+    let mut command = Command::new(&compiler.program);
+    command.args(FLAGS).args(DEVICE_FLAGS).args(["-shared", "-o"]).arg(&unfinished);
+    run(command.arg(&source).arg("-ldl"))?;
+    fs::rename(&unfinished, &library).map_err(|e| at(&library, e))?;
+    Ok(library)
 }
 
 struct Compiler {

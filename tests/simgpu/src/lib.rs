@@ -14,7 +14,7 @@ mod translate;
 
 use std::path::Path;
 
-pub use compile::build;
+pub use compile::{build, build_cublaslt};
 pub use translate::{Untranslated, translate};
 
 /// One PTX text, as NVRTC made it. Kernel names must be unique among the units of a device.
