@@ -10,9 +10,9 @@
 //
 // Backward. With BLIP-2's sizes on tensor cores: contrastive_dense.cuh. With others, a warp a text, which adds up the
 // winning queries of all images, and a warp a query, which adds up the texts that it won. These are products with a
-// matrix of which one in Q elements is not zero, made of its nonzero elements alone; logits are computed again, products
-// of one query instead of Q. Grid [rows / 4, columns / 256]. Bytes moved: a row of the other side for every pair,
-// 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over lines.
+// matrix of which one in Q elements is not zero, made of its nonzero elements alone; logits are computed again,
+// products of one query instead of Q. Grid [rows / 4, columns / 256]. Bytes moved: a row of the other side for every
+// pair, 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over lines.
 //
 // Every sum is of a fixed order.
 #include "contrastive_dense.cuh"
@@ -276,11 +276,13 @@ extern "C" __global__ void __launch_bounds__(DENSE_THREADS)
     bf16 *own = reinterpret_cast<bf16 *>(shared);
     const u32 query_blocks = ceil_div(batch.images * QUERIES, OWN_ROWS);
     if (blockIdx.x < query_blocks) {
-        backward_dense<Side::Queries>(a, own, blockIdx.x * OWN_ROWS, 0, ceil_div(batch.texts_count, TILE_ROWS), nullptr);
+        const u32 tiles = ceil_div(batch.texts_count, TILE_ROWS);
+        backward_dense<Side::Queries>(a, own, blockIdx.x * OWN_ROWS, 0, tiles, nullptr);
     } else {
         const u32 text_blocks = ceil_div(batch.texts_count, OWN_ROWS), index = blockIdx.x - query_blocks;
         const u32 part = index / text_blocks, first_image = part * a.images_of_part;
-        float *sums = BackwardWorkspace(a.workspace.data, batch).parts + static_cast<u64>(part) * batch.texts_count * WIDTH;
+        const u64 part_size = static_cast<u64>(batch.texts_count) * WIDTH;
+        float *sums = BackwardWorkspace(a.workspace.data, batch).parts + part * part_size;
         backward_dense<Side::Texts>(a, own, index % text_blocks * OWN_ROWS, first_image,
                                     min(first_image + a.images_of_part, batch.images), sums);
     }

@@ -3,15 +3,17 @@
 //   dqueries [I·32, E] = G·texts      dtexts [T, E] = Gᵀ·queries
 //
 // G [I·32, T] is the gradient by the products of queries and texts: of an image's 32 elements of a column one is not
-// zero, the winner's. Neither G nor the products are ever in memory. A block has 128 rows of one side in shared memory,
-// 16 a warp, whose gradients are in registers; it walks over the other side, 32 rows at a time (an image's queries, or
-// 32 texts), through a ring of two stages. A warp computes the products again (16×32, over E), makes of them its part of
-// G, in bf16, which is already as `mma` takes it, and multiplies it with the 32 rows.
+// zero, the winner's. Neither G nor the products are ever in memory. A block has 128 rows of one side in shared
+// memory, 16 a warp, whose gradients are in registers; it walks over the other side, 32 rows at a time (an image's
+// queries, or 32 texts), through a ring of two stages. A warp computes the products again (16×32, over E), makes of
+// them its part of G, in bf16, which is already as `mma` takes it, and multiplies it with the 32 rows.
 //
-// Queries: a block goes over all texts and writes. Texts are fewer, so that blocks share the images: each writes what
-// its own add up to, in f32, and `contrastive_dtexts` adds these in order. Bytes moved for a pair of image and text:
-// 128 for the 32 rows and 128 for the queries' blocks, 2·4·E/(images of a part) ≤ 128 for the parts. The gather for other
-// sizes moves 2·2·E = 1024. Operations: 4·32·E·2 a pair, most with zeros, at the tensor cores' rate.
+// Queries: a block goes over all texts and writes. Texts are fewer, so blocks share the images: each writes in f32
+// what its own part of them adds up to, and `contrastive_dtexts` sums the parts in order.
+//
+// Bytes moved for a pair of image and text: 2·E/4 by the queries' blocks, which have 4 images, 2·E/4 by the texts'
+// blocks, and 2·4·E/(images of a part) for the parts: from 16 images on 384 at most, at 1024 images and texts 288.
+// The gather for other sizes moves 2·2·E = 1024. Operations: 4·2·32·E a pair, mostly of zeros.
 #pragma once
 #include "contrastive_scores.cuh"
 
@@ -23,7 +25,7 @@ constexpr u32 CHUNKS = WIDTH / VECTOR;  // of 16 bytes in a row
 constexpr u32 COLUMNS = WIDTH / 8;      // fragments along a row
 static_assert(TILE_ROWS == QUERIES && QUERIES == 2 * WARP_ROWS);
 
-// Place of a chunk among rows in shared memory [rows, 256]: those of 8 rows, one below the other, are in different banks.
+// Place of a chunk among rows in shared memory [rows, 256]: of 8 rows, one below the other, it is in different banks.
 __device__ inline u32 chunk_place(u32 row, u32 chunk) { return row * WIDTH + (chunk ^ row % 8) * VECTOR; }
 
 // Brings rows `first` .. `first` + ROWS of a matrix of `rows`, zeros beyond the last.

@@ -2,7 +2,7 @@
 
 use super::{ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, ContrastiveOp};
 use super::{
-    IMAGES_OF_STEP, Negatives, PART_WORDS, Sizes, TENSOR_CORES, TEXTS_OF_BLOCK, TEXTS_OF_DENSE_BLOCK,
+    IMAGES_OF_STEP, Negatives, PART_WORDS, ROWS_OF_DENSE_BLOCK, Sizes, TENSOR_CORES, TEXTS_OF_BLOCK,
     images_of_block, images_of_part, parts,
 };
 use crate::device::Cuda;
@@ -17,9 +17,7 @@ const SUM_THREADS: u32 = 1024;
 /// Threads of a block of the backward pass on tensor cores, and its shared memory: 128 rows of a side,
 /// and twice 32 of the other.
 const DENSE_THREADS: u32 = 256;
-const DENSE_SHARED_BYTES: usize = (OWN_ROWS + 2 * 32) * TENSOR_CORES[1] * size_of::<bf16>();
-/// Rows of a side that such a block has.
-const OWN_ROWS: usize = TEXTS_OF_DENSE_BLOCK;
+const DENSE_SHARED_BYTES: usize = (ROWS_OF_DENSE_BLOCK + 2 * 32) * TENSOR_CORES[1] * size_of::<bf16>();
 
 /// Twin of `Batch` in kernels/contrastive.cuh.
 #[repr(C)]
@@ -215,7 +213,8 @@ impl ContrastiveOp for Cuda {
         };
         let products = if [queries, width] == TENSOR_CORES && vector > 1 {
             let parts = images.div_ceil(images_of_part);
-            let blocks = (images * queries).div_ceil(OWN_ROWS) + texts.div_ceil(OWN_ROWS) * parts;
+            let blocks = (images * queries).div_ceil(ROWS_OF_DENSE_BLOCK)
+                + texts.div_ceil(ROWS_OF_DENSE_BLOCK) * parts;
             let grid = Grid {
                 blocks: [count(blocks), 1, 1],
                 threads: DENSE_THREADS,

@@ -148,9 +148,9 @@ pub(crate) fn parts(images: usize, texts: usize) -> [usize; 2] {
 
 /// Queries of an image and width that a GPU's tensor cores do.
 pub(crate) const TENSOR_CORES: [usize; 2] = [32, 256];
-/// Texts of a block of the backward pass on tensor cores: twin of `OWN_ROWS` in
+/// Rows of queries, or texts, of a block of the backward pass on tensor cores: twin of `OWN_ROWS` in
 /// kernels/contrastive_dense.cuh.
-pub(crate) const TEXTS_OF_DENSE_BLOCK: usize = 128;
+pub(crate) const ROWS_OF_DENSE_BLOCK: usize = 128;
 /// Fewest images that such a block goes over, if there are as many: what it writes must be little
 /// beside what it reads.
 const LEAST_IMAGES_OF_PART: usize = 16;
@@ -159,8 +159,8 @@ const ENOUGH_TEXT_BLOCKS: usize = 128;
 
 /// Images that a block of texts goes over in the backward pass on tensor cores.
 pub(crate) fn images_of_part(images: usize, texts: usize) -> usize {
-    let wanted = (ENOUGH_TEXT_BLOCKS / texts.div_ceil(TEXTS_OF_DENSE_BLOCK)).max(1);
-    images.div_ceil(wanted.min(images.div_ceil(LEAST_IMAGES_OF_PART)))
+    let wanted = (ENOUGH_TEXT_BLOCKS / texts.div_ceil(ROWS_OF_DENSE_BLOCK)).max(1);
+    images.div_ceil(wanted.min((images / LEAST_IMAGES_OF_PART).max(1)))
 }
 
 /// Words of the forward pass: twin of `Workspace` in kernels/contrastive.cuh.
