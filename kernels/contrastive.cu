@@ -8,14 +8,14 @@
 // `contrastive_loss` sums over lines. Bytes moved: queries T/128 times, texts I/(images of a block) times, from L2.
 // Saved: winners, and of each line its log-sum-exp and its number of positives.
 //
-// Backward. A warp a text, which adds up the winning queries of all images, and a warp a query, which adds up the
-// texts that it won. These are products with a matrix of which one in Q elements is not zero, made of its nonzero
-// elements alone; logits are computed again, products of one query instead of Q. Grid [rows / 4, columns / 256].
-// Bytes moved: a row of the other side for every pair, 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over
-// texts.
+// Backward. With BLIP-2's sizes on tensor cores: contrastive_dense.cuh. With others, a warp a text, which adds up the
+// winning queries of all images, and a warp a query, which adds up the texts that it won. These are products with a
+// matrix of which one in Q elements is not zero, made of its nonzero elements alone; logits are computed again,
+// products of one query instead of Q. Grid [rows / 4, columns / 256]. Bytes moved: a row of the other side for every
+// pair, 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over lines.
 //
 // Every sum is of a fixed order.
-#include "contrastive_scores.cuh"
+#include "contrastive_dense.cuh"
 #include "random.cuh"
 
 // ---- Forward
@@ -181,40 +181,6 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
 
 // ---- Backward
 
-struct ContrastiveBackwardArgs {
-    Batch batch;
-    In<float> image_statistics;  // [2, images]
-    In<float> text_statistics;   // [2, texts]
-    In<u8> winner;               // [images, texts]
-    Out<bf16> dqueries;          // [images·count, width], written
-    Out<bf16> dtexts;            // [texts_count, width], written
-    Out<u32> workspace;
-    float weight;    // of the loss, over 2
-    u32 full;        // whether both directions are differentiated by these features, not only their own
-    u32 vector, unused;
-
-    // Gradients of the cross-entropies of an image and of a text by their logit.
-    __device__ float2 dlogit(u32 image, u32 text, float logit) const {
-        const bool is_positive = batch.is_positive(image, text);
-        const float images = static_cast<float>(batch.images), texts = static_cast<float>(batch.texts_count);
-        return make_float2(of_line(image_statistics, image, texts, logit, is_positive) * weight / images,
-                           of_line(text_statistics, text, images, logit, is_positive) * weight / texts);
-    }
-
-    __device__ float of_line(const In<float> &statistics, u32 line, float length, float logit,
-                             bool is_positive) const {
-        const float log_sum_exp = statistics.row(0)[line], positives = statistics.row(1)[line];
-        // A line without a positive counts as 0.
-        if (positives == 0.0f) return 0.0f;
-        const float of_positive = is_positive ? (1.0f - batch.smoothing) / positives : 0.0f;
-        return expf(logit - log_sum_exp) - of_positive - batch.smoothing / length;
-    }
-};
-static_assert(sizeof(ContrastiveBackwardArgs) == 216);
-
-// Whose gradient a warp computes.
-enum class Side { Queries, Texts };
-
 // Pairs that a warp takes at a time, so that their rows are on their way together.
 constexpr u32 PAIRS_OF_STEP = 4;
 
@@ -273,8 +239,7 @@ template <Side SIDE, int N> __device__ void backward(const ContrastiveBackwardAr
             const float2 both = a.dlogit(of_query ? own_image : mine, of_query ? mine : row, logit);
             const bool counts = lane_index() < taken;
             if (counts) product += (both.x + both.y) * logit;
-            const float one = of_query ? both.x : both.y;
-            const float dlogit = counts ? (a.full ? both.x + both.y : one) * inverse : 0.0f;
+            const float dlogit = counts ? a.of_side<SIDE>(both) * inverse : 0.0f;
 #pragma unroll
             for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
                 const float d = __shfl_sync(ALL_LANES, dlogit, k);
@@ -286,7 +251,7 @@ template <Side SIDE, int N> __device__ void backward(const ContrastiveBackwardAr
     if (own_column < batch.width) store((of_query ? a.dqueries : a.dtexts).row(row) + own_column, gradient);
     if (!of_query && blockIdx.y == 0) {
         product = warp_sum(product);
-        if (lane_index() == 0) Workspace(a.workspace.data, batch).cross_entropy[row] = product;
+        if (lane_index() == 0) BackwardWorkspace(a.workspace.data, batch).products[row] = product;
     }
 }
 
@@ -304,18 +269,63 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_BACKWARD)
     a.vector == VECTOR ? backward<VECTOR>(a) : backward<1>(a);
 }
 
+// Grid: blocks of queries, then of texts for each part of the images.
+extern "C" __global__ void __launch_bounds__(DENSE_THREADS)
+    contrastive_backward_dense(const __grid_constant__ ContrastiveBackwardArgs a) {
+    const Batch &batch = a.batch;
+    bf16 *own = reinterpret_cast<bf16 *>(shared);
+    const u32 query_blocks = ceil_div(batch.images * QUERIES, OWN_ROWS);
+    if (blockIdx.x < query_blocks) {
+        const u32 tiles = ceil_div(batch.texts_count, TILE_ROWS);
+        backward_dense<Side::Queries>(a, own, blockIdx.x * OWN_ROWS, 0, tiles, nullptr);
+    } else {
+        const u32 text_blocks = ceil_div(batch.texts_count, OWN_ROWS), index = blockIdx.x - query_blocks;
+        const u32 part = index / text_blocks, first_image = part * a.images_of_part;
+        const u64 part_size = static_cast<u64>(batch.texts_count) * WIDTH;
+        float *sums = BackwardWorkspace(a.workspace.data, batch).parts + part * part_size;
+        backward_dense<Side::Texts>(a, own, index % text_blocks * OWN_ROWS, first_image,
+                                    min(first_image + a.images_of_part, batch.images), sums);
+    }
+}
+
+struct ContrastiveDtextsArgs {
+    Batch batch;
+    Out<u32> workspace;
+    Out<bf16> dtexts;  // [texts_count, 256], written
+    u32 parts, unused;
+};
+static_assert(sizeof(ContrastiveDtextsArgs) == 144);
+
+// A thread four elements.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    contrastive_dtexts(const __grid_constant__ ContrastiveDtextsArgs a) {
+    const u32 index = blockIdx.x * THREADS + threadIdx.x;
+    const u32 text = index / (WIDTH / QUAD), column = index % (WIDTH / QUAD) * QUAD;
+    if (text >= a.batch.texts_count) return;
+    const float *from = BackwardWorkspace(a.workspace.data, a.batch).parts + static_cast<u64>(text) * WIDTH + column;
+    float sum[QUAD] = {};
+#pragma unroll 4
+    for (u32 part = 0; part < a.parts; ++part) {
+        float x[QUAD];
+        load(x, from + static_cast<u64>(part) * a.batch.texts_count * WIDTH);
+#pragma unroll
+        for (int i = 0; i < QUAD; ++i) sum[i] += x[i];
+    }
+    store(a.dtexts.row(text) + column, sum);
+}
+
 struct ContrastiveDtemperatureArgs {
     Batch batch;
     Out<u32> workspace;
     Out<float> dtemperature;  // [1, 1], added to
+    u32 products, unused;     // how many to sum up
 };
-static_assert(sizeof(ContrastiveDtemperatureArgs) == 136);
+static_assert(sizeof(ContrastiveDtemperatureArgs) == 144);
 
 // One block. A logit is s/temperature, whose derivative is −logit/temperature.
 extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     contrastive_dtemperature(const __grid_constant__ ContrastiveDtemperatureArgs a) {
     __shared__ float sums[SUM_WARPS];
-    const Workspace workspace(a.workspace.data, a.batch);
-    const float sum = sum_of(workspace.cross_entropy, a.batch.texts_count, sums);
+    const float sum = sum_of(BackwardWorkspace(a.workspace.data, a.batch).products, a.products, sums);
     if (threadIdx.x == 0) *a.dtemperature.data -= sum / *a.batch.temperature.data;
 }

@@ -82,11 +82,11 @@ struct alignas(16) Part {
 };
 static_assert(sizeof(Part) == 32);
 
-// Scratch: twin of `workspace_words` in src/ops/contrastive/mod.rs.
+// Scratch of the forward pass: twin of `forward_words` in src/ops/contrastive/mod.rs.
 struct Workspace {
     Part *of_rows;         // [blocks of texts, images]
     Part *of_columns;      // [blocks of images, texts]
-    float *cross_entropy;  // [images + texts]; in the backward pass, Σ gradient·logit of texts
+    float *cross_entropy;  // [images + texts]
     float *recalled;       // [images + texts], 0 or 1
     u32 row_parts, column_parts;
 
@@ -99,3 +99,44 @@ struct Workspace {
         recalled = cross_entropy + batch.images + batch.texts_count;
     }
 };
+
+// Whose gradient a warp computes.
+enum class Side { Queries, Texts };
+
+struct ContrastiveBackwardArgs {
+    Batch batch;
+    In<float> image_statistics;  // [2, images]
+    In<float> text_statistics;   // [2, texts]
+    In<u8> winner;               // [images, texts]
+    Out<bf16> dqueries;          // [images·count, width], written
+    Out<bf16> dtexts;            // [texts_count, width], written
+    Out<u32> workspace;
+    float weight; // of the loss, over 2
+    u32 full;     // whether both directions are differentiated by these features, not only their own
+    u32 vector;
+    u32 images_of_part;  // on tensor cores: images that a block of texts goes over
+
+    // Gradients of the cross-entropies of an image and of a text by their logit.
+    __device__ float2 dlogit(u32 image, u32 text, float logit) const {
+        const bool is_positive = batch.is_positive(image, text);
+        const float images = static_cast<float>(batch.images), texts = static_cast<float>(batch.texts_count);
+        return make_float2(of_line(image_statistics, image, texts, logit, is_positive) * weight / images,
+                           of_line(text_statistics, text, images, logit, is_positive) * weight / texts);
+    }
+
+    // The one that a side's features get.
+    template <Side SIDE> __device__ float of_side(float2 both) const {
+        if (full) return both.x + both.y;
+        return SIDE == Side::Queries ? both.x : both.y;
+    }
+
+    __device__ float of_line(const In<float> &statistics, u32 line, float length, float logit,
+                             bool is_positive) const {
+        const float log_sum_exp = statistics.row(0)[line], positives = statistics.row(1)[line];
+        // A line without a positive counts as 0.
+        if (positives == 0.0f) return 0.0f;
+        const float of_positive = is_positive ? (1.0f - batch.smoothing) / positives : 0.0f;
+        return expf(logit - log_sum_exp) - of_positive - batch.smoothing / length;
+    }
+};
+static_assert(sizeof(ContrastiveBackwardArgs) == 216);

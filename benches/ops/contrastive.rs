@@ -26,7 +26,8 @@ pub(crate) fn benchmark(criterion: &mut Criterion) {
     };
     let mut key = Tensor::indices(&[1, 2]);
     let [mut recalled, mut negative_texts, mut negative_images, mut workspace] =
-        [2, PAIRS, PAIRS, workspace_words(PAIRS, PAIRS)].map(|n| Tensor::indices(&vec![0; n]));
+        [2, PAIRS, PAIRS, workspace_words(PAIRS, PAIRS, [QUERIES, WIDTH])]
+            .map(|n| Tensor::indices(&vec![0; n]));
     let (mut image_statistics, mut text_statistics) = (Tensor::output(2, PAIRS), Tensor::output(2, PAIRS));
     let mut winner = Tensor::bytes(PAIRS, PAIRS);
     let work = operations(&[[PAIRS * QUERIES, PAIRS, WIDTH]]);

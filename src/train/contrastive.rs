@@ -129,7 +129,7 @@ impl<'a, B: Backend> ContrastiveActs<'a, B> {
             recalled: cursor.take(1, 2),
             negative_texts: cursor.take(1, images),
             negative_images: cursor.take(1, texts),
-            workspace: cursor.take(1, workspace_words(images, texts)),
+            workspace: cursor.take(1, workspace_words(images, texts, [config.num_query_tokens, width])),
         }
     }
 }

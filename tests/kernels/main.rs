@@ -13,12 +13,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Kernels that multiply matrices, by the beginnings of `unit/kernel`.
-const MATRIX_PRODUCTS: [&str; 5] = [
+const MATRIX_PRODUCTS: [&str; 6] = [
     "gemm/",
     "attention/",
     "absorbed_attention/",
     "similarity/similarity_all_forward",
     "contrastive/contrastive_forward",
+    "contrastive/contrastive_backward_dense",
 ];
 /// The same by `wgmma`, which only Hopper has.
 const HOPPER_PRODUCTS: [&str; 1] = ["gemm_sm90a/"];

@@ -1,7 +1,10 @@
 //! Launches of `kernels/contrastive.cu`.
 
 use super::{ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, ContrastiveOp};
-use super::{IMAGES_OF_STEP, Negatives, PART_WORDS, Sizes, TEXTS_OF_BLOCK, images_of_block, parts};
+use super::{
+    IMAGES_OF_STEP, Negatives, PART_WORDS, ROWS_OF_DENSE_BLOCK, Sizes, TENSOR_CORES, TEXTS_OF_BLOCK,
+    images_of_block, images_of_part, parts,
+};
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
 use crate::error::Result;
@@ -11,8 +14,10 @@ use half::bf16;
 const THREADS: u32 = 32 * IMAGES_OF_STEP as u32;
 /// Threads of the one block of a sum over lines.
 const SUM_THREADS: u32 = 1024;
-/// Queries and width that tensor cores do.
-const TENSOR_CORES: [usize; 2] = [32, 256];
+/// Threads of a block of the backward pass on tensor cores, and its shared memory: 128 rows of a side,
+/// and twice 32 of the other.
+const DENSE_THREADS: u32 = 256;
+const DENSE_SHARED_BYTES: usize = (ROWS_OF_DENSE_BLOCK + 2 * 32) * TENSOR_CORES[1] * size_of::<bf16>();
 
 /// Twin of `Batch` in kernels/contrastive.cuh.
 #[repr(C)]
@@ -106,14 +111,25 @@ arguments! {
         weight: f32,
         full: u32,
         vector: u32,
+        images_of_part: u32,
+    }
+
+    struct ContrastiveDtextsArgs("contrastive", "contrastive_dtexts", 144) {
+        batch: BatchArgs<'a>,
+        workspace: Out<'a, u32>,
+        /// [texts, E]
+        dtexts: Out<'a, bf16>,
+        parts: u32,
         unused: u32,
     }
 
-    struct ContrastiveDtemperatureArgs("contrastive", "contrastive_dtemperature", 136) {
+    struct ContrastiveDtemperatureArgs("contrastive", "contrastive_dtemperature", 144) {
         batch: BatchArgs<'a>,
         workspace: Out<'a, u32>,
         /// [1, 1]
         dtemperature: Out<'a, f32>,
+        products: u32,
+        unused: u32,
     }
 }
 
@@ -172,33 +188,67 @@ impl ContrastiveOp for Cuda {
     }
 
     fn contrastive_backward(&self, args: ContrastiveBackward<'_, Self>) -> Result<()> {
-        let sizes = args.check();
-        let ContrastiveBackward { dqueries, dtexts, mut workspace, .. } = args;
+        let sizes @ Sizes { images, texts, queries } = args.check();
+        let ContrastiveBackward { dqueries, mut dtexts, mut workspace, .. } = args;
         let width = args.batch.texts.cols();
         let batch = BatchArgs::of(args.batch, sizes);
-        let rows = count(dtexts.rows() + dqueries.rows());
-        let (dqueries, dtexts) = (Out::of(dqueries), Out::of(dtexts));
-        let extents = [batch.queries.extent(), batch.texts.extent(), dqueries.extent(), dtexts.extent()];
+        let rows = count(texts + images * queries);
+        let (dqueries, dtexts_of_rows) = (Out::of(dqueries), Out::of(dtexts.reborrow()));
+        let extents =
+            [batch.queries.extent(), batch.texts.extent(), dqueries.extent(), dtexts_of_rows.extent()];
         let vector = vector_width(count(width), &extents);
-        // A warp a row, a vector a lane.
-        let blocks = [rows.div_ceil(THREADS / 32), count(width).div_ceil(32 * vector), 1];
+        let images_of_part = images_of_part(images, texts);
+        let gradients = ContrastiveBackwardArgs {
+            batch,
+            image_statistics: In::of(args.image_statistics),
+            text_statistics: In::of(args.text_statistics),
+            winner: In::of(args.winner),
+            dqueries,
+            dtexts: dtexts_of_rows,
+            workspace: Out::of(workspace.reborrow()),
+            weight: (0.5 * args.weight) as f32,
+            full: (args.gradient == ContrastiveGradient::Full).into(),
+            vector,
+            images_of_part: count(images_of_part),
+        };
+        let products = if [queries, width] == TENSOR_CORES && vector > 1 {
+            let parts = images.div_ceil(images_of_part);
+            let blocks = (images * queries).div_ceil(ROWS_OF_DENSE_BLOCK)
+                + texts.div_ceil(ROWS_OF_DENSE_BLOCK) * parts;
+            let grid = Grid {
+                blocks: [count(blocks), 1, 1],
+                threads: DENSE_THREADS,
+                shared_bytes: count(DENSE_SHARED_BYTES),
+            };
+            self.launch_variant("contrastive_backward_dense", grid, gradients)?;
+            // A thread four elements.
+            let blocks = count(texts * width / 4).div_ceil(THREADS);
+            self.launch(
+                Grid { blocks: [blocks, 1, 1], threads: THREADS, shared_bytes: 0 },
+                ContrastiveDtextsArgs {
+                    batch,
+                    workspace: Out::of(workspace.reborrow()),
+                    dtexts: Out::of(dtexts),
+                    parts: count(parts),
+                    unused: 0,
+                },
+            )?;
+            2 * images
+        } else {
+            // A warp a row, a vector a lane.
+            let blocks = [rows.div_ceil(THREADS / 32), count(width).div_ceil(32 * vector), 1];
+            self.launch(Grid { blocks, threads: THREADS, shared_bytes: 0 }, gradients)?;
+            texts
+        };
         self.launch(
-            Grid { blocks, threads: THREADS, shared_bytes: 0 },
-            ContrastiveBackwardArgs {
+            SUM_GRID,
+            ContrastiveDtemperatureArgs {
                 batch,
-                image_statistics: In::of(args.image_statistics),
-                text_statistics: In::of(args.text_statistics),
-                winner: In::of(args.winner),
-                dqueries,
-                dtexts,
-                workspace: Out::of(workspace.reborrow()),
-                weight: (0.5 * args.weight) as f32,
-                full: (args.gradient == ContrastiveGradient::Full).into(),
-                vector,
+                workspace: Out::of(workspace),
+                dtemperature: Out::of(args.dtemperature),
+                products: count(products),
                 unused: 0,
             },
-        )?;
-        let (workspace, dtemperature) = (Out::of(workspace), Out::of(args.dtemperature));
-        self.launch(SUM_GRID, ContrastiveDtemperatureArgs { batch, workspace, dtemperature })
+        )
     }
 }

@@ -146,13 +146,47 @@ pub(crate) fn parts(images: usize, texts: usize) -> [usize; 2] {
     [texts.div_ceil(TEXTS_OF_BLOCK), images.div_ceil(images_of_block(images))]
 }
 
-/// Words of 4 bytes of the workspace that a pass over so many images and texts needs, forward or
-/// backward: what each block of pairs found out about its part of each row and column, and two words
-/// for each row and column. About images·texts/16 words where both are large, at most 64 blocks of
-/// rows sharing a column.
-pub fn workspace_words(images: usize, texts: usize) -> usize {
+/// Queries of an image and width that a GPU's tensor cores do.
+pub(crate) const TENSOR_CORES: [usize; 2] = [32, 256];
+/// Rows of queries, or texts, of a block of the backward pass on tensor cores: twin of `OWN_ROWS` in
+/// kernels/contrastive_dense.cuh.
+pub(crate) const ROWS_OF_DENSE_BLOCK: usize = 128;
+/// Fewest images that such a block goes over, if there are as many: what it writes must be little
+/// beside what it reads.
+const LEAST_IMAGES_OF_PART: usize = 16;
+/// Blocks of texts beyond which the images are not cut further.
+const ENOUGH_TEXT_BLOCKS: usize = 128;
+
+/// Images that a block of texts goes over in the backward pass on tensor cores.
+pub(crate) fn images_of_part(images: usize, texts: usize) -> usize {
+    let wanted = (ENOUGH_TEXT_BLOCKS / texts.div_ceil(ROWS_OF_DENSE_BLOCK)).max(1);
+    images.div_ceil(wanted.min((images / LEAST_IMAGES_OF_PART).max(1)))
+}
+
+/// Words of the forward pass: twin of `Workspace` in kernels/contrastive.cuh.
+fn forward_words(images: usize, texts: usize) -> usize {
     let [of_row, of_column] = parts(images, texts);
     PART_WORDS * (of_row * images + of_column * texts) + 2 * (images + texts)
+}
+
+/// Words of the backward pass: twin of `BackwardWorkspace` in kernels/contrastive_dense.cuh.
+fn backward_words(images: usize, texts: usize, features: [usize; 2]) -> usize {
+    if features != TENSOR_CORES {
+        return texts;
+    }
+    let [_, width] = features;
+    (2 * images).next_multiple_of(4) + images.div_ceil(images_of_part(images, texts)) * texts * width
+}
+
+/// Words of 4 bytes of the workspace that either pass over so many images and texts needs; `features`
+/// are an image's queries and their width, [Q, E].
+///
+/// Forward: what each block of pairs found out about its part of each row and column, and two words for
+/// each row and column, in all about images·texts/16 words where both are large, at most 64 blocks of
+/// rows sharing a column. Backward, where a GPU's tensor cores do it: parts of the texts' gradients, at
+/// most 4 Mi words or the gradients' own size.
+pub fn workspace_words(images: usize, texts: usize, features: [usize; 2]) -> usize {
+    forward_words(images, texts).max(backward_words(images, texts, features))
 }
 
 /// Sizes of a batch.
@@ -177,6 +211,10 @@ impl<D: Device> ContrastiveBatch<'_, D> {
         assert!((0.0..1.0).contains(&self.smoothing), "smoothing of {}", self.smoothing);
         Sizes { images, texts, queries }
     }
+
+    fn workspace_words(&self, Sizes { images, texts, queries }: Sizes) -> usize {
+        workspace_words(images, texts, [queries, self.texts.cols()])
+    }
 }
 
 impl<D: Device> ContrastiveForward<'_, D> {
@@ -189,7 +227,7 @@ impl<D: Device> ContrastiveForward<'_, D> {
         assert_eq!(self.recalled.shape(), Shape::new(1, 2));
         assert_eq!(self.negative_texts.shape(), Shape::new(1, images));
         assert_eq!(self.negative_images.shape(), Shape::new(1, texts));
-        assert_eq!(self.workspace.shape(), Shape::new(1, workspace_words(images, texts)));
+        assert_eq!(self.workspace.shape(), Shape::new(1, self.batch.workspace_words(sizes)));
         if let Negatives::Sampled { key, .. } = &self.negatives {
             assert_eq!(key.shape(), Shape::new(1, 2), "seed and step");
         }
@@ -206,7 +244,7 @@ impl<D: Device> ContrastiveBackward<'_, D> {
         assert_eq!(self.dqueries.shape(), self.batch.queries.shape());
         assert_eq!(self.dtexts.shape(), self.batch.texts.shape());
         assert_eq!(self.dtemperature.shape(), Shape::new(1, 1));
-        assert_eq!(self.workspace.shape(), Shape::new(1, workspace_words(images, texts)));
+        assert_eq!(self.workspace.shape(), Shape::new(1, self.batch.workspace_words(sizes)));
         sizes
     }
 }

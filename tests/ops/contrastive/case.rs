@@ -105,7 +105,7 @@ impl Case {
 
     /// Scratch that has something else in it.
     fn workspace<D: TestDevice>(&self) -> Tensor<D, u32> {
-        let words = workspace_words(self.images(), self.texts.rows);
+        let words = workspace_words(self.images(), self.texts.rows, [self.count(), self.queries.cols]);
         Tensor::indices(1, words, &vec![u32::MAX; words])
     }
 

@@ -6,11 +6,11 @@ use case::{Case, Choice, Forward};
 use qformer::device::{Cpu, Cuda};
 use qformer::ops::contrastive::{ContrastiveGradient, ContrastiveOp, NO_NEGATIVE};
 
-/// Images, queries of each, texts, width: the model's, ragged; more than one block of texts, and of
-/// images; one of each; primes; no negative for one image.
+/// Images, queries of each, texts, width: the model's, ragged; more than one block of texts, several
+/// captions of an image; more than one block of images; one of each; primes; no negative for one image.
 const SHAPES: [[usize; 4]; 7] = [
     [37, 32, 53, 256],
-    [3, 32, 150, 256],
+    [33, 32, 130, 256],
     [260, 32, 2, 256],
     [1, 1, 1, 1],
     [5, 7, 3, 13],
@@ -259,9 +259,10 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn the_gpu_has_the_same_gradients() {
-    // Both kinds go the same way at the model's width.
     let full = SHAPES.map(|shape| (shape, ContrastiveGradient::Full));
-    let one_sided = SHAPES[3..].iter().map(|&shape| (shape, ContrastiveGradient::OneSided));
+    // The largest takes long, and goes the same way as the others.
+    let smaller = SHAPES.into_iter().filter(|&[images, ..]| images < 100);
+    let one_sided = smaller.map(|shape| (shape, ContrastiveGradient::OneSided));
     for (shape, gradient) in full.into_iter().chain(one_sided) {
         let case = Case::random::<Cuda>(shape);
         let got = case.backward::<Cuda>(gradient, 0.7, 0.0);

@@ -92,7 +92,7 @@ fn contrastive<B: Measured>(kernels: &mut Kernels<'_, B>, count: usize) -> Resul
     let mut recalled = Tensor::zeros(device, 1, 2)?;
     let (mut negative_texts, mut negative_images) =
         (Tensor::zeros(device, 1, count)?, Tensor::zeros(device, 1, count)?);
-    let mut workspace = Tensor::zeros(device, 1, workspace_words(count, count))?;
+    let mut workspace = Tensor::zeros(device, 1, workspace_words(count, count, [queries, width]))?;
     let operands = kernels.elements((count * queries + count) * width) + count * count;
     let statistics = kernels.statistics(4 * count) + 2 * count * size_of::<u32>();
     let product = 2.0 * (count * queries * count * width) as f64;
