@@ -92,16 +92,19 @@ impl Activation {
     /// dx = dy·f'(x) in the place of dy; to be called from vectorised code.
     #[inline(always)]
     fn apply_derivative<E: Real>(self, x: &[E], dy: &mut [E]) {
-        let pairs = dy.iter_mut().zip(x);
+        // Loops, not `for_each`: that of a zip is a function of its own, compiled for any processor.
+        macro_rules! each {
+            ($activation:expr) => {
+                for (dy, &x) in dy.iter_mut().zip(x) {
+                    *dy = *dy * derivative($activation, x);
+                }
+            };
+        }
         match self {
-            Activation::Gelu => pairs.for_each(|(dy, &x)| *dy = *dy * derivative(Activation::Gelu, x)),
-            Activation::GeluTanh => {
-                pairs.for_each(|(dy, &x)| *dy = *dy * derivative(Activation::GeluTanh, x));
-            }
-            Activation::QuickGelu => {
-                pairs.for_each(|(dy, &x)| *dy = *dy * derivative(Activation::QuickGelu, x));
-            }
-            Activation::Relu => pairs.for_each(|(dy, &x)| *dy = *dy * derivative(Activation::Relu, x)),
+            Activation::Gelu => each!(Activation::Gelu),
+            Activation::GeluTanh => each!(Activation::GeluTanh),
+            Activation::QuickGelu => each!(Activation::QuickGelu),
+            Activation::Relu => each!(Activation::Relu),
         }
     }
 }
