@@ -99,6 +99,13 @@ impl<'a, B: Backend> CaptioningActs<'a, B> {
     }
 }
 
+impl<B: Backend> CaptioningActs<'_, B> {
+    /// The loss.
+    pub(super) fn read(&self, b: &B) -> Result<f64> {
+        Ok(b.read(self.loss.view())?[0].into())
+    }
+}
+
 /// The head with the word embeddings [V, D], which are its last layer.
 pub(super) struct Captioning<'a, B: Backend> {
     pub(super) head: &'a LanguageHead<V<'a, B>>,
@@ -109,14 +116,14 @@ pub(super) struct Captioning<'a, B: Backend> {
 }
 
 impl<B: Backend> Captioning<'_, B> {
-    /// The mean loss over the tokens, from the second phase's output [rows, D].
+    /// From the second phase's output [rows, D] to the mean loss over the tokens.
     pub(super) fn forward(
         &self,
         b: &B,
         predictions: &Predictions,
         output: V<'_, B>,
         acts: &mut CaptioningActs<'_, B>,
-    ) -> Result<f64> {
+    ) -> Result<()> {
         b.write_indices(&predictions.rows, acts.ids.reborrow())?;
         b.write_indices(&predictions.labels, acts.labels.reborrow())?;
         let (ids, y) = (acts.ids.view(), acts.hidden.reborrow());
@@ -136,8 +143,7 @@ impl<B: Backend> Captioning<'_, B> {
             predictions: acts.predictions.reborrow(),
             loss: acts.loss.reborrow(),
             correct: acts.correct.reborrow(),
-        })?;
-        Ok(b.read(acts.loss.view())?[0].into())
+        })
     }
 
     /// The gradient of the second phase's text rows, into `dtext` [text rows, D].

@@ -88,15 +88,12 @@ pub(super) struct ContrastiveActs<'a, B: Backend> {
     workspace: ViewMut<'a, B, u32>,
 }
 
-/// What ITC found out.
-pub(super) struct Contrasted {
-    pub(super) loss: f64,
-    /// Images, and texts, whose most similar partner is theirs.
-    pub(super) recalled: [u32; 2],
+/// The hard negatives that ITC found.
+pub(super) struct HardNegatives {
     /// [B]: for each image
-    pub(super) negative_texts: Vec<u32>,
+    pub(super) texts: Vec<u32>,
     /// [B]: for each text
-    pub(super) negative_images: Vec<u32>,
+    pub(super) images: Vec<u32>,
 }
 
 /// How ITC is computed.
@@ -134,6 +131,16 @@ impl<'a, B: Backend> ContrastiveActs<'a, B> {
     }
 }
 
+impl<B: Backend> ContrastiveActs<'_, B> {
+    /// The loss, and the share of images, and of texts, whose most similar partner is theirs.
+    pub(super) fn read(&self, b: &B) -> Result<(f64, [f64; 2])> {
+        let items = f64::from(self.image_ids.cols() as u32);
+        let recalled = b.read_indices(self.recalled.view())?;
+        let recall = [recalled[0], recalled[1]].map(|right| f64::from(right) / items);
+        Ok((b.read(self.loss.view())?[0].into(), recall))
+    }
+}
+
 impl<B: Backend> Contrastive<'_, B> {
     /// `queries` [B·Q, E] and `texts` [B, E] of the images `ids` [1, B]
     fn batch<'s>(
@@ -161,7 +168,7 @@ impl<B: Backend> Contrastive<'_, B> {
         output: V<'_, B>,
         negatives: Negatives<'_, B>,
         acts: &mut ContrastiveActs<'_, B>,
-    ) -> Result<Contrasted> {
+    ) -> Result<HardNegatives> {
         let first: Vec<u32> = plan.texts.iter().map(|text| text.start as u32).collect();
         b.write_indices(&first, acts.cls_ids.reborrow())?;
         b.write_indices(image_ids, acts.image_ids.reborrow())?;
@@ -187,12 +194,9 @@ impl<B: Backend> Contrastive<'_, B> {
             negative_images: acts.negative_images.reborrow(),
             workspace: acts.workspace.reborrow(),
         })?;
-        let recalled = b.read_indices(acts.recalled.view())?;
-        Ok(Contrasted {
-            loss: b.read(acts.loss.view())?[0].into(),
-            recalled: [recalled[0], recalled[1]],
-            negative_texts: b.read_indices(acts.negative_texts.view())?,
-            negative_images: b.read_indices(acts.negative_images.view())?,
+        Ok(HardNegatives {
+            texts: b.read_indices(acts.negative_texts.view())?,
+            images: b.read_indices(acts.negative_images.view())?,
         })
     }
 

@@ -43,7 +43,7 @@ impl<'a, B: Backend> MatchingActs<'a, B> {
     }
 }
 
-/// The loss and the share of pairs told right, from the second phase's output [rows, D].
+/// From the second phase's output [rows, D] to the loss.
 pub(super) fn forward<B: Backend>(
     b: &B,
     head: &Linear<V<'_, B>>,
@@ -51,7 +51,7 @@ pub(super) fn forward<B: Backend>(
     pairs: &[Pair],
     output: V<'_, B>,
     acts: &mut MatchingActs<'_, B>,
-) -> Result<(f64, f64)> {
+) -> Result<()> {
     let labels: Vec<u32> = pairs.iter().map(|pair| pair.label).collect();
     b.write_indices(&labels, acts.labels.reborrow())?;
     b.pool_forward(PoolForward { x: output.row_range(0..plan.query_rows()), y: acts.pooled.reborrow() })?;
@@ -61,10 +61,16 @@ pub(super) fn forward<B: Backend>(
         labels: acts.labels.view(),
         loss: acts.loss.reborrow(),
         correct: acts.correct.reborrow(),
-    })?;
-    let correct = b.read_indices(acts.correct.view())?;
-    let accuracy = f64::from(correct[0]) / f64::from(correct[1].max(1));
-    Ok((b.read(acts.loss.view())?[0].into(), accuracy))
+    })
+}
+
+impl<B: Backend> MatchingActs<'_, B> {
+    /// The loss and the share of pairs told right.
+    pub(super) fn read(&self, b: &B) -> Result<(f64, f64)> {
+        let correct = b.read_indices(self.correct.view())?;
+        let accuracy = f64::from(correct[0]) / f64::from(correct[1].max(1));
+        Ok((b.read(self.loss.view())?[0].into(), accuracy))
+    }
 }
 
 /// The gradient of the second phase's query rows, into `dqueries` [query rows, D].

@@ -2,7 +2,7 @@
 
 use super::acts::{Constants, FirstPhaseActs, SecondPhaseActs};
 use super::captioning::{Captioning, Predictions};
-use super::contrastive::{Contrasted, Contrastive};
+use super::contrastive::{Contrastive, HardNegatives};
 use super::matching;
 use super::plan::{Pair, Plan, pairs};
 use super::trunk::{Qkv, Trunk, TrunkGradients};
@@ -135,9 +135,9 @@ impl<B: Backend> Stage1<B> {
             FirstPhaseActs::carve(c, b, &plan, batch, config);
         })?;
         let mut first = FirstPhaseActs::carve(&mut lease.cursor(), b, &plan, batch, config);
-        let contrasted = pass.first_forward(batch, &plan, &mut first)?;
+        let negatives = pass.first_forward(batch, &plan, &mut first)?;
 
-        let matched = pairs(&contrasted.negative_images, &contrasted.negative_texts);
+        let matched = pairs(&negatives.images, &negatives.texts);
         let together = Plan::together(batch, &matched, config.num_query_tokens, options.start_token);
         let predictions = Predictions::of(&together, batch.images());
         let mut lease = second_phase.lease(b, (batch.images(), "images"), |c| {
@@ -145,10 +145,11 @@ impl<B: Backend> Stage1<B> {
         })?;
         let mut second = SecondPhaseActs::carve(&mut lease.cursor(), b, &together, &predictions, config);
         let phase = Second { plan: &together, pairs: &matched, predictions: &predictions };
-        let losses = pass.second_forward(&phase, &first, &mut second, &contrasted)?;
+        pass.second_forward(&phase, &first, &mut second)?;
         pass.second_backward(&phase, &mut first, &mut second, &mut gradients)?;
         pass.first_backward(&plan, &mut first, &mut gradients)?;
-        Ok(losses)
+        // Last, because reading waits for the device.
+        pass.losses(&first, &second)
     }
 
     /// Lets the optimiser follow the gradients; returns their norm before it was clipped.
@@ -207,7 +208,7 @@ impl<B: Backend> Pass<'_, B> {
         batch: &Batch,
         plan: &Plan,
         acts: &mut FirstPhaseActs<'_, B>,
-    ) -> Result<Contrasted> {
+    ) -> Result<HardNegatives> {
         let (b, parameters) = (self.b, &self.parameters.qformer);
         b.write(&batch.vision_output.values, 0, acts.vision_output.reborrow())?;
         b.layer_norm_forward(LayerNormForward {
@@ -246,26 +247,23 @@ impl<B: Backend> Pass<'_, B> {
         phase: &Second<'_>,
         first: &FirstPhaseActs<'_, B>,
         acts: &mut SecondPhaseActs<'_, B>,
-        contrasted: &Contrasted,
-    ) -> Result<Losses> {
+    ) -> Result<()> {
         let (b, heads) = (self.b, self.contrastive().heads);
         let folded = Linear { weight: first.folded_weight.view(), bias: first.folded_bias.view() };
         let trunk = self.trunk(1, &folded, first.keys_values.view());
         trunk.forward(b, phase.plan, &mut acts.trunk, Some(&first.trunk))?;
         let output = acts.trunk.output();
-        let (matching, accuracy) =
-            matching::forward(b, &heads.matching, phase.plan, phase.pairs, output, &mut acts.matching)?;
-        let captioning = self.captioning().forward(b, phase.predictions, output, &mut acts.captioning)?;
+        matching::forward(b, &heads.matching, phase.plan, phase.pairs, output, &mut acts.matching)?;
+        self.captioning().forward(b, phase.predictions, output, &mut acts.captioning)
+    }
+
+    fn losses(&self, first: &FirstPhaseActs<'_, B>, second: &SecondPhaseActs<'_, B>) -> Result<Losses> {
+        let (contrastive, recall) = first.contrastive.read(self.b)?;
+        let (matching, matching_accuracy) = second.matching.read(self.b)?;
+        let captioning = second.captioning.read(self.b)?;
         let [of_contrastive, of_matching, of_captioning] = self.options.weights;
-        let items = contrasted.negative_texts.len() as f64;
-        Ok(Losses {
-            total: of_contrastive * contrasted.loss + of_matching * matching + of_captioning * captioning,
-            contrastive: contrasted.loss,
-            matching,
-            captioning,
-            matching_accuracy: accuracy,
-            recall: contrasted.recalled.map(|right| f64::from(right) / items),
-        })
+        let total = of_contrastive * contrastive + of_matching * matching + of_captioning * captioning;
+        Ok(Losses { total, contrastive, matching, captioning, matching_accuracy, recall })
     }
 
     fn second_backward(

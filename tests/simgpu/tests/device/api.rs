@@ -38,8 +38,7 @@ pub(crate) struct Device {
 
 macro_rules! entry_points {
     ($($name:ident($($argument:ident: $type:ty),*);)*) => {
-        // The names and arguments are CUDA's.
-        #[allow(non_snake_case, clippy::too_many_arguments)]
+        #[expect(non_snake_case, clippy::too_many_arguments, reason = "the names and arguments are CUDA's")]
         impl Device {
             $(pub(crate) fn $name(&self, $($argument: $type),*) -> i32 {
                 // SAFETY: the types are those of cuda.h; the tests pass pointers that live through the call.
