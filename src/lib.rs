@@ -32,6 +32,7 @@
 
 pub mod arena;
 pub mod config;
+pub mod data;
 pub mod device;
 pub mod error;
 mod input;

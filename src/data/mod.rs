@@ -1,0 +1,35 @@
+//! What is learnt from: images with their captions, from files to batches.
+
+use crate::tensor::HostTensor;
+use serde::{Deserialize, Serialize};
+
+/// Examples for a step, in the order in which they are learnt.
+#[derive(Clone, Debug)]
+pub struct Examples {
+    /// One image each.
+    pub images: Images,
+    /// Token ids, `[CLS]` first and `[SEP]` last.
+    pub texts: Vec<Vec<u32>>,
+    /// Which image of the data set each is; captions of one image are all positives.
+    pub image_ids: Vec<u32>,
+    /// What to call each in a message.
+    pub names: Vec<String>,
+}
+
+/// Images as a model takes them.
+#[derive(Clone, Debug)]
+pub enum Images {
+    /// [B, 3, S, S]
+    Pixels(HostTensor),
+    /// The image encoder's output before its last norm [B, N, W]
+    Features(HostTensor),
+}
+
+/// Where a run stands in the endless stream of examples, epoch after epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Counted from 0.
+    pub epoch: u64,
+    /// How many of the epoch's examples are behind.
+    pub example: u64,
+}
