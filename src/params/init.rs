@@ -2,11 +2,12 @@
 //!
 //! | parameters | values |
 //! |---|---|
-//! | query tokens, cross-attention, and what BLIP-2 takes from bert-base-uncased (embeddings, self-attention, text feed-forward) | N(0, `initializer_range`), biases 0 |
+//! | query tokens, cross-attention, and what BLIP-2 takes from bert-base-uncased (embeddings, self-attention, text feed-forward, language-modelling head) | N(0, `initializer_range`), biases 0 |
 //! | feed-forward of the queries | the same layer's feed-forward of the text, element by element |
 //! | projections, matching head | uniform within ±1/√D, biases too: `nn.Linear`'s default |
 //! | image encoder, for which BLIP-2 takes trained weights | N(0, 0.02), biases 0 |
 //! | layer norms | 1, biases 0 |
+//! | temperature | 0.07 |
 //!
 //! Every value is a function of the seed, the tensor's name and the place within it alone, so neither
 //! the order of the tensors nor the number of threads changes it.
@@ -17,6 +18,8 @@ use super::safetensors::{Dtype, NewTensor};
 use super::{Part, Spec, Tree};
 use crate::config::Config;
 
+/// LAVIS's temperature to begin with.
+const TEMPERATURE: f32 = 0.07;
 /// Standard deviation of the image encoder's weights.
 const VISION_STANDARD_DEVIATION: f64 = 0.02;
 
@@ -30,15 +33,24 @@ pub fn tensors(specs: &impl Tree<Spec>, config: &Config, seed: u64) -> Vec<NewTe
     parts
         .into_iter()
         .map(|Part { name, shape }| {
-            let distribution = Distribution::of(&name, config);
-            // The queries' feed-forward takes the text's name, and with it its values.
-            let key = key(seed, &name.replace("_query.", "."));
-            NewTensor::new(name, Dtype::F32, &shape, move |first, values| {
-                distribution.fill(key, first, values);
+            let config = config.clone();
+            NewTensor::new(name.clone(), Dtype::F32, &shape, move |first, values| {
+                fill(&name, &config, seed, first, values);
                 Ok(())
             })
         })
         .collect()
+}
+
+/// Fills `values`, the elements from index `first` on, an even number, of the tensor `name`.
+pub(super) fn fill(name: &str, config: &Config, seed: u64, first: usize, values: &mut [f32]) {
+    Distribution::of(name, config).fill(key(seed, &model_of(name)), first, values);
+}
+
+/// The name of the tensor that the one of this name begins equal to: the queries' feed-forward takes the
+/// text's values.
+pub(super) fn model_of(name: &str) -> String {
+    name.replace("_query.", ".")
 }
 
 /// How a tensor's values are distributed.
@@ -60,7 +72,9 @@ impl Distribution {
     fn of(name: &str, config: &Config) -> Self {
         let is_head = ["vision_projection.", "text_projection.", "itm_head."];
         let is_norm = ["norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight"];
-        if is_head.iter().any(|prefix| name.starts_with(prefix)) {
+        if name == "temp" {
+            Self::Constant(TEMPERATURE)
+        } else if is_head.iter().any(|prefix| name.starts_with(prefix)) {
             Self::Uniform { bound: 1.0 / (config.qformer.hidden_size as f64).sqrt() }
         } else if is_norm.iter().any(|suffix| name.ends_with(suffix)) {
             Self::Constant(1.0)

@@ -9,9 +9,12 @@ use crate::error::{Error, Result};
 use crate::input::printable;
 use crate::tensor::Layout;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Faults listed in full before the rest is only counted.
 const FAULTS_LISTED: usize = 8;
+/// What to do about tensors that are missing, misshapen or surplus.
+const REMEDY: &str = "config.json and the weights must be of the same model";
 
 /// A checkpoint whose tensors are found by the crate's names.
 pub struct NamedCheckpoint<'a> {
@@ -115,7 +118,7 @@ pub trait TensorSource {
 
 impl TensorSource for NamedCheckpoint<'_> {
     fn check(&self, parts: &[&Part]) -> Result<()> {
-        reject(self.checkpoint, parts.iter().filter_map(|part| self.fault(part)).collect())
+        reject(self.checkpoint.path(), parts.iter().filter_map(|part| self.fault(part)).collect(), REMEDY)
     }
 
     fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
@@ -235,10 +238,11 @@ pub fn reject_surplus(
     named: &BTreeSet<String>,
     expected: impl Fn(&str) -> bool,
 ) -> Result<()> {
-    reject(checkpoint.checkpoint, checkpoint.surplus(named, expected))
+    reject(checkpoint.checkpoint.path(), checkpoint.surplus(named, expected), REMEDY)
 }
 
-fn reject(checkpoint: &Checkpoint, faults: Vec<String>) -> Result<()> {
+/// Fails with all `faults` of what is at `path`, if there are any.
+pub(super) fn reject(path: &Path, faults: Vec<String>, remedy: &str) -> Result<()> {
     if faults.is_empty() {
         return Ok(());
     }
@@ -246,6 +250,5 @@ fn reject(checkpoint: &Checkpoint, faults: Vec<String>) -> Result<()> {
     if faults.len() > FAULTS_LISTED {
         message += &format!("; and {} more", faults.len() - FAULTS_LISTED);
     }
-    let remedy = "config.json and the weights must be of the same model";
-    Err(Error::input(checkpoint.path(), format_args!("{message} ({remedy})")))
+    Err(Error::input(path, format_args!("{message} ({remedy})")))
 }

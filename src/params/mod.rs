@@ -7,7 +7,9 @@
 pub mod init;
 mod load;
 pub mod names;
+mod pth;
 pub mod safetensors;
+pub mod sources;
 
 pub use load::{NamedCheckpoint, TensorSource, Weights, reject_surplus};
 

@@ -1,5 +1,6 @@
 //! Checkpoints in the [safetensors](https://github.com/huggingface/safetensors) format: a strict
-//! reader that never maps a file nor reads one whole, and an atomic writer.
+//! reader that never maps a file nor reads one whole, and an atomic writer. What `torch.save` wrote is
+//! opened in the same way.
 //!
 //! A file is: the header's length (8 bytes, little-endian), the header (JSON: per tensor its dtype,
 //! shape and place), then the tensors' values, little-endian, row-major, without gap or overlap.
@@ -12,10 +13,14 @@ mod write;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use ::safetensors::Dtype;
+pub(super) use header::{DIMENSIONS, NAME_BYTES, TENSORS};
+pub(super) use read::read_exact_at;
 pub use write::{NewTensor, write};
 
+use super::pth;
 use crate::error::{Error, Result};
 use crate::input::{self, printable};
 
@@ -23,13 +28,16 @@ use crate::input::{self, printable};
 pub const FILE_NAME: &str = "model.safetensors";
 /// Name of the file that says which shard of a checkpoint holds which tensor.
 pub const INDEX_FILE_NAME: &str = "model.safetensors.index.json";
+/// Name of the file that holds, beside a checkpoint's, the tensors of stage 1 of training that transformers has
+/// no place for: the temperature and the language-modelling head.
+pub const STAGE1_FILE_NAME: &str = "stage1.safetensors";
 
 /// Longest index file read, in bytes.
 const INDEX_BYTES: u64 = 32 << 20;
 /// Most shards of a checkpoint; each is kept open.
 const SHARDS: usize = 512;
 
-/// The tensors of a checkpoint: one `.safetensors` file, or the shards that a
+/// The tensors of a checkpoint: one `.safetensors` or `.pth` file, or the shards that a
 /// `model.safetensors.index.json` names.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -47,7 +55,12 @@ pub struct TensorInfo {
     /// Its extents, the slowest-varying first.
     pub shape: Vec<usize>,
     shard: usize,
+    /// Where the first element is, in bytes from the start of the file.
     begin: u64,
+    /// Elements between neighbours along each dimension; `None` if they lie row-major without gaps.
+    strides: Option<Vec<usize>>,
+    /// What a `.pth` file's checksum is of.
+    storage: Option<Arc<pth::Storage>>,
 }
 
 impl TensorInfo {
@@ -69,29 +82,36 @@ struct Shard {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint at `path`: one `.safetensors` file, or a folder that holds
-    /// `model.safetensors` or `model.safetensors.index.json` with its shards.
+    /// Opens the checkpoint at `path`: one `.safetensors` or `.pth` (or `.pt`) file, or a folder that
+    /// holds `model.safetensors` or `model.safetensors.index.json` with its shards, either with or
+    /// without `stage1.safetensors`, or just one `.pth` file.
     ///
-    /// Headers are read and checked; values are not.
+    /// Headers are read and checked; values are not. Nothing in a `.pth` file is executed.
     ///
     /// # Errors
     /// Fails if there is no such file, or if one is not a regular file or breaks the format's rules
     /// in any way: a header longer than its file or 100 MB, a key that comes twice, a gap, an
     /// overlap, bytes after the last tensor, a shard outside the folder, a tensor in another shard
-    /// than the index says.
+    /// than the index says or in two files; a `.pth` file that is no zip archive of stored entries, that names
+    /// anything but a state dict's parts, or whose tensors are not within their storages.
     pub fn open(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             return Self::open_shards(path, vec![path.to_owned()]);
         }
         let file = path.join(FILE_NAME);
-        if input::exists(&file) {
-            return Self::open_shards(path, vec![file]);
-        }
         let index = path.join(INDEX_FILE_NAME);
-        if input::exists(&index) {
-            return Self::open_index(path, &index);
+        let mut checkpoint = if input::exists(&file) {
+            Self::open_shards(path, vec![file])?
+        } else if input::exists(&index) {
+            Self::open_index(path, &index)?
+        } else {
+            return Self::open_shards(path, vec![only_pth(path)?]);
+        };
+        let stage1 = path.join(STAGE1_FILE_NAME);
+        if input::exists(&stage1) {
+            checkpoint.add(stage1)?;
         }
-        Err(Error::input(path, format_args!("holds neither {FILE_NAME} nor {INDEX_FILE_NAME}")))
+        Ok(checkpoint)
     }
 
     /// The file or folder that was opened.
@@ -126,21 +146,48 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             metadata: BTreeMap::new(),
         };
-        for path in files {
-            let (file, length) = input::open(&path)?;
-            let header = header::read(&path, &file, length)?;
-            let shard = checkpoint.shards.len();
-            for (name, header::Entry { dtype, shape, begin }) in header.tensors {
-                if checkpoint.tensors.contains_key(&name) {
-                    let what = format_args!("tensor \"{}\" is in another shard too", printable(&name));
-                    return Err(Error::input(&path, what));
-                }
-                checkpoint.tensors.insert(name, TensorInfo { dtype, shape, shard, begin });
-            }
-            checkpoint.metadata.extend(header.metadata);
-            checkpoint.shards.push(Shard { path, file });
-        }
+        files.into_iter().try_for_each(|file| checkpoint.add(file))?;
         Ok(checkpoint)
+    }
+
+    /// Adds the tensors of the file at `path`.
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let (file, length) = input::open(&path)?;
+        let shard = self.shards.len();
+        let (found, metadata): (BTreeMap<String, TensorInfo>, _) = if pth::is_named_so(&path) {
+            let of_entry = |pth::Entry { dtype, shape, strides, begin, storage }| TensorInfo {
+                dtype,
+                shape,
+                shard,
+                begin,
+                strides,
+                storage: Some(storage),
+            };
+            let tensors = pth::read(&path, &file, length)?.into_iter();
+            (tensors.map(|(name, entry)| (name, of_entry(entry))).collect(), BTreeMap::new())
+        } else {
+            let of_entry = |header::Entry { dtype, shape, begin }| TensorInfo {
+                dtype,
+                shape,
+                shard,
+                begin,
+                strides: None,
+                storage: None,
+            };
+            let header = header::read(&path, &file, length)?;
+            let tensors = header.tensors.into_iter();
+            (tensors.map(|(name, entry)| (name, of_entry(entry))).collect(), header.metadata)
+        };
+        for (name, info) in found {
+            if self.tensors.contains_key(&name) {
+                let what = format_args!("tensor \"{}\" is in another shard too", printable(&name));
+                return Err(Error::input(&path, what));
+            }
+            self.tensors.insert(name, info);
+        }
+        self.metadata.extend(metadata);
+        self.shards.push(Shard { path, file });
+        Ok(())
     }
 
     fn open_index(folder: &Path, index: &Path) -> Result<Self> {
@@ -166,6 +213,21 @@ impl Checkpoint {
             return Err(Error::input(index, what));
         }
         Ok(checkpoint)
+    }
+}
+
+/// The `.pth` file of a folder that holds no other checkpoint.
+fn only_pth(folder: &Path) -> Result<PathBuf> {
+    let failed = |error| Error::io(folder, "list", error);
+    let entries = folder.read_dir().map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    let mut found = entries.into_iter().map(|entry| entry.path()).filter(|path| pth::is_named_so(path));
+    match (found.next(), found.next()) {
+        (Some(path), None) => Ok(path),
+        (None, _) => Err(Error::input(
+            folder,
+            format_args!("holds neither {FILE_NAME} nor {INDEX_FILE_NAME}, and no .pth file"),
+        )),
+        _ => Err(Error::input(folder, "holds several .pth files; leave one there")),
     }
 }
 

@@ -8,7 +8,7 @@ use bytemuck::{cast_slice, cast_slice_mut};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::{Checkpoint, Dtype};
+use super::{Checkpoint, Dtype, Shard, TensorInfo};
 use crate::error::{Error, Result};
 use crate::input::printable;
 
@@ -42,6 +42,9 @@ impl Checkpoint {
             return Err(Error::input(&self.path, format_args!("has no tensor \"{}\"", printable(name))));
         };
         let shard = &self.shards[info.shard];
+        if let Some(storage) = &info.storage {
+            storage.verify(&shard.path, &shard.file)?;
+        }
         let convert: Convert = match info.dtype {
             Dtype::F32 => |bytes, values| values.copy_from_slice(cast_slice(bytes)),
             Dtype::F16 => |bytes, values| cast_slice::<u8, f16>(bytes).convert_to_f32_slice(values),
@@ -62,6 +65,9 @@ impl Checkpoint {
         let element_bytes = info.dtype.bitsize() / 8;
         let end = range.end.min(info.elements());
         let mut first = range.start.min(end);
+        if let Some(strides) = &info.strides {
+            return read_strided(shard, name, info, strides, first..end, convert, sink);
+        }
         let block = (end - first).min(BLOCK_BYTES / element_bytes);
         // 64-bit words, so that the bytes are aligned for every dtype.
         let mut words = vec![0_u64; (block * element_bytes).div_ceil(8)];
@@ -71,12 +77,7 @@ impl Checkpoint {
         while first < end {
             let count = block.min(end - first);
             let bytes = &mut cast_slice_mut(&mut words)[..count * element_bytes];
-            read_exact_at(&shard.file, bytes, begin).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    Error::input(&shard.path, format_args!("ends within tensor \"{}\"", printable(name)))
-                }
-                _ => Error::io(&shard.path, "read", error),
-            })?;
+            shard.read(name, bytes, begin)?;
             to_host_order(bytes, element_bytes);
             let values = &mut values[..count];
             convert(bytes, values);
@@ -86,6 +87,57 @@ impl Checkpoint {
             first += count;
         }
         Ok(not_finite)
+    }
+}
+
+/// The elements in `range` of a tensor whose `strides` are not row-major: all that it spans is read, and then
+/// taken in order.
+fn read_strided(
+    shard: &Shard,
+    name: &str,
+    info: &TensorInfo,
+    strides: &[usize],
+    range: Range<usize>,
+    convert: Convert,
+    mut sink: impl FnMut(usize, &[f32]),
+) -> Result<usize> {
+    let element_bytes = info.dtype.bitsize() / 8;
+    let last: usize = info.shape.iter().zip(strides).map(|(extent, stride)| (extent - 1) * stride).sum();
+    let mut words = vec![0_u64; ((last + 1) * element_bytes).div_ceil(8)];
+    let bytes = &mut cast_slice_mut(&mut words)[..(last + 1) * element_bytes];
+    shard.read(name, bytes, info.begin)?;
+    to_host_order(bytes, element_bytes);
+    let mut spanned = vec![0.0; last + 1];
+    convert(bytes, &mut spanned);
+    let at = |mut index: usize| {
+        let along = info.shape.iter().zip(strides).rev();
+        along.fold(0, |at, (extent, stride)| {
+            let place = index % extent;
+            index /= extent;
+            at + place * stride
+        })
+    };
+    let mut not_finite = 0;
+    let mut first = range.start;
+    while first < range.end {
+        let end = range.end.min(first + BLOCK_BYTES / element_bytes);
+        let values: Vec<f32> = (first..end).map(|index| spanned[at(index)]).collect();
+        not_finite += count_not_finite(&values);
+        sink(first, &values);
+        first = end;
+    }
+    Ok(not_finite)
+}
+
+impl Shard {
+    /// Fills `bytes` from `begin` on, where tensor `name` is.
+    fn read(&self, name: &str, bytes: &mut [u8], begin: u64) -> Result<()> {
+        read_exact_at(&self.file, bytes, begin).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                Error::input(&self.path, format_args!("ends within tensor \"{}\"", printable(name)))
+            }
+            _ => Error::io(&self.path, "read", error),
+        })
     }
 }
 
@@ -107,13 +159,13 @@ pub(super) fn to_host_order(bytes: &mut [u8], element_bytes: usize) {
 
 /// Fills `bytes` from `offset` of `file`, leaving its cursor to others.
 #[cfg(unix)]
-fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+pub(in crate::params) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
 }
 
 /// Fills `bytes` from `offset` of `file`.
 #[cfg(windows)]
-fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+pub(in crate::params) fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
     while !bytes.is_empty() {
         match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
