@@ -73,6 +73,11 @@ impl Error {
         Self { message: format!("{}{fit}; use a smaller batch", self.message), ..self }
     }
 
+    /// The same with something more to know.
+    pub(crate) fn with(self, more: impl fmt::Display) -> Self {
+        Self { message: format!("{}; {more}", self.message), ..self }
+    }
+
     /// The device asked for cannot be used.
     pub fn device(message: impl Into<String>) -> Self {
         Self { kind: Kind::Device, message: message.into() }

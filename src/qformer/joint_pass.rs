@@ -15,10 +15,12 @@ use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::ops::pool::PoolForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
 use crate::tensor::{HostTensor, ViewMut};
+use serde::{Deserialize, Serialize};
 
 /// What the matching score of an image and a text is. Both run the joint pass, in which queries and
 /// text see one another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Matching {
     /// The checkpoint's two-class head on each query's output, averaged over the queries: what LAVIS
     /// and transformers compute, and what published checkpoints were trained for.

@@ -22,6 +22,7 @@ use crate::ops::gemm::GemmBackward;
 use crate::ops::layer_norm::LayerNormForward;
 use crate::params::TensorSource;
 use crate::workspace::Workspace;
+use serde::{Deserialize, Serialize};
 
 /// The first site of dropout that passes do not use: that of the negatives' draw.
 const NEGATIVES_SITE: u32 = u32::MAX;
@@ -46,7 +47,8 @@ pub struct Stage1Options {
 }
 
 /// Which of the others in a batch is a hard negative.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Hardness {
     /// One drawn in proportion to the softmax of the similarities.
     Sampled,
@@ -104,6 +106,11 @@ impl<B: Backend> Stage1<B> {
     /// The parameters, with their gradients.
     pub fn weights(&self) -> &TrainedWeights<B, Stage1Parameters<Place>> {
         &self.weights
+    }
+
+    /// The same, to go on from what was saved of them.
+    pub(super) fn weights_mut(&mut self) -> &mut TrainedWeights<B, Stage1Parameters<Place>> {
+        &mut self.weights
     }
 
     /// The device.

@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::adamw::{AdamW, AdamWStep};
 use crate::ops::norm::{Norm, PARTIAL_SUMS};
+use crate::params::safetensors::{Dtype, NewTensor};
 use crate::params::{Part, Spec, TensorSource, Tree};
 use crate::tensor::{HostTensor, Layout, Number, Shape, View, ViewMut};
 use std::any::TypeId;
@@ -40,6 +41,28 @@ pub struct TrainedWeights<D: Device, P> {
     weights: Option<Arena<D>>,
     /// What the optimiser reads besides.
     scalars: Arena<D>,
+}
+
+/// What the optimiser keeps of a tensor, by the names of PyTorch's AdamW.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The running mean of gradients.
+    First,
+    /// The running mean of their squares.
+    Second,
+}
+
+impl Moment {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::First, Self::Second];
+
+    /// What the moment of the tensor `name` is called in a file.
+    pub fn name_of(self, name: &str) -> String {
+        match self {
+            Self::First => format!("exp_avg.{name}"),
+            Self::Second => format!("exp_avg_sq.{name}"),
+        }
+    }
 }
 
 /// Parameters as a step sees them.
@@ -118,26 +141,31 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
     }
 
     fn fill(&mut self, device: &D, source: &dyn TensorSource) -> Result<()> {
-        let mut result = Ok(());
         let Self { places, parameters, weights, .. } = self;
-        places.map(&mut |place| {
-            let mut first = 0;
-            for part in &place.spec.parts {
-                let read = source.read(part, &mut |at, values| {
-                    if result.is_ok() {
-                        result = place.write::<D, D::Stat>(device, parameters, first + at, values);
-                    }
-                    if let (Ok(()), Some(weights)) = (&result, &mut *weights) {
-                        result = place.write::<D, D::Elem>(device, weights, first + at, values);
-                    }
-                });
-                if let (Ok(()), Err(error)) = (&result, read) {
-                    result = Err(error);
-                }
-                first += part.len();
-            }
-        });
-        result
+        each_block(places, &mut |part, sink| source.read(part, sink).map(drop), &mut |place, at, values| {
+            place.write::<D, D::Stat>(device, parameters, at, values)?;
+            weights.as_mut().map_or(Ok(()), |weights| place.write::<D, D::Elem>(device, weights, at, values))
+        })
+    }
+
+    /// Reads the moments of every tensor, which `source` knows by [`Moment::name_of`].
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_moments(&mut self, device: &D, source: &dyn TensorSource) -> Result<()> {
+        let Self { places, moments, .. } = self;
+        for (moment, vector) in Moment::BOTH.into_iter().zip(moments) {
+            let named = |part: &Part| Part { name: moment.name_of(&part.name), shape: part.shape.clone() };
+            let mut parts = Vec::new();
+            places.map(&mut |place| parts.extend(place.spec.parts.iter().map(named)));
+            source.check(&parts.iter().collect::<Vec<&Part>>())?;
+            each_block(
+                places,
+                &mut |part, sink| source.read(&named(part), sink).map(drop),
+                &mut |place, at, values| place.write::<D, D::Stat>(device, vector, at, values),
+            )?;
+        }
+        Ok(())
     }
 
     /// What the graph reads.
@@ -208,51 +236,101 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
         count
     }
 
-    /// The tensors of a checkpoint with their values.
-    ///
-    /// # Errors
-    /// Fails as `each` does, and if the device does.
-    pub fn for_each_tensor(
-        &self,
-        device: &D,
-        each: impl FnMut(&Part, HostTensor) -> Result<()>,
-    ) -> Result<()> {
-        self.read(device, &self.parameters, each)
+    /// The tensors of a checkpoint whose names are `asked`, read from the device as they are written; exact,
+    /// as they are not narrower in a file.
+    pub fn tensors<'a>(&'a self, device: &'a D, asked: impl Fn(&str) -> bool) -> Vec<NewTensor<'a>> {
+        self.written(device, &self.parameters, |name| asked(name).then(|| name.to_owned()))
+    }
+
+    /// Their moments, by [`Moment::name_of`], likewise.
+    pub fn moments<'a>(&'a self, device: &'a D) -> Vec<NewTensor<'a>> {
+        let of = |(moment, vector): (Moment, _)| self.written(device, vector, |name| Some(moment.name_of(name)));
+        Moment::BOTH.into_iter().zip(&self.moments).flat_map(of).collect()
+    }
+
+    fn written<'a>(
+        &'a self,
+        device: &'a D,
+        vector: &'a Arena<D>,
+        name_of: impl Fn(&str) -> Option<String>,
+    ) -> Vec<NewTensor<'a>> {
+        let mut tensors = Vec::new();
+        self.each_part(|part, begin| {
+            let values = move |first: usize, block: &mut [f32]| {
+                let all: S<'_, D> = vector.first(1, self.len);
+                let first = begin + first;
+                block.copy_from_slice(&device.read(all.columns(first..first + block.len()))?);
+                Ok(())
+            };
+            if let Some(name) = name_of(&part.name) {
+                tensors.push(NewTensor::new(name, Dtype::F32, &part.shape, values));
+            }
+        });
+        tensors
     }
 
     /// The gradients of the tensors of a checkpoint.
     ///
     /// # Errors
-    /// As [`Self::for_each_tensor`].
+    /// Fails as `each` does, and if the device does.
     pub fn for_each_gradient(
         &self,
         device: &D,
-        each: impl FnMut(&Part, HostTensor) -> Result<()>,
-    ) -> Result<()> {
-        self.read(device, &self.gradients, each)
-    }
-
-    fn read(
-        &self,
-        device: &D,
-        vector: &Arena<D>,
         mut each: impl FnMut(&Part, HostTensor) -> Result<()>,
     ) -> Result<()> {
         let mut result = Ok(());
-        self.places.map(&mut |place| {
-            let mut first = place.first;
-            for part in &place.spec.parts {
-                if result.is_ok() {
-                    let all: S<'_, D> = vector.first(1, self.len);
-                    result = device
-                        .read(all.columns(first..first + part.len()))
-                        .and_then(|values| each(part, HostTensor::new(&part.shape, values)));
-                }
-                first += part.len();
+        self.each_part(|part, first| {
+            if result.is_ok() {
+                let all: S<'_, D> = self.gradients.first(1, self.len);
+                result = device
+                    .read(all.columns(first..first + part.len()))
+                    .and_then(|values| each(part, HostTensor::new(&part.shape, values)));
             }
         });
         result
     }
+
+    /// Calls `each` with every tensor and where it begins in the vectors.
+    fn each_part<'a>(&'a self, mut each: impl FnMut(&'a Part, usize)) {
+        self.places.map(&mut |place| {
+            let mut first = place.first;
+            for part in &place.spec.parts {
+                each(part, first);
+                first += part.len();
+            }
+        });
+    }
+}
+
+/// What takes a block of values.
+type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
+
+/// Calls `take(place, first element, values)` with one block after the other of what `read` streams of
+/// every tensor.
+fn each_block<P: Tree<Place>>(
+    places: &P,
+    read: &mut dyn FnMut(&Part, Sink<'_>) -> Result<()>,
+    take: &mut dyn FnMut(&Place, usize, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let mut result = Ok(());
+    places.map(&mut |place| {
+        let mut first = 0;
+        for part in &place.spec.parts {
+            if result.is_err() {
+                return;
+            }
+            let read = read(part, &mut |at, values| {
+                if result.is_ok() {
+                    result = take(place, first + at, values);
+                }
+            });
+            if result.is_ok() {
+                result = read;
+            }
+            first += part.len();
+        }
+    });
+    result
 }
 
 impl Place {

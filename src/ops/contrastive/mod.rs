@@ -16,6 +16,7 @@ use crate::device::{Device, M, S, SM, V};
 use crate::error::Result;
 use crate::random::philox;
 use crate::tensor::{Shape, View, ViewMut};
+use serde::{Deserialize, Serialize};
 
 /// Most queries of an image: a winner is a byte.
 pub const MAX_QUERIES: usize = 255;
@@ -62,7 +63,8 @@ pub enum Negatives<'a, D: Device> {
 }
 
 /// Which features the loss of a direction is differentiated by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ContrastiveGradient {
     /// Image-to-text by the queries and text-to-image by the texts, the other side being taken for
     /// constant, as LAVIS does; the temperature gets both.

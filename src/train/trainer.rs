@@ -1,0 +1,311 @@
+//! A run of stage 1: data to steps, steps to a folder.
+
+use super::checkpoint::{self, Frozen, Moments, State, Tensors};
+use super::metrics::{self, Line, Metrics, Record};
+use super::model::{Companions, Model, start_token};
+use super::run::Run;
+use super::settings::Settings;
+use super::{Batch, Stage1, curves, non_finite};
+use crate::config::Config;
+use crate::data::{Dataset, Images, Kind, Loader, LoaderOptions, Position};
+use crate::error::{Error, Result};
+use crate::ops::Backend;
+use crate::output::write_atomically;
+use crate::params::part_names;
+use crate::qformer::{Abilities, Parameters};
+use crate::vision::encoder::VisionEncoder;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Name of the file with a run's curves.
+const CURVES_FILE_NAME: &str = "curves.svg";
+
+/// A run of stage 1.
+pub struct Trainer<B: Backend> {
+    device: B,
+    config: Config,
+    settings: Settings,
+    stage1: Stage1<B>,
+    /// Where the data are pictures.
+    encoder: Option<(VisionEncoder<B>, Frozen)>,
+    loader: Loader,
+    companions: Companions,
+    /// Tensors that transformers knows.
+    known: BTreeSet<String>,
+    folder: PathBuf,
+    metrics: Metrics,
+    /// Steps done.
+    step: usize,
+    /// Where the next step's data begin.
+    position: Position,
+    /// The newest checkpoint's folder, and the step it is of.
+    saved: Option<(usize, PathBuf)>,
+    /// Steps done, and since when.
+    since: (usize, Instant),
+}
+
+/// A step, for whom it may concern.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What it found out.
+    pub record: Record,
+    /// Of the run.
+    pub steps: usize,
+    /// Where the step's data end, counted from 0.
+    pub epoch: u64,
+    /// Examples a second, data included.
+    pub samples_per_second: f64,
+    /// Until the last step.
+    pub left: Duration,
+    /// Samples that could not be read, each with its fault.
+    pub unreadable: Vec<String>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With its last step.
+    Done,
+    /// Because it was asked to.
+    Stopped,
+}
+
+/// What a step learns from, read.
+struct Read {
+    batches: Vec<Batch>,
+    names: Vec<String>,
+    next: Position,
+    unreadable: Vec<String>,
+}
+
+impl<B: Backend + Clone> Trainer<B> {
+    /// Gets ready for the first step, or for the one after the checkpoint that `run` goes on from; `model`
+    /// then is that checkpoint's.
+    ///
+    /// # Errors
+    /// Fails if a setting is out of bounds, if model and data do not fit each other, if a file cannot be read
+    /// or written, and if there is not enough memory.
+    pub fn new(
+        device: B,
+        settings: Settings,
+        model: Model<'_>,
+        dataset: Arc<Dataset>,
+        run: Run,
+    ) -> Result<Self> {
+        let Model { config, tokenizer, processor, companions, source } = model;
+        settings.validate(&config)?;
+        tokenizer.check_vocabulary(config.qformer.vocab_size)?;
+        let options = settings.stage1(start_token(&tokenizer, &config)?);
+        let stage1 = Stage1::new(device.clone(), config.clone(), options, source)?;
+        let encoder = match dataset.kind() {
+            Kind::Features { width, .. } if width != config.vision.hidden_size => {
+                let expected = config.vision.hidden_size;
+                let what = format!("the image features are {width} wide, but the model reads {expected}");
+                return Err(Error::value(format!("{what}; encode the images with this model's image encoder")));
+            }
+            Kind::Features { .. } => None,
+            Kind::Pictures => {
+                let encoder = VisionEncoder::from_source(device.clone(), &config, source, &mut |_, _| ())?;
+                Some((encoder, Frozen::of(&run, &config, source)?))
+            }
+        };
+        let state = run.saved().map(|saved| &saved.state);
+        let (step, position) = state.map_or_else(Default::default, |state| (state.global_step, state.position));
+        let options = LoaderOptions {
+            batch_size: settings.batch_size,
+            order: settings.order,
+            seed: settings.seed.into(),
+            text_length: settings.text_length,
+            max_bad_samples: settings.max_bad_samples,
+            augmentation: settings.augment,
+        };
+        let processor = encoder.is_some().then_some(processor);
+        let captions = dataset.captions().len();
+        let loader = Loader::start(dataset, (processor, tokenizer), options, position)?;
+        let known = part_names(&Parameters::spec(&config, Abilities { text: true, retrieval: true }));
+        let metrics = Metrics::open(run.folder().join(metrics::FILE_NAME), step)?;
+        let mut trainer = Self {
+            device,
+            config,
+            settings,
+            stage1,
+            encoder,
+            loader,
+            companions,
+            known,
+            folder: run.folder().to_owned(),
+            metrics,
+            step,
+            position,
+            saved: None,
+            since: (step, Instant::now()),
+        };
+        if let Some(saved) = run.saved() {
+            let moments = Moments::open(&saved.folder)?;
+            trainer.stage1.weights_mut().load_moments(&trainer.device, &moments)?;
+            trainer.saved = Some((step, saved.folder.clone()));
+        }
+        let event = if step == 0 { "run_start" } else { "run_resume" };
+        trainer.metrics.write(&json!({
+            "event": event,
+            "schema": 1,
+            "version": env!("CARGO_PKG_VERSION"),
+            "params": trainer.stage1.weights().count(),
+            "captions": captions,
+            "step": step,
+            "steps": trainer.settings.steps,
+        }))?;
+        Ok(trainer)
+    }
+
+    /// Does a step and writes its line to `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// Fails if too many samples cannot be read, if a loss or the gradient is not finite (then nothing is
+    /// learnt from the step, and its batch is written to a file that the message names), and if the device
+    /// fails.
+    pub fn step(&mut self) -> Result<Report> {
+        let begun = Instant::now();
+        let Read { batches, names, next, unreadable } = self.read()?;
+        let read = begun.elapsed();
+        let step = self.step + 1;
+        let temperature = self.stage1.weights().parameters().temperature;
+        let temperature = f64::from(self.device.read(temperature)?[0]);
+        let losses = self.stage1.differentiate(&batches, step)?;
+        let rate = self.settings.schedule().at(step);
+        let mut norm = f64::NAN;
+        if losses.total.is_finite() {
+            // A gradient that is not finite changes nothing.
+            norm = self.stage1.update(self.settings.adamw(), rate, step)?;
+        }
+        if !norm.is_finite() {
+            let path = non_finite::write_batch(&self.folder, step, &batches, &names)?;
+            self.metrics.write(&json!({ "event": "non_finite", "step": step, "batch": path }))?;
+            self.metrics.synchronise()?;
+            return Err(non_finite::error(step, losses, &path, self.saved.as_ref().map(|(_, path)| &**path)));
+        }
+        (self.step, self.position) = (step, next);
+        for fault in &unreadable {
+            self.metrics.write(&json!({ "event": "warning", "step": step, "message": fault }))?;
+        }
+        let (examples, took) = (names.len(), begun.elapsed().as_secs_f64());
+        let record = Record::new(step, losses, temperature, norm, rate);
+        let samples_per_second = examples as f64 / took;
+        self.metrics.write(&Line {
+            event: "train_step",
+            epoch: next.epoch,
+            samples_seen: step * examples,
+            record,
+            samples_per_second,
+            data_time_s: read.as_secs_f64(),
+            step_time_s: took,
+        })?;
+        self.metrics.history.push(record);
+        let (first, since) = self.since;
+        let left = since.elapsed().mul_f64((self.settings.steps - step) as f64 / (step - first) as f64);
+        let (steps, epoch) = (self.settings.steps, next.epoch);
+        Ok(Report { record, steps, epoch, samples_per_second, left, unreadable })
+    }
+
+    fn read(&mut self) -> Result<Read> {
+        let mut read = Read { batches: Vec::new(), names: Vec::new(), next: self.position, unreadable: Vec::new() };
+        for _ in 0..self.settings.accum_freq {
+            let loaded = self.loader.next()?;
+            let examples = loaded.examples;
+            let vision_output = match (examples.images, &self.encoder) {
+                (Images::Features(features), _) => features,
+                (Images::Pixels(pixels), Some((encoder, _))) => encoder.encode(&pixels)?,
+                (Images::Pixels(_), None) => unreachable!("pictures come with their encoder"),
+            };
+            let batch = Batch::new(&self.config, vision_output, examples.texts, examples.image_ids)?;
+            read.batches.push(batch);
+            read.names.extend(examples.names);
+            read.unreadable.extend(loaded.unreadable);
+            read.next = loaded.next;
+        }
+        Ok(read)
+    }
+
+    /// Writes a checkpoint and the curves; returns the checkpoint's folder.
+    ///
+    /// # Errors
+    /// Fails if the operating system refuses to write; the earlier checkpoints stay.
+    pub fn save(&mut self) -> Result<PathBuf> {
+        let seed = self.settings.seed;
+        let checksums = BTreeMap::new();
+        let state = State { global_step: self.step, position: self.position, seed, checksums };
+        let (weights, device) = (self.stage1.weights(), &self.device);
+        let tensors = Tensors {
+            model: weights.tensors(device, |name| self.known.contains(name)),
+            stage1: weights.tensors(device, |name| !self.known.contains(name)),
+            moments: weights.moments(device),
+            frozen: self.encoder.as_ref().map(|(_, frozen)| frozen),
+        };
+        self.metrics.synchronise()?;
+        let saved = checkpoint::save(&self.folder, state, &self.companions, tensors, self.settings.keep);
+        let path = saved.map_err(|error| match &self.saved {
+            Some((_, whole)) => error.with(format_args!("the last whole checkpoint is {}", whole.display())),
+            None => error,
+        })?;
+        self.saved = Some((self.step, path.clone()));
+        self.metrics.write(&json!({ "event": "checkpoint", "step": self.step, "path": path }))?;
+        self.draw()?;
+        Ok(path)
+    }
+
+    fn draw(&self) -> Result<()> {
+        let path = self.folder.join(CURVES_FILE_NAME);
+        let title = self.folder.file_name().unwrap_or_default().to_string_lossy();
+        let svg = curves::svg(&title, self.settings.steps, &self.metrics.history);
+        write_atomically(&path, |file| {
+            file.write_all(svg.as_bytes()).map_err(|error| Error::io(&path, "write", error))
+        })
+    }
+
+    /// Does all steps that are left, with a checkpoint every so often and after the last; `watch` is shown
+    /// every step. Ends early with a checkpoint once `stop` is set.
+    ///
+    /// # Errors
+    /// As [`Self::step`] and [`Self::save`].
+    pub fn run(&mut self, stop: &AtomicBool, watch: &mut dyn FnMut(&Report)) -> Result<Ending> {
+        self.since = (self.step, Instant::now());
+        let ending = loop {
+            if self.step == self.settings.steps {
+                break Ending::Done;
+            }
+            if stop.load(Ordering::Relaxed) {
+                break Ending::Stopped;
+            }
+            watch(&self.step()?);
+            if self.step.is_multiple_of(self.settings.save_frequency) {
+                self.save()?;
+            }
+        };
+        if self.saved.as_ref().is_none_or(|(step, _)| *step != self.step) {
+            self.save()?;
+        }
+        let reason = if ending == Ending::Done { "done" } else { "stopped" };
+        self.metrics.write(&json!({ "event": "run_end", "step": self.step, "reason": reason }))?;
+        Ok(ending)
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// What every step found out.
+    pub fn history(&self) -> &[Record] {
+        &self.metrics.history
+    }
+
+    /// The newest checkpoint's folder.
+    pub fn saved(&self) -> Option<&std::path::Path> {
+        self.saved.as_ref().map(|(_, path)| &**path)
+    }
+}
