@@ -296,7 +296,10 @@ pub(super) fn newest(run: &Path, warn: &mut dyn FnMut(String)) -> Result<Option<
         true => Ok(None),
         false => Err(Error::input(
             &run.join(FOLDER_NAME),
-            format_args!("no checkpoint is whole ({}); start the run anew in another folder", faults.join("; ")),
+            format_args!(
+                "no checkpoint is whole ({}); start the run anew in another folder",
+                faults.join("; ")
+            ),
         )),
     }
 }
@@ -347,7 +350,8 @@ fn point_latest(folder: &Path, target: &Path) -> Result<()> {
         let (link, new) = (folder.join("latest"), folder.join(".latest.new"));
         let failed = |error| Error::io(&link, "write", error);
         let _ = fs::remove_file(&new);
-        std::os::unix::fs::symlink(target.file_name().expect("a checkpoint's folder"), &new).map_err(failed)?;
+        std::os::unix::fs::symlink(target.file_name().expect("a checkpoint's folder"), &new)
+            .map_err(failed)?;
         fs::rename(&new, &link).map_err(failed)?;
     }
     #[cfg(not(unix))]

@@ -355,12 +355,8 @@ fn trimmed_mantissa(text: &str) -> String {
 /// With thin spaces between thousands.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
-    let groups: Vec<&str> = digits
-        .as_bytes()
-        .rchunks(3)
-        .rev()
-        .map(|group| std::str::from_utf8(group).expect("digits"))
-        .collect();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).expect("digits")).collect();
     groups.join("\u{2009}")
 }
 
@@ -400,7 +396,10 @@ mod tests {
 
     #[test]
     fn numbers_are_told_briefly() {
-        assert_eq!([plain(4.8123), plain(12.0), plain(0.05), scientific(9.8e-5)], ["4.81", "12", "0.05", "9.8e−5"]);
+        assert_eq!(
+            [plain(4.8123), plain(12.0), plain(0.05), scientific(9.8e-5)],
+            ["4.81", "12", "0.05", "9.8e−5"]
+        );
         assert_eq!(grouped(1_234_567), "1\u{2009}234\u{2009}567");
     }
 }

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Name of the file.
-pub const FILE_NAME: &str = "metrics.jsonl";
+pub(super) const FILE_NAME: &str = "metrics.jsonl";
 
 /// What a step found out.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,7 +8,12 @@ use std::path::{Path, PathBuf};
 
 /// Writes what step `step` was to learn from to a file in `folder`: `vision_output` [B, N, W], `input_ids` and
 /// `attention_mask` [B, T], `image_ids` [B], and the examples' names in the metadata; returns its path.
-pub(super) fn write_batch(folder: &Path, step: usize, batches: &[Batch], names: &[String]) -> Result<PathBuf> {
+pub(super) fn write_batch(
+    folder: &Path,
+    step: usize,
+    batches: &[Batch],
+    names: &[String],
+) -> Result<PathBuf> {
     let path = folder.join(format!("non-finite-step-{step}.safetensors"));
     let images: usize = batches.iter().map(Batch::images).sum();
     let values = batches.iter().flat_map(|batch| batch.vision_output.values.iter().copied());

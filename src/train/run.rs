@@ -9,7 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Name of the file with a run's settings.
-pub const CONFIG_FILE_NAME: &str = "config.toml";
+const CONFIG_FILE_NAME: &str = "config.toml";
 
 /// What a file that is being written is called until it is whole ([`write_atomically`]).
 const PARTIAL: &str = ".qformer-";

@@ -3,6 +3,7 @@
 use super::schedule::{LrScheduler, Schedule};
 use super::{Hardness, Stage1Options};
 use crate::config::Config;
+use crate::data::{Augmentation, Order};
 use crate::error::{Error, Result};
 use crate::ops::adamw::AdamW;
 use crate::ops::contrastive::ContrastiveGradient;
@@ -47,6 +48,12 @@ pub struct Settings {
     pub negatives: Hardness,
     /// What the contrastive loss is differentiated by.
     pub itc_gradient: ContrastiveGradient,
+    /// Order of an epoch's examples.
+    pub order: Order,
+    /// What becomes of pictures.
+    pub augment: Augmentation,
+    /// Samples that may be unreadable before it is an error.
+    pub max_bad_samples: usize,
     /// Most tokens of a text, with `[CLS]` and `[SEP]`.
     pub text_length: usize,
     /// Of the order of examples, dropout and the negatives' draw.
@@ -84,6 +91,9 @@ impl Settings {
             loss_weights: [1.0; 3],
             negatives: Hardness::Sampled,
             itc_gradient: ContrastiveGradient::OneSided,
+            order: Order::Shuffled,
+            augment: Augmentation::Blip2Train,
+            max_bad_samples: 0,
             text_length: 32,
             seed: 42,
             save_frequency: 1000,
@@ -118,7 +128,8 @@ impl Settings {
         if self.warmup > self.steps {
             return fail("warmup", &self.warmup, &format!("the run has {} steps", self.steps));
         }
-        let positive = [("lr", self.lr), ("eps", self.eps), ("grad-clip-norm", self.grad_clip_norm.unwrap_or(1.0))];
+        let positive =
+            [("lr", self.lr), ("eps", self.eps), ("grad-clip-norm", self.grad_clip_norm.unwrap_or(1.0))];
         if let Some((flag, value)) = positive.iter().find(|(_, x)| !(x.is_finite() && *x > 0.0)) {
             return fail(flag, value, "it has to be above 0");
         }
@@ -144,7 +155,11 @@ impl Settings {
         }
         let longest = config.qformer.max_position_embeddings;
         if !(3..=longest).contains(&self.text_length) {
-            return fail("text-length", &self.text_length, &format!("the model reads texts of 3 to {longest} tokens"));
+            return fail(
+                "text-length",
+                &self.text_length,
+                &format!("the model reads texts of 3 to {longest} tokens"),
+            );
         }
         Ok(())
     }

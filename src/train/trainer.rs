@@ -106,7 +106,9 @@ impl<B: Backend + Clone> Trainer<B> {
             Kind::Features { width, .. } if width != config.vision.hidden_size => {
                 let expected = config.vision.hidden_size;
                 let what = format!("the image features are {width} wide, but the model reads {expected}");
-                return Err(Error::value(format!("{what}; encode the images with this model's image encoder")));
+                return Err(Error::value(format!(
+                    "{what}; encode the images with this model's image encoder"
+                )));
             }
             Kind::Features { .. } => None,
             Kind::Pictures => {
@@ -115,7 +117,8 @@ impl<B: Backend + Clone> Trainer<B> {
             }
         };
         let state = run.saved().map(|saved| &saved.state);
-        let (step, position) = state.map_or_else(Default::default, |state| (state.global_step, state.position));
+        let (step, position) =
+            state.map_or_else(Default::default, |state| (state.global_step, state.position));
         let options = LoaderOptions {
             batch_size: settings.batch_size,
             order: settings.order,
@@ -176,7 +179,7 @@ impl<B: Backend + Clone> Trainer<B> {
         let step = self.step + 1;
         let temperature = self.stage1.weights().parameters().temperature;
         let temperature = f64::from(self.device.read(temperature)?[0]);
-        let losses = self.stage1.differentiate(&batches, step)?;
+        let losses = self.stage1.differentiate(&batches[0], step)?;
         let rate = self.settings.schedule().at(step);
         let mut norm = f64::NAN;
         if losses.total.is_finite() {
@@ -213,7 +216,8 @@ impl<B: Backend + Clone> Trainer<B> {
     }
 
     fn read(&mut self) -> Result<Read> {
-        let mut read = Read { batches: Vec::new(), names: Vec::new(), next: self.position, unreadable: Vec::new() };
+        let mut read =
+            Read { batches: Vec::new(), names: Vec::new(), next: self.position, unreadable: Vec::new() };
         for _ in 0..self.settings.accum_freq {
             let loaded = self.loader.next()?;
             let examples = loaded.examples;

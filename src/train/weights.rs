@@ -244,7 +244,8 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
 
     /// Their moments, by [`Moment::name_of`], likewise.
     pub fn moments<'a>(&'a self, device: &'a D) -> Vec<NewTensor<'a>> {
-        let of = |(moment, vector): (Moment, _)| self.written(device, vector, |name| Some(moment.name_of(name)));
+        let of =
+            |(moment, vector): (Moment, _)| self.written(device, vector, |name| Some(moment.name_of(name)));
         Moment::BOTH.into_iter().zip(&self.moments).flat_map(of).collect()
     }
 

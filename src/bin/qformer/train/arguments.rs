@@ -1,0 +1,215 @@
+//! The flags of `qformer train stage1`, and what `config.toml` keeps of them.
+
+use crate::data::DataArguments;
+use crate::device::Device;
+use clap::builder::PossibleValuesParser;
+use clap::{Args, ValueEnum};
+use qformer::train::Settings;
+use qformer::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf, absolute};
+use toml::{Table, Value};
+
+/// Train the Q-Former from images and captions, by ITC, ITM and ITG
+///
+/// The folder --output becomes a run: config.toml with every setting, metrics.jsonl with a line a step,
+/// curves.svg, and checkpoints, each a folder that this program and transformers open. One Ctrl-C (or
+/// SIGTERM) ends the run after a checkpoint, with exit code 75; --resume continues it as if it had never
+/// stopped.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(super) model: ModelArguments,
+    #[command(flatten)]
+    pub(super) data: DataArguments,
+    #[command(flatten)]
+    pub(super) settings: SettingsArguments,
+    /// Where to compute [default: auto]
+    #[arg(long, value_enum, env = "QFORMER_DEVICE")]
+    pub(super) device: Option<Device>,
+    /// Folder of the run; empty or not there, unless with --resume
+    #[arg(long, short, value_name = "RUN")]
+    pub(super) output: PathBuf,
+    /// Continue the run in --output from its newest checkpoint; other flags may be left away, and may not
+    /// contradict it. Begins a run if there is none
+    #[arg(long)]
+    pub(super) resume: bool,
+}
+
+/// Where a run's model comes from.
+#[derive(Args, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct ModelArguments {
+    /// Folder of the checkpoint to begin with; a language-modelling head and a temperature that it lacks are
+    /// begun anew
+    #[arg(long, value_name = "DIR", conflicts_with = "preset", env = "QFORMER_MODEL")]
+    pub(super) model: Option<PathBuf>,
+    /// Begin with a new model of these sizes
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(["blip2-vit-g", "tiny"]))]
+    pub(super) preset: Option<String>,
+    /// Folder of bert-base-uncased, from which BLIP-2 begins: its weights and its tokenizer
+    #[arg(long, value_name = "DIR")]
+    pub(super) bert: Option<PathBuf>,
+}
+
+/// [`Settings`], as far as they are given.
+#[derive(Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct SettingsArguments {
+    /// Steps of the optimiser
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Steps as so many times the data set [default: 10]
+    #[arg(long, value_name = "N", conflicts_with = "steps")]
+    #[serde(skip)]
+    epochs: Option<usize>,
+    /// Examples computed at a time [default: 100]
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
+    /// Batches of a step: as if one batch were so much larger, with the memory of one [default: 1]
+    #[arg(long, value_name = "N")]
+    accum_freq: Option<usize>,
+    /// Highest learning rate [default: 1e-4]
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+    /// Learning rate at which the cosine ends [default: a tenth of --lr]
+    #[arg(long, value_name = "RATE")]
+    lr_min: Option<f64>,
+    /// Learning rate after the warm-up [default: cosine]
+    #[arg(long, value_parser = PossibleValuesParser::new(["const", "cosine"]))]
+    lr_scheduler: Option<String>,
+    /// Steps in which the learning rate rises [default: 5000, but at most a tenth of the steps]
+    #[arg(long, value_name = "N")]
+    warmup: Option<usize>,
+    /// Weight decay of matrices and tables [default: 0.05]
+    #[arg(long, value_name = "X")]
+    wd: Option<f64>,
+    /// AdamW's β1 [default: 0.9]
+    #[arg(long, value_name = "X")]
+    beta1: Option<f64>,
+    /// AdamW's β2 [default: 0.98]
+    #[arg(long, value_name = "X")]
+    beta2: Option<f64>,
+    /// AdamW's ε [default: 1e-8]
+    #[arg(long, value_name = "X")]
+    eps: Option<f64>,
+    /// Scale the gradient down to this norm if it is larger [default: leave it]
+    #[arg(long, value_name = "NORM")]
+    grad_clip_norm: Option<f64>,
+    /// Dropout [default: 0.1]
+    #[arg(long, value_name = "P")]
+    dropout: Option<f64>,
+    /// Label smoothing of ITC and ITG [default: 0.1]
+    #[arg(long, value_name = "X")]
+    label_smoothing: Option<f64>,
+    /// Weights of the losses [default: 1,1,1]
+    #[arg(long, value_name = "ITC,ITM,LM", value_delimiter = ',')]
+    loss_weights: Option<Vec<f64>>,
+    /// Hard negatives of ITM: drawn by similarity, or the most similar [default: sampled]
+    #[arg(long, value_parser = PossibleValuesParser::new(["sampled", "hardest"]))]
+    negatives: Option<String>,
+    /// Differentiate each direction of ITC by its own side, as LAVIS does, or by both [default: one-sided]
+    #[arg(long, value_parser = PossibleValuesParser::new(["one-sided", "full"]))]
+    itc_gradient: Option<String>,
+    /// Order of an epoch's examples [default: shuffled]
+    #[arg(long, value_parser = PossibleValuesParser::new(["shuffled", "given"]))]
+    order: Option<String>,
+    /// What becomes of pictures: BLIP-2's random crop and flip, or none [default: blip2-train]
+    #[arg(long, value_parser = PossibleValuesParser::new(["blip2-train", "none"]))]
+    augment: Option<String>,
+    /// Unreadable samples to leave out before it is an error [default: 0]
+    #[arg(long, value_name = "N")]
+    max_bad_samples: Option<usize>,
+    /// Most tokens of a text, with [CLS] and [SEP] [default: 32]
+    #[arg(long, value_name = "N")]
+    text_length: Option<usize>,
+    /// Seed of the new weights, the data's order, dropout and the negatives' draw [default: 42]
+    #[arg(long, value_name = "N")]
+    seed: Option<u32>,
+    /// Steps from one checkpoint to the next [default: 1000]
+    #[arg(long, value_name = "N")]
+    save_frequency: Option<usize>,
+    /// Steps from one line of progress to the next [default: 10]
+    #[arg(long, value_name = "N")]
+    log_every_n_steps: Option<usize>,
+    /// Checkpoints to keep, the newest [default: 2]
+    #[arg(long, value_name = "N")]
+    keep: Option<usize>,
+}
+
+impl SettingsArguments {
+    /// The settings asked for, of a data set of so many captions.
+    pub(super) fn resolve(&self, captions: usize) -> Result<Settings> {
+        let batch_size = self.batch_size.unwrap_or(100);
+        let step = batch_size.saturating_mul(self.accum_freq.unwrap_or(1)).max(1);
+        let of_epochs = || captions.saturating_mul(self.epochs.unwrap_or(10)).div_ceil(step);
+        let mut settings = Settings::new(self.steps.unwrap_or_else(of_epochs), batch_size);
+        if let Some(lr) = self.lr {
+            settings.lr_min = lr / 10.0;
+        }
+        let mut table = table(&settings)?;
+        table.extend(self.given()?);
+        table.try_into().map_err(|error: toml::de::Error| Error::usage(error.message()))
+    }
+
+    /// What was given, by the names of [`Settings`].
+    pub(super) fn given(&self) -> Result<Table> {
+        if self.loss_weights.as_ref().is_some_and(|weights| weights.len() != 3) {
+            return Err(Error::usage("--loss-weights takes three numbers, as in 1,1,0.5"));
+        }
+        table(self)
+    }
+
+    /// Whether the number of steps was given as epochs.
+    pub(super) fn is_by_epochs(&self) -> bool {
+        self.epochs.is_some()
+    }
+}
+
+/// A setting's table.
+pub(super) fn table(settings: &impl Serialize) -> Result<Table> {
+    Table::try_from(settings).map_err(|error| Error::usage(error.to_string()))
+}
+
+/// Paths among the flags, so that they hold in other folders too.
+pub(super) fn with_absolute_paths(mut table: Table) -> Result<Table> {
+    for (key, value) in &mut table {
+        if key != "preset" && key != "split" {
+            make_absolute(value)?;
+        }
+    }
+    Ok(table)
+}
+
+fn make_absolute(value: &mut Value) -> Result<()> {
+    match value {
+        Value::String(path) => {
+            let whole = absolute(&*path).map_err(|error| Error::io(path.as_ref(), "find", error))?;
+            *path = whole.to_string_lossy().into_owned();
+        }
+        Value::Array(paths) => paths.iter_mut().try_for_each(make_absolute)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Refuses flags that contradict what the run in `folder` was begun with.
+pub(super) fn check_against(folder: &Path, given: &Table, begun: Option<&Value>) -> Result<()> {
+    for (flag, value) in given {
+        let stored = begun.and_then(|table| table.get(flag));
+        if stored != Some(value) {
+            let stored = stored.map_or("without it".to_owned(), |stored| format!("with {stored}"));
+            return Err(Error::usage(format!(
+                "--{flag} {value} contradicts the run in {}, which was begun {stored}; leave the flag away, \
+                 or begin another run with another --output",
+                folder.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A device's name on the command line.
+pub(super) fn device_name(device: Device) -> String {
+    device.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}

@@ -1,0 +1,45 @@
+//! A run's progress, for people.
+
+use crate::Remarks;
+use qformer::train::Report;
+use std::time::Duration;
+
+/// Tells of a step on the standard error: of the first, of every `every`-th, and of the last.
+pub(super) fn tell(report: &Report, first: usize, every: usize, remarks: Remarks) {
+    for fault in &report.unreadable {
+        remarks.warning(format_args!("{fault}; left out"));
+    }
+    let (step, steps) = (report.record.step, report.steps);
+    let is_shown = step == first || step == steps || step.is_multiple_of(every);
+    if let (true, Remarks::Shown) = (is_shown, remarks) {
+        eprintln!("{}", line(report));
+    }
+}
+
+fn line(report: &Report) -> String {
+    let (record, steps) = (&report.record, report.steps.to_string());
+    format!(
+        "step {:>width$}/{steps}  loss {:.3}  itc {:.3}  itm {:.3}  lm {:.3}  lr {:.1e}  |g| {:.2}  {:.1} img/s  {} left",
+        record.step,
+        record.loss,
+        record.loss_itc,
+        record.loss_itm,
+        record.loss_lm,
+        record.lr,
+        record.grad_norm,
+        report.samples_per_second,
+        time(report.left),
+        width = steps.len(),
+    )
+}
+
+/// A duration by its two largest units.
+fn time(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match (seconds / 86_400, seconds / 3600, seconds / 60) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, minutes) => format!("{minutes}m{:02}s", seconds % 60),
+        (0, hours, minutes) => format!("{hours}h{:02}m", minutes % 60),
+        (days, hours, _) => format!("{days}d{:02}h", hours % 24),
+    }
+}
