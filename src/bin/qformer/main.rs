@@ -1,5 +1,6 @@
 //! `qformer`: BLIP-2's Q-Former from the command line.
 
+mod data;
 mod device;
 mod embed;
 mod images;
