@@ -26,7 +26,10 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("data", &["error", "input", "tensor", "random", "params", "tokenizer", "vision"]),
     (
         "train",
-        &["error", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers", "qformer"],
+        &[
+            "error", "input", "output", "tensor", "arena", "device", "config", "ops", "params", "workspace",
+            "layers", "qformer", "vision", "tokenizer", "data",
+        ],
     ),
     ("qformer", &["error", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"]),
 ];

@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::draws::Draws;
 use crate::error::Result;
 use crate::vision::image::{ImageProcessor, Rgb};
 
 /// How images are changed at random, anew in every epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Augmentation {
     /// Not at all: the image processor's own view.
     None,

@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
+use serde::{Deserialize, Serialize};
 
 use super::draws::{Draws, Purpose, permutation};
 use super::{Augmentation, Dataset, Examples, Images, Kind, Position, clean_caption};
@@ -41,7 +42,8 @@ pub struct LoaderOptions {
 }
 
 /// Order of an epoch's examples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// Another in every epoch.
     Shuffled,
@@ -285,9 +287,8 @@ impl Producer {
         while samples.len() < batch_size {
             let places: Vec<Place> = (samples.len()..batch_size).map(|_| self.advance()).collect();
             let preparation = &self.preparation;
-            let prepared: Vec<_> = self
-                .pool
-                .install(|| places.into_par_iter().map(|place| preparation.sample(place)).collect());
+            let prepared: Vec<_> =
+                self.pool.install(|| places.into_par_iter().map(|place| preparation.sample(place)).collect());
             if self.preparation.stop.load(Ordering::Relaxed) {
                 return Err(Error::value("the loader was stopped"));
             }

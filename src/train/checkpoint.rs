@@ -50,6 +50,8 @@ pub struct State {
     pub position: Position,
     /// Of everything random, which is a function of it and the step.
     pub seed: u32,
+    /// [`Dataset::fingerprint`](crate::data::Dataset::fingerprint) of what is learnt from.
+    pub dataset: u32,
     /// CRC-32 of every other file of the folder, in hexadecimal digits.
     pub checksums: BTreeMap<String, String>,
 }

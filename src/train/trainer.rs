@@ -34,6 +34,8 @@ pub struct Trainer<B: Backend> {
     /// Where the data are pictures.
     encoder: Option<(VisionEncoder<B>, Frozen)>,
     loader: Loader,
+    /// Of the data set.
+    fingerprint: u32,
     companions: Companions,
     /// Tensors that transformers knows.
     known: BTreeSet<String>,
@@ -116,7 +118,13 @@ impl<B: Backend + Clone> Trainer<B> {
                 Some((encoder, Frozen::of(&run, &config, source)?))
             }
         };
+        let fingerprint = dataset.fingerprint();
         let state = run.saved().map(|saved| &saved.state);
+        if state.is_some_and(|state| state.dataset != fingerprint) {
+            return Err(Error::value(
+                "the data set is not the one that the run was begun with: its names or captions differ; restore it, or begin another run",
+            ));
+        }
         let (step, position) =
             state.map_or_else(Default::default, |state| (state.global_step, state.position));
         let options = LoaderOptions {
@@ -139,6 +147,7 @@ impl<B: Backend + Clone> Trainer<B> {
             stage1,
             encoder,
             loader,
+            fingerprint,
             companions,
             known,
             folder: run.folder().to_owned(),
@@ -241,8 +250,8 @@ impl<B: Backend + Clone> Trainer<B> {
     /// Fails if the operating system refuses to write; the earlier checkpoints stay.
     pub fn save(&mut self) -> Result<PathBuf> {
         let seed = self.settings.seed;
-        let checksums = BTreeMap::new();
-        let state = State { global_step: self.step, position: self.position, seed, checksums };
+        let (position, dataset, checksums) = (self.position, self.fingerprint, BTreeMap::new());
+        let state = State { global_step: self.step, position, seed, dataset, checksums };
         let (weights, device) = (self.stage1.weights(), &self.device);
         let tensors = Tensors {
             model: weights.tensors(device, |name| self.known.contains(name)),

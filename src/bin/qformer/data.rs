@@ -3,16 +3,20 @@
 use clap::Args;
 use qformer::data::Source;
 use qformer::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// A data set of images, or of the image encoder's output.
-#[derive(Args)]
+#[derive(Args, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
 pub(crate) struct DataArguments {
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) images: ImageDataArguments,
     /// The image encoder's output in place of images, as qformer encode writes it: one file or all
     /// shards in their order
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "captions", conflicts_with = "data")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) features: Vec<PathBuf>,
     /// JSONL whose line i holds the captions of row i of --features
     #[arg(long, value_name = "FILE", requires = "features")]
@@ -20,11 +24,13 @@ pub(crate) struct DataArguments {
 }
 
 /// A data set of images.
-#[derive(Args)]
+#[derive(Args, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
 pub(crate) struct ImageDataArguments {
     /// Images with captions: a .jsonl of {"image": path, "caption": text or list}, a .json of COCO,
     /// Karpathy or LAVIS, or .tar shards of webdataset (or the folder they are in)
     #[arg(long, value_name = "PATH", num_args = 1..)]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) data: Vec<PathBuf>,
     /// Folder that the images' names in a .json are relative to [default: the file's]
     #[arg(long, value_name = "DIR", requires = "data")]

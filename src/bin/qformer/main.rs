@@ -11,6 +11,7 @@ mod progress;
 mod score;
 mod spool;
 mod texts;
+mod train;
 
 use clap::{Args, Parser, Subcommand, value_parser};
 use qformer::{Error, Result};
@@ -48,6 +49,7 @@ enum Command {
     Score(score::Arguments),
     Init(init::Arguments),
     Inspect(inspect::Arguments),
+    Train(train::Arguments),
 }
 
 /// Where a run's remarks go: all but results, which are on the standard output.
@@ -84,7 +86,7 @@ fn main() -> ExitCode {
         *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = message;
     }));
     match panic::catch_unwind(AssertUnwindSafe(|| run(&session, command))) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             eprintln!("error: {error}");
             ExitCode::from(error.exit_code())
@@ -97,15 +99,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(session: &Session, command: Command) -> Result<()> {
+fn run(session: &Session, command: Command) -> Result<ExitCode> {
     start_threads(session.threads)?;
     let remarks = if session.quiet { Remarks::Quiet } else { Remarks::Shown };
-    match command {
+    let done = match command {
+        // It may also be stopped.
+        Command::Train(arguments) => return train::run(&arguments, remarks),
         Command::Embed(arguments) => embed::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
         Command::Init(arguments) => init::run(&arguments, remarks),
         Command::Inspect(arguments) => inspect::run(&arguments, remarks),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Starts the threads that compute.

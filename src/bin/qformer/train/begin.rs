@@ -1,0 +1,95 @@
+//! What a run begins with: a checkpoint, a new model, or its own checkpoint.
+
+use super::arguments::ModelArguments;
+use crate::Remarks;
+use qformer::params::safetensors::Checkpoint;
+use qformer::params::sources::{Bert, Initial, Layered};
+use qformer::params::{NamedCheckpoint, TensorSource};
+use qformer::train::{Companions, Model, Stage1Parameters};
+use qformer::vision::image::ImageProcessor;
+use qformer::{Config, Error, Result, Tokenizer};
+use std::path::Path;
+use tempfile::TempDir;
+
+impl ModelArguments {
+    /// Opens the model that is begun with, and hands it to `take`.
+    pub(super) fn open<R>(
+        &self,
+        seed: u32,
+        remarks: Remarks,
+        take: impl FnOnce(Model<'_>) -> Result<R>,
+    ) -> Result<R> {
+        let bert = self.bert.as_deref().map(Bert::open).transpose()?;
+        match (&self.model, self.preset.as_deref()) {
+            (Some(folder), _) => {
+                let config = Config::load(folder)?;
+                let tokenizer =
+                    if has_tokenizer(folder) { folder } else { self.bert.as_deref().unwrap_or(folder) };
+                let open = Checkpoint::open(folder)?;
+                let named = NamedCheckpoint::new(&open)?;
+                let source = Layered::new(&named, Initial::new(&config, seed.into(), bert.as_ref()));
+                let begun = source.begun(&Stage1Parameters::spec(&config));
+                if !begun.is_empty() {
+                    remarks.note(format_args!(
+                        "begun anew, as {} lacks them: {}",
+                        folder.display(),
+                        begun.join(", ")
+                    ));
+                }
+                take(model(&config, processor(folder, &config)?, tokenizer, &source)?)
+            }
+            (None, Some("tiny")) => {
+                let config = Config::tiny();
+                let folder =
+                    TempDir::new().map_err(|error| Error::io(&std::env::temp_dir(), "write to", error))?;
+                Tokenizer::write_tiny(folder.path())?;
+                let source = Initial::new(&config, seed.into(), bert.as_ref());
+                take(model(&config, ImageProcessor::blip2(config.vision.image_size), folder.path(), &source)?)
+            }
+            (None, Some(_)) => {
+                let config = Config::blip2_vit_g();
+                let Some(tokenizer) = &self.bert else {
+                    return Err(Error::usage(
+                        "--preset blip2-vit-g takes --bert DIR, bert-base-uncased with its tokenizer",
+                    ));
+                };
+                let source = Initial::new(&config, seed.into(), bert.as_ref());
+                take(model(&config, ImageProcessor::blip2(config.vision.image_size), tokenizer, &source)?)
+            }
+            (None, None) => Err(Error::usage("no model is given; give --model DIR or --preset blip2-vit-g")),
+        }
+    }
+}
+
+/// Opens a run's own checkpoint, and hands it to `take`.
+pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(Model<'_>) -> Result<R>) -> Result<R> {
+    let config = Config::load(folder)?;
+    let open = Checkpoint::open(folder)?;
+    let source = NamedCheckpoint::new(&open)?;
+    take(model(&config, processor(folder, &config)?, folder, &source)?)
+}
+
+fn model<'a>(
+    config: &Config,
+    processor: ImageProcessor,
+    tokenizer: &Path,
+    source: &'a dyn TensorSource,
+) -> Result<Model<'a>> {
+    let companions = Companions::gather(config, &processor, tokenizer)?;
+    let (config, tokenizer) = (config.clone(), Tokenizer::load(tokenizer)?);
+    Ok(Model { config, tokenizer, processor, companions, source })
+}
+
+/// The image processor in `folder`, or BLIP-2's if it holds none.
+fn processor(folder: &Path, config: &Config) -> Result<ImageProcessor> {
+    let files = ["processor_config.json", "preprocessor_config.json"];
+    match files.iter().any(|file| folder.join(file).exists()) {
+        true => ImageProcessor::load(folder),
+        false => Ok(ImageProcessor::blip2(config.vision.image_size)),
+    }
+}
+
+fn has_tokenizer(folder: &Path) -> bool {
+    let files = [qformer::tokenizer::FILE_NAME, qformer::tokenizer::VOCABULARY_FILE_NAME];
+    files.iter().any(|file| folder.join(file).exists())
+}

@@ -1,0 +1,149 @@
+//! `qformer train stage1`
+
+use super::arguments::{Arguments, ModelArguments, check_against, device_name, table, with_absolute_paths};
+use super::{begin, report, stop};
+use crate::Remarks;
+use crate::data::DataArguments;
+use crate::device::{Device, Opened};
+use qformer::data::Dataset;
+use qformer::ops::Backend;
+use qformer::train::{Ending, Model, Run, Settings, Trainer};
+use qformer::{Error, Result};
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use toml::{Table, Value};
+
+/// All that a run is begun with: the tables of its `config.toml`.
+struct Begun {
+    model: ModelArguments,
+    data: DataArguments,
+    settings: Settings,
+    dataset: Arc<Dataset>,
+}
+
+/// Does what the arguments ask for.
+pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
+    let folder = &arguments.output;
+    let continued = arguments.resume && Run::exists(folder);
+    let stored = if continued { Some(Run::config(folder)?) } else { None };
+    let device = match (arguments.device, stored.as_ref().and_then(|config| config.get("device"))) {
+        (None | Some(Device::Auto), Some(Value::String(name))) if name == "cuda" => Device::Cuda,
+        (None | Some(Device::Auto), Some(_)) => Device::Cpu,
+        (given, _) => given.unwrap_or(Device::Auto),
+    };
+    let device = device.open(remarks)?;
+    let name = match device {
+        Opened::Cpu(_) => device_name(Device::Cpu),
+        Opened::Cuda(_) => device_name(Device::Cuda),
+    };
+    let (begun, run) = match &stored {
+        Some(config) => {
+            let begun = Begun::again(arguments, config, &name)?;
+            (begun, Run::reopen(folder, &mut |fault| remarks.warning(fault))?)
+        }
+        None => {
+            let begun = Begun::new(arguments)?;
+            let config = begun.config(&name)?;
+            (begun, Run::create(folder, &config)?)
+        }
+    };
+    match device {
+        Opened::Cpu(device) => train(begun, run, device, remarks),
+        Opened::Cuda(device) => train(begun, run, device, remarks),
+    }
+}
+
+impl Begun {
+    /// A run as the flags ask for it.
+    fn new(arguments: &Arguments) -> Result<Self> {
+        let dataset = Arc::new(Dataset::open(&arguments.data.source()?)?);
+        let settings = arguments.settings.resolve(dataset.captions().len())?;
+        Ok(Self { model: arguments.model.clone(), data: arguments.data.clone(), settings, dataset })
+    }
+
+    /// The run of `config`, which the flags may not contradict.
+    fn again(arguments: &Arguments, config: &Table, device: &str) -> Result<Self> {
+        let folder = &arguments.output;
+        let given = with_absolute_paths(table(&arguments.model)?)?;
+        check_against(folder, &given, config.get("model"))?;
+        let given = with_absolute_paths(table(&arguments.data)?)?;
+        check_against(folder, &given, config.get("data"))?;
+        let given = Table::from_iter([("device".to_owned(), Value::from(device))]);
+        check_against(folder, &given, Some(&Value::Table(config.clone())))?;
+        let data: DataArguments = section(folder, config, "data")?;
+        let dataset = Arc::new(Dataset::open(&data.source()?)?);
+        let mut given = arguments.settings.given()?;
+        if arguments.settings.is_by_epochs() {
+            let steps = arguments.settings.resolve(dataset.captions().len())?.steps;
+            given.insert("steps".to_owned(), Value::Integer(steps as i64));
+        }
+        check_against(folder, &given, config.get("train"))?;
+        let (model, settings) = (section(folder, config, "model")?, section(folder, config, "train")?);
+        Ok(Self { model, data, settings, dataset })
+    }
+
+    /// Everything that another run needs to be the same.
+    fn config(&self, device: &str) -> Result<Table> {
+        let mut provenance = Table::new();
+        provenance.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+        if let Some(commit) = option_env!("QFORMER_COMMIT") {
+            provenance.insert("commit".to_owned(), commit.into());
+        }
+        let command: Vec<Value> = std::env::args().map(Value::String).collect();
+        provenance.insert("command".to_owned(), Value::Array(command));
+        provenance.insert("threads".to_owned(), Value::Integer(rayon::current_num_threads() as i64));
+        Ok(Table::from_iter([
+            ("device".to_owned(), Value::from(device)),
+            ("model".to_owned(), with_absolute_paths(table(&self.model)?)?.into()),
+            ("data".to_owned(), with_absolute_paths(table(&self.data)?)?.into()),
+            ("train".to_owned(), table(&self.settings)?.into()),
+            ("provenance".to_owned(), provenance.into()),
+        ]))
+    }
+}
+
+/// A table of the `config.toml` in `folder`.
+fn section<T: DeserializeOwned>(folder: &Path, config: &Table, name: &str) -> Result<T> {
+    let table = config.get(name).cloned().unwrap_or_else(|| Table::new().into());
+    table.try_into().map_err(|error: toml::de::Error| {
+        Error::input(folder, format_args!("config.toml: [{name}]: {}", error.message()))
+    })
+}
+
+fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks) -> Result<ExitCode> {
+    let (folder, saved) = (run.folder().to_owned(), run.saved().map(|saved| saved.folder.clone()));
+    let Begun { model, settings, dataset, .. } = begun;
+    let (seed, every) = (settings.seed, settings.log_every_n_steps);
+    let prepare = |model: Model<'_>| Trainer::new(device, settings, model, dataset, run);
+    let mut trainer = match &saved {
+        Some(folder) => begin::reopen(folder, prepare)?,
+        None => model.open(seed, remarks, prepare)?,
+    };
+    if let Some(saved) = &saved {
+        remarks.note(format_args!("continuing from {}", saved.display()));
+    }
+    let first = trainer.steps_done() + 1;
+    let ending = trainer.run(stop::watch()?, &mut |step| report::tell(step, first, every, remarks))?;
+    match ending {
+        Ending::Done => {
+            if let Some(saved) = trainer.saved() {
+                remarks.note(format_args!("done; the model is {}", saved.display()));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Ending::Stopped => {
+            eprintln!("stopped after step {}, which is saved; continue with", trainer.steps_done());
+            eprintln!("  qformer train stage1 --output {} --resume", quoted(&folder));
+            Ok(ExitCode::from(stop::STOPPED))
+        }
+    }
+}
+
+/// A path as a shell reads it.
+fn quoted(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+    if path.chars().all(is_plain) { path.into_owned() } else { format!("'{}'", path.replace('\'', "'\\''")) }
+}
