@@ -21,6 +21,6 @@ mod trunk;
 mod weights;
 
 pub use batch::Batch;
-pub use parameters::{LanguageHead, Stage1Parameters};
+pub use parameters::Stage1Parameters;
 pub use step::{Hardness, Losses, Stage1, Stage1Options};
 pub use weights::{Place, TrainedWeights, Training};
