@@ -44,7 +44,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
             "language",
         ],
     ),
-    ("evaluate", &["error", "tensor", "device", "ops", "qformer"]),
+    ("evaluate", &["error", "tensor", "ops", "qformer"]),
 ];
 
 /// Longest file, in lines; generated or tabular ones would be named here with a reason.

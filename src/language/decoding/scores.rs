@@ -67,3 +67,46 @@ pub(super) fn nucleus(scores: &[f64], top_p: f64) -> Vec<(usize, f64)> {
     tokens.iter_mut().for_each(|(_, p)| *p /= before);
     tokens
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{log_softmax, nucleus};
+    use serde_json::Value;
+
+    fn numbers(row: &Value) -> Vec<f64> {
+        row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_nucleus_is_what_transformers_keeps() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/decoding/expected.json");
+        let expected: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let mut compared = 0;
+        for model in expected["models"].as_array().unwrap() {
+            let rows: Vec<Vec<f64>> = model["last"].as_array().unwrap().iter().map(numbers).collect();
+            for case in model["nuclei"].as_array().unwrap() {
+                let top_p = case["top_p"].as_f64().unwrap();
+                for (scores, expected) in rows.iter().zip(case["probabilities"].as_array().unwrap()) {
+                    let mut found = vec![0.0; scores.len()];
+                    nucleus(scores, top_p).into_iter().for_each(|(token, p)| found[token] = p);
+                    for (found, expected) in found.iter().zip(numbers(expected)) {
+                        // transformers computes in single precision.
+                        assert!((found - expected).abs() < 1e-6, "top-p {top_p}: {found} {expected}");
+                        assert_eq!(*found == 0.0, expected == 0.0);
+                        compared += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(compared, 3 * 4 * 12 * 12);
+    }
+
+    #[test]
+    fn probabilities_add_up_to_one_and_are_refused_where_logits_are_not_finite() {
+        let found = log_softmax(&[1000.0, 0.5, 1001.0]).unwrap();
+        assert!((found.iter().map(|x| x.exp()).sum::<f64>() - 1.0).abs() < 1e-12, "{found:?}");
+        for bad in [f32::NAN, f32::INFINITY] {
+            assert!(log_softmax(&[0.0, bad]).unwrap_err().to_string().contains("not a number"));
+        }
+    }
+}
