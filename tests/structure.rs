@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the library, each with those it may name.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("error", &[]),
     ("tensor", &[]),
     ("random", &[]),
@@ -24,6 +24,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
         "vision",
         &["error", "input", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"],
     ),
+    ("data", &["error", "input", "tensor", "random", "params", "tokenizer", "vision"]),
     (
         "train",
         &["error", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers", "qformer"],

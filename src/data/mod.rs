@@ -1,10 +1,30 @@
 //! What is learnt from: images with their captions, from files to batches.
+//!
+//! A [`Source`] says where a data set is, a [`Dataset`] is one opened, and a [`Loader`] makes batches of
+//! it, ahead of the step that learns from them.
+
+mod augmentation;
+mod caption;
+mod dataset;
+mod draws;
+mod features;
+mod loader;
+mod records;
+mod source;
+mod webdataset;
+
+pub use augmentation::Augmentation;
+pub use caption::clean_caption;
+pub use dataset::{Caption, Dataset, Kind};
+pub use features::{ENCODER, VISION_OUTPUT};
+pub use loader::{Loaded, Loader, LoaderOptions, Order};
+pub use source::Source;
 
 use crate::tensor::HostTensor;
 use serde::{Deserialize, Serialize};
 
 /// Examples for a step, in the order in which they are learnt.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Examples {
     /// One image each.
     pub images: Images,
@@ -17,7 +37,7 @@ pub struct Examples {
 }
 
 /// Images as a model takes them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Images {
     /// [B, 3, S, S]
     Pixels(HostTensor),

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::input;
 
 /// Largest image file read, in bytes.
-const MAX_FILE: u64 = 64 << 20;
+pub(super) const MAX_FILE: u64 = 64 << 20;
 
 /// Most pixels of an image: Pillow warns of a decompression bomb above this number.
 const MAX_PIXELS: u64 = 89_478_485;
@@ -23,11 +23,15 @@ pub(super) const MAX_SIDE: u32 = 32_768;
 /// Memory a decoder may take for the rows in flight and for metadata, in bytes.
 const MAX_DECODER_MEMORY: u64 = 64 << 20;
 
-/// RGB8 pixels [height, width, 3].
-pub(super) struct Rgb {
-    pub(super) pixels: Vec<u8>,
-    pub(super) width: usize,
-    pub(super) height: usize,
+/// A decoded image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rgb {
+    /// RGB8 [height, width, 3]
+    pub pixels: Vec<u8>,
+    /// In pixels.
+    pub width: usize,
+    /// In pixels.
+    pub height: usize,
 }
 
 /// The bytes of the regular file `path`, which may be `limit` bytes long.
@@ -42,23 +46,28 @@ pub(super) fn read_regular_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Decodes the JPEG or PNG file `path`; its first bytes, not its name, tell which it is.
+/// Decodes the JPEG or PNG file `path`; see [`decode_rgb`].
+pub(super) fn read_rgb(path: &Path, convert_rgb: bool) -> Result<Rgb> {
+    decode_rgb(path, &read_regular_file(path, MAX_FILE)?, convert_rgb)
+}
+
+/// Decodes a JPEG or PNG image, which messages call `path`; its first bytes, not its name, tell which
+/// it is.
 ///
 /// Without `convert_rgb`, greyscale images and images with alpha are errors.
-pub(super) fn read_rgb(path: &Path, convert_rgb: bool) -> Result<Rgb> {
-    let bytes = read_regular_file(path, MAX_FILE)?;
+pub(super) fn decode_rgb(path: &Path, bytes: &[u8], convert_rgb: bool) -> Result<Rgb> {
     contain_panic(path, || {
         if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
             let mut limits = Limits::no_limits();
             limits.max_alloc = Some(MAX_DECODER_MEMORY);
-            let decoder = PngDecoder::with_limits(Cursor::new(&bytes), limits);
+            let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits);
             decode(path, decoder, convert_rgb)
         } else if bytes.starts_with(b"\xff\xd8\xff") {
             // The decoder fills what is missing with grey.
-            if !has_end_of_image(&bytes) {
+            if !has_end_of_image(bytes) {
                 return Err(Error::input(path, "is truncated: a JPEG without its end; copy it again"));
             }
-            decode(path, JpegDecoder::new(Cursor::new(&bytes)), convert_rgb)
+            decode(path, JpegDecoder::new(Cursor::new(bytes)), convert_rgb)
         } else if bytes.is_empty() {
             Err(Error::input(path, "is empty; give a JPEG or PNG image"))
         } else {

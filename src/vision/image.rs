@@ -11,11 +11,36 @@ use super::decode::{self, MAX_SIDE};
 use super::resize::{Filter, resize};
 use crate::error::{Error, Result};
 
+pub use super::decode::Rgb;
+
 /// Greatest height and width of the pixel values.
 const MAX_SIZE: usize = 4096;
 
 /// Largest settings file read, in bytes.
 const MAX_SETTINGS: u64 = 1 << 20;
+
+/// Largest image file read, in bytes.
+pub const MAX_FILE: u64 = decode::MAX_FILE;
+
+impl Rgb {
+    /// Decodes the JPEG or PNG file `path`, converted to RGB; see [`ImageProcessor::read`].
+    ///
+    /// # Errors
+    ///
+    /// As `ImageProcessor::read`, but for what concerns its settings.
+    pub fn read(path: &Path) -> Result<Self> {
+        decode::read_rgb(path, true)
+    }
+
+    /// The same from a file's bytes; `path` is what messages call it.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        decode::decode_rgb(path, bytes, true)
+    }
+}
 
 /// How a checkpoint wants its images: `BlipImageProcessor`'s settings.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,0 +1,245 @@
+//! A data set, opened and indexed: any image and any caption can be had at any time.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::features::Features;
+use super::records::{self, Listing};
+use super::webdataset::Shards;
+use super::Source;
+use crate::error::{Error, Result};
+use crate::output::folder_of;
+use crate::tensor::HostTensor;
+use crate::vision::image::{ImageProcessor, Rgb};
+
+/// A text about an image: an example to learn from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caption {
+    /// Which image of the data set.
+    pub image: u32,
+    /// As the data set has it.
+    pub text: String,
+}
+
+/// What the images of a data set are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Image files.
+    Pictures,
+    /// The image encoder's output.
+    Features {
+        /// N
+        tokens: usize,
+        /// W
+        width: usize,
+    },
+}
+
+/// Images with their captions. Names and captions are in memory, images are not.
+#[derive(Debug)]
+pub struct Dataset {
+    images: Images,
+    captions: Vec<Caption>,
+    /// Of names and captions.
+    fingerprint: u32,
+}
+
+#[derive(Debug)]
+enum Images {
+    Files { folder: PathBuf, names: Vec<String> },
+    Shards(Shards, usize),
+    /// Names are empty where the captions file has none.
+    Features { features: Features, names: Vec<String> },
+}
+
+impl Dataset {
+    /// Opens and indexes the data set. Whether its images can be read shows when they are.
+    ///
+    /// # Errors
+    /// Fails if a file is missing, broken (lines are named by their numbers) or truncated, if features
+    /// and captions are not of one number, and if there is no image at all.
+    pub fn open(source: &Source) -> Result<Self> {
+        match source {
+            Source::Jsonl(path) => {
+                let listing = records::listing(path, records::read(path)?)?;
+                Self::of_files(path, folder_of(path), listing)
+            }
+            Source::Coco { annotations, images, split } => {
+                let listing = records::read_coco(annotations, split.as_deref())?;
+                Self::of_files(annotations, images, listing)
+            }
+            Source::WebDataset(paths) => {
+                let Some(first) = paths.first() else { return Err(Error::usage("no tar shard is given")) };
+                let (shards, texts) = Shards::open(paths)?;
+                let images = Images::Shards(shards, texts.len());
+                Self::new(first, images, texts.into_iter().enumerate().collect())
+            }
+            Source::Features { features, captions } => Self::of_features(features, captions),
+        }
+    }
+
+    fn of_files(path: &Path, folder: &Path, listing: Listing) -> Result<Self> {
+        let images = Images::Files { folder: folder.to_owned(), names: listing.names };
+        Self::new(path, images, listing.captions)
+    }
+
+    fn of_features(paths: &[PathBuf], captions: &Path) -> Result<Self> {
+        let features = Features::open(paths)?;
+        let records = records::read(captions)?;
+        if records.len() != features.images() {
+            return Err(Error::input(
+                captions,
+                format_args!(
+                    "has {} lines, but the features have {} rows; line i holds the captions of row i",
+                    records.len(),
+                    features.images()
+                ),
+            ));
+        }
+        let (mut names, mut texts) = (Vec::new(), Vec::new());
+        for (image, record) in records.into_iter().enumerate() {
+            names.push(record.image.unwrap_or_default());
+            texts.extend(record.captions.into_vec().into_iter().map(|text| (image, text)));
+        }
+        Self::new(captions, Images::Features { features, names }, texts)
+    }
+
+    fn new(path: &Path, images: Images, captions: Vec<(usize, String)>) -> Result<Self> {
+        let captions = captions.into_iter().map(|(image, text)| Caption { image: image as u32, text });
+        let mut dataset = Self { images, captions: captions.collect(), fingerprint: 0 };
+        if dataset.images() == 0 {
+            return Err(Error::input(path, "holds no image"));
+        }
+        if u32::try_from(dataset.images().max(dataset.captions.len())).is_err() {
+            return Err(Error::input(path, "has more than 4294967295 images or captions; split it"));
+        }
+        dataset.fingerprint = dataset.hash();
+        Ok(dataset)
+    }
+
+    fn hash(&self) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut add = |number: usize, text: &str| {
+            hasher.update(&(number as u64).to_le_bytes());
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        };
+        (0..self.images()).for_each(|image| add(image, &self.name(image)));
+        self.captions.iter().for_each(|Caption { image, text }| add(*image as usize, text));
+        hasher.finalize()
+    }
+
+    /// Number of images.
+    pub fn images(&self) -> usize {
+        match &self.images {
+            Images::Files { names, .. } => names.len(),
+            Images::Shards(_, samples) => *samples,
+            Images::Features { features, .. } => features.images(),
+        }
+    }
+
+    /// What the data set calls an image: its path as it stands there, `shard.tar/entry`, or, of features
+    /// whose captions name no image, `features.safetensors row 3`.
+    pub fn name(&self, image: usize) -> String {
+        match &self.images {
+            Images::Files { names, .. } => names[image].clone(),
+            Images::Shards(shards, _) => shards.name(image),
+            Images::Features { features, names } => match &*names[image] {
+                "" => features.name(image),
+                name => name.to_owned(),
+            },
+        }
+    }
+
+    /// The examples, in the data set's order. A sample of a tar shard without a text has a blank one.
+    pub fn captions(&self) -> &[Caption] {
+        &self.captions
+    }
+
+    /// What the images are.
+    pub fn kind(&self) -> Kind {
+        match &self.images {
+            Images::Files { .. } | Images::Shards(..) => Kind::Pictures,
+            Images::Features { features, .. } => {
+                Kind::Features { tokens: features.tokens, width: features.width }
+            }
+        }
+    }
+
+    /// Which image encoder's output the features are, if they tell.
+    pub fn encoder(&self) -> Option<&str> {
+        match &self.images {
+            Images::Features { features, .. } => features.encoder(),
+            _ => None,
+        }
+    }
+
+    /// A checksum of all names and captions: places in the data set mean the same where it is the same.
+    pub fn fingerprint(&self) -> u32 {
+        self.fingerprint
+    }
+
+    /// Decodes an image.
+    ///
+    /// # Errors
+    /// Fails, naming the file or entry, if it cannot be read or decoded.
+    ///
+    /// # Panics
+    /// Panics if the data set has no such image, or has features.
+    pub fn picture(&self, image: usize) -> Result<Rgb> {
+        match &self.images {
+            Images::Files { folder, names } => Rgb::read(&folder.join(&names[image])),
+            Images::Shards(shards, _) => shards.picture(image),
+            Images::Features { .. } => panic!("a data set of features has no pictures"),
+        }
+    }
+
+    /// Pixel values [B, 3, S, S] of images as they are evaluated, decoded on all cores.
+    ///
+    /// # Errors
+    /// Fails if an image cannot be read.
+    ///
+    /// # Panics
+    /// As [`picture`](Self::picture).
+    pub fn pixels(&self, images: &[usize], processor: &ImageProcessor) -> Result<HostTensor> {
+        let decoded: Vec<Result<Vec<f32>>> =
+            images.par_iter().map(|&image| self.pixel_values(image, processor)).collect();
+        let (height, width) = processor.size();
+        let mut values = Vec::with_capacity(images.len() * 3 * height * width);
+        for image in decoded {
+            values.extend(image?);
+        }
+        Ok(HostTensor::new(&[images.len(), 3, height, width], values))
+    }
+
+    /// Pixel values [3, S, S] of an image as it is evaluated.
+    ///
+    /// # Errors
+    /// Fails if the image cannot be read.
+    ///
+    /// # Panics
+    /// As [`picture`](Self::picture).
+    pub fn pixel_values(&self, image: usize, processor: &ImageProcessor) -> Result<Vec<f32>> {
+        let Rgb { pixels, width, height } = self.picture(image)?;
+        processor.process(&pixels, width, height)
+    }
+
+    /// The image encoder's output [B, N, W] of images.
+    ///
+    /// # Errors
+    /// Fails if a file cannot be read, and if a value is infinite or not a number.
+    ///
+    /// # Panics
+    /// Panics if the data set has no such image, or has pictures.
+    pub fn features(&self, images: &[usize]) -> Result<HostTensor> {
+        let Images::Features { features, .. } = &self.images else {
+            panic!("a data set of pictures has no features");
+        };
+        let mut values = Vec::with_capacity(images.len() * features.tokens * features.width);
+        for &image in images {
+            features.read(image, &mut values)?;
+        }
+        Ok(HostTensor::new(&[images.len(), features.tokens, features.width], values))
+    }
+}

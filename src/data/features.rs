@@ -1,0 +1,100 @@
+//! The image encoder's output, kept in files.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::params::safetensors::Checkpoint;
+
+/// Name of the tensor with the image encoder's output [images, N, W], before its last norm.
+pub const VISION_OUTPUT: &str = "vision_output";
+/// Key of the metadata that tells which encoder's output it is.
+pub const ENCODER: &str = "encoder";
+
+/// Feature files, read as one.
+#[derive(Debug)]
+pub(super) struct Features {
+    shards: Vec<Checkpoint>,
+    /// The first row of each shard, and the number of all.
+    starts: Vec<usize>,
+    /// N
+    pub(super) tokens: usize,
+    /// W
+    pub(super) width: usize,
+}
+
+impl Features {
+    pub(super) fn open(paths: &[PathBuf]) -> Result<Self> {
+        let mut shards: Vec<Checkpoint> = Vec::new();
+        let mut starts = vec![0];
+        let (mut tokens, mut width) = (0, 0);
+        for path in paths {
+            let shard = Checkpoint::open(path)?;
+            let rows = match shard.get(VISION_OUTPUT).map(|info| &info.shape[..]) {
+                Some(&[rows, n, w]) if n > 0 && w > 0 => {
+                    if !shards.is_empty() && (n, w) != (tokens, width) {
+                        let first = paths[0].display();
+                        let what = format!("has rows of [{n}, {w}], but {first} of [{tokens}, {width}]");
+                        return Err(Error::input(path, what));
+                    }
+                    (tokens, width) = (n, w);
+                    rows
+                }
+                found => {
+                    let found = found.map_or("no such tensor".to_owned(), |shape| format!("{shape:?}"));
+                    let what = format!(
+                        "tensor \"{VISION_OUTPUT}\" has to be [images, tokens, width], but there is {found}; \
+                         qformer encode writes it"
+                    );
+                    return Err(Error::input(path, what));
+                }
+            };
+            let encoder = shard.metadata().get(ENCODER);
+            let first = shards.first().unwrap_or(&shard);
+            if first.metadata().get(ENCODER) != encoder {
+                let what = format!("is another image encoder's output than {}", paths[0].display());
+                return Err(Error::input(path, what));
+            }
+            starts.push(starts.last().expect("not empty") + rows);
+            shards.push(shard);
+        }
+        Ok(Self { shards, starts, tokens, width })
+    }
+
+    /// I
+    pub(super) fn images(&self) -> usize {
+        *self.starts.last().expect("not empty")
+    }
+
+    /// Which encoder's output it is, if the files tell.
+    pub(super) fn encoder(&self) -> Option<&str> {
+        self.shards.first()?.metadata().get(ENCODER).map(String::as_str)
+    }
+
+    /// The shard that holds an image, and its row there.
+    fn place(&self, image: usize) -> (&Checkpoint, usize) {
+        // Shards without rows share their start with the next.
+        let shard = self.starts.partition_point(|&start| start <= image) - 1;
+        (&self.shards[shard], image - self.starts[shard])
+    }
+
+    /// `features.safetensors row 3`
+    pub(super) fn name(&self, image: usize) -> String {
+        let (shard, row) = self.place(image);
+        let file = shard.path().file_name().unwrap_or_default();
+        format!("{} row {row}", Path::new(file).display())
+    }
+
+    /// Appends an image's features [N, W] to `values`.
+    pub(super) fn read(&self, image: usize, values: &mut Vec<f32>) -> Result<()> {
+        let (shard, row) = self.place(image);
+        let elements = self.tokens * self.width;
+        let range = row * elements..(row + 1) * elements;
+        let not_finite =
+            shard.read_f32_range(VISION_OUTPUT, range, |_, block| values.extend_from_slice(block))?;
+        if not_finite > 0 {
+            let what = format!("row {row} has {not_finite} values that are infinite or not a number");
+            return Err(Error::input(shard.path(), what));
+        }
+        Ok(())
+    }
+}

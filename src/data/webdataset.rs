@@ -1,0 +1,157 @@
+//! Tar shards of samples: indexed once, then read where they are needed.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::Deserialize;
+use tar::Archive;
+
+use crate::error::{Error, Result};
+use crate::input;
+use crate::vision::image::{MAX_FILE, Rgb};
+
+/// Tar's unit: headers are one, and contents are filled up to whole ones.
+const BLOCK: u64 = 512;
+
+/// Longest text or description read of a sample, in bytes.
+const TEXT_BYTES: u64 = 1 << 20;
+
+/// The samples of all shards, in their order.
+#[derive(Debug)]
+pub(super) struct Shards {
+    paths: Vec<PathBuf>,
+    samples: Vec<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    /// Index of its shard.
+    shard: usize,
+    /// The image's entry; the samples's name where it has no image.
+    entry: String,
+    /// The image's bytes within the shard.
+    image: Option<Range<u64>>,
+}
+
+/// What a shard's entries tell of a sample.
+#[derive(Debug, Default)]
+struct Sample {
+    name: String,
+    image: Option<(String, Range<u64>)>,
+    text: Option<String>,
+    /// Of its `.json`.
+    caption: Option<String>,
+}
+
+/// What is read of a sample's `.json`.
+#[derive(Deserialize)]
+struct Description {
+    caption: Option<String>,
+}
+
+impl Shards {
+    /// Indexes the shards; returns them with every sample's text, blank where it has none.
+    pub(super) fn open(paths: &[PathBuf]) -> Result<(Self, Vec<String>)> {
+        let indexed: Vec<Result<Vec<Sample>>> = paths.par_iter().map(|path| index(path)).collect();
+        let (mut samples, mut texts) = (Vec::new(), Vec::new());
+        for (shard, found) in indexed.into_iter().enumerate() {
+            for Sample { name, image, text, caption } in found? {
+                let (entry, image) = match image {
+                    Some((entry, place)) => (entry, Some(place)),
+                    None => (name, None),
+                };
+                samples.push(Place { shard, entry, image });
+                texts.push(text.or(caption).unwrap_or_default());
+            }
+        }
+        Ok((Self { paths: paths.to_vec(), samples }, texts))
+    }
+
+    /// `shard.tar/entry`
+    pub(super) fn name(&self, image: usize) -> String {
+        let Place { shard, entry, .. } = &self.samples[image];
+        let shard = self.paths[*shard].file_name().unwrap_or_default();
+        format!("{}/{entry}", shard.to_string_lossy())
+    }
+
+    /// Decodes an image.
+    pub(super) fn picture(&self, image: usize) -> Result<Rgb> {
+        let Place { shard, entry, image } = &self.samples[image];
+        let path = &self.paths[*shard];
+        let name = path.join(entry);
+        let Some(place) = image else {
+            return Err(Error::input(&name, "has no .jpg, .jpeg or .png beside its text"));
+        };
+        let length = place.end - place.start;
+        if length > MAX_FILE {
+            let what = format!("is larger than the {MAX_FILE} bytes that are read; give a smaller file");
+            return Err(Error::input(&name, what));
+        }
+        let cannot_read = |error| Error::io(&name, "read", error);
+        let (mut file, _) = input::open(path)?;
+        file.seek(SeekFrom::Start(place.start)).map_err(cannot_read)?;
+        let mut bytes = vec![0; length as usize];
+        file.read_exact(&mut bytes).map_err(cannot_read)?;
+        Rgb::decode(&name, &bytes)
+    }
+}
+
+/// The samples of one shard: those with an image or a text.
+fn index(path: &Path) -> Result<Vec<Sample>> {
+    let (file, length) = input::open(path)?;
+    let broken = |error| Error::input(path, format_args!("cannot be read as a tar archive: {error}"));
+    let mut archive: Archive<File> = Archive::new(file);
+    let mut samples: Vec<Sample> = Vec::new();
+    let mut numbers = HashMap::new();
+    let mut end = 0;
+    for entry in archive.entries_with_seek().map_err(broken)? {
+        let mut entry = entry.map_err(broken)?;
+        let (start, size) = (entry.raw_file_position(), entry.size());
+        end = start.saturating_add(size.div_ceil(BLOCK).saturating_mul(BLOCK));
+        if end > length {
+            break;
+        }
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let Some((sample, ending)) = split_name(&name) else { continue };
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let number = *numbers.entry(sample.to_owned()).or_insert_with(|| {
+            samples.push(Sample { name: sample.to_owned(), ..Sample::default() });
+            samples.len() - 1
+        });
+        let sample = &mut samples[number];
+        let mut read = || {
+            let mut bytes = Vec::new();
+            entry.by_ref().take(TEXT_BYTES).read_to_end(&mut bytes).map_err(broken).map(|_| bytes)
+        };
+        match &*ending.to_ascii_lowercase() {
+            "jpg" | "jpeg" | "png" if sample.image.is_none() => {
+                sample.image = Some((name, start..start + size));
+            }
+            "txt" => sample.text = Some(String::from_utf8_lossy(&read()?).into_owned()),
+            "json" => {
+                sample.caption =
+                    serde_json::from_slice(&read()?).ok().and_then(|json: Description| json.caption);
+            }
+            _ => {}
+        }
+    }
+    // An archive ends with a block of zeros.
+    if end.saturating_add(BLOCK) > length {
+        return Err(Error::input(path, "is truncated: a tar archive without its end; copy it again"));
+    }
+    samples.retain(|sample| sample.image.is_some() || sample.text.is_some() || sample.caption.is_some());
+    Ok(samples)
+}
+
+/// A sample's name, the entry's up to the first dot of its last part, and what follows the dot.
+fn split_name(entry: &str) -> Option<(&str, &str)> {
+    let file = entry.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = file + entry[file..].find('.')?;
+    Some((&entry[..dot], &entry[dot + 1..]))
+}
