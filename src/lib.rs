@@ -14,7 +14,8 @@
 //! - [`QFormer::encode_image`]: each query's output [B, Q, D] and unit feature [B, Q, E];
 //! - [`QFormer::encode_text`]: each text's unit feature [T, E];
 //! - [`QFormer::similarity`]: contrastive similarity, the largest cosine over an image's queries;
-//! - [`QFormer::match_score`]: the matching score of a pair, in either form of [`Matching`].
+//! - [`QFormer::match_score`]: the matching score of a pair, in either form of [`Matching`];
+//! - [`Captioner::caption`]: captions of images, by the Q-Former's own language-modelling head.
 //!
 //! The letters of shapes are explained in [`config`]. Features can be kept and read again
 //! ([`HostTensor`]), so the encoder, by far the larger part, need not run twice.
@@ -35,7 +36,9 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod evaluate;
 mod input;
+pub mod language;
 pub mod layers;
 pub mod ops;
 pub mod output;
@@ -51,7 +54,7 @@ mod workspace;
 pub use config::Config;
 pub use device::{Cpu, Cuda};
 pub use error::{Error, Result};
-pub use qformer::{ImageFeatures, Match, Matching, QFormer};
+pub use qformer::{Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
 pub use tensor::HostTensor;
 pub use tokenizer::Tokenizer;
 pub use vision::encoder::VisionEncoder;

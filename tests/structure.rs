@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the library, each with those it may name.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("error", &[]),
     ("tensor", &[]),
     ("random", &[]),
@@ -18,6 +18,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
     ("ops", &["error", "tensor", "device", "config", "random"]),
     ("params", &["error", "input", "output", "tensor", "arena", "device", "config"]),
     ("workspace", &["error", "arena", "device"]),
+    ("language", &["error", "random"]),
     ("layers", &["error", "tensor", "arena", "device", "config", "ops", "params"]),
     (
         "vision",
@@ -31,7 +32,23 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "layers", "qformer", "vision", "tokenizer", "data",
         ],
     ),
-    ("qformer", &["error", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"]),
+    (
+        "qformer",
+        &[
+            "error",
+            "tensor",
+            "tokenizer",
+            "arena",
+            "device",
+            "config",
+            "ops",
+            "params",
+            "workspace",
+            "layers",
+            "language",
+        ],
+    ),
+    ("evaluate", &["error", "tensor", "ops", "qformer"]),
 ];
 
 /// Longest file, in lines; generated or tabular ones would be named here with a reason.

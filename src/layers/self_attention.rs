@@ -9,7 +9,9 @@ use crate::device::{M, SM, V, Write};
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::attention::{Attention, AttentionBackward, AttentionForward, Mask, PlacedSequences};
+use crate::ops::embedding::EmbeddingForward;
 use crate::params::{Spec, Tree};
+use crate::tensor::View;
 
 /// Self-attention over learned queries and text together: one set of weights for both.
 #[derive(Clone, Debug)]
@@ -59,6 +61,17 @@ pub enum FirstKeys {
     Own,
     /// An earlier stream's rows in the same block ([`Inputs::earlier`]).
     Earlier,
+}
+
+/// The keys and values, in one block, of sequences that grow by a token at a time.
+pub struct Growing<'a, 'k, B: Backend> {
+    /// Queries, keys and values [earlier rows + rows, 3·D]: those of the tokens read so far, then room for
+    /// those of the tokens that are read now.
+    pub so_far: &'a mut M<'k, B>,
+    /// [rows·length, 3·D]: takes keys and values, sequence by sequence
+    pub grown: &'a mut M<'k, B>,
+    /// For each row of `grown` its row of `so_far` [1, rows·length]
+    pub from: View<'a, B, u32>,
 }
 
 /// What the layer works in.
@@ -117,6 +130,36 @@ impl<B: Backend> SelfAttention<V<'_, B>> {
         self.output.forward(b, acts.context.view(), acts.projected.reborrow())?;
         let dropout = stream.dropout_at(inputs, Place::AttentionOutput);
         self.norm.training_forward(b, acts.projected.view(), Some(x), dropout, acts.norm.as_mut(), y)
+    }
+
+    /// The same in inference for one more token of each sequence, x [rows, D]. A sequence may continue
+    /// any earlier one, so the keys and values of all it has read are laid out for it anew.
+    pub fn growing_forward(
+        &self,
+        b: &B,
+        x: V<'_, B>,
+        stream: &Stream<'_, B>,
+        inputs: &Inputs<'_, B>,
+        growing: Growing<'_, '_, B>,
+        acts: &mut SelfAttentionActs<'_, B>,
+        y: M<'_, B>,
+    ) -> Result<()> {
+        let Growing { so_far, grown, from } = growing;
+        let (earlier, hidden) = (so_far.rows() - x.rows(), x.cols());
+        self.qkv.forward(b, x, so_far.reborrow().split_rows(earlier).1)?;
+        let so_far = so_far.view();
+        let (_, keys_values) = grown.reborrow().split_columns(hidden);
+        let table = so_far.columns(hidden..3 * hidden);
+        b.embedding_forward(EmbeddingForward { ids: from, table, positions: None, y: keys_values })?;
+        let [q, ..] = parts(so_far.row_range(earlier..so_far.rows()));
+        let [_, k, v] = parts(grown.view());
+        for attending in stream.attending {
+            let (prefix, out) = (attending.earlier_keys(inputs), acts.context.reborrow());
+            let args = AttentionForward { q, k, v, prefix, out, lse: None };
+            b.attention_forward(stream.self_attention(attending, inputs), args)?;
+        }
+        self.output.forward(b, acts.context.view(), acts.projected.reborrow())?;
+        self.norm.forward(b, acts.projected.view(), Some(x), y)
     }
 
     /// dx [rows, D] from dy [rows, D]. `dqkv` [rows, 3·D] holds what other streams' rows have already

@@ -1,6 +1,6 @@
 //! The image pass: the queries alone read the image.
 
-use super::{ImageFeatures, QFormer, embed_queries, gather, write_query_ids};
+use super::{ImageFeatures, Parameters, QFormer, embed_queries, gather, write_query_ids};
 use crate::arena::{Arena, Cursor};
 use crate::config::Config;
 use crate::device::{M, V};
@@ -11,7 +11,7 @@ use crate::layers::cross_attention::ImageTokens;
 use crate::layers::self_attention::{Attending, FirstKeys, SelfAttentionActs};
 use crate::ops::Backend;
 use crate::ops::absorbed_attention::CrossSizes;
-use crate::ops::attention::{Mask, Sequence, Sequences, Span};
+use crate::ops::attention::{Mask, PlacedSequences, Sequence, Sequences, Span};
 use crate::tensor::{HostTensor, ViewMut};
 
 /// What the image pass works in.
@@ -141,12 +141,8 @@ impl<B: Backend> QFormer<B> {
             let [x, y] = &mut acts.x;
             let (mut x, mut y) = (x.reborrow(), y.reborrow());
             parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
-            let image = if self.cross_sizes().absorbs(b.frozen_layout()) {
-                ImageTokens::Features { features: acts.features.view(), images }
-            } else {
-                parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-                ImageTokens::KeysValues { keys_values: acts.keys_values.view(), sequences: cross }
-            };
+            let features = acts.features.view();
+            let image = self.image_tokens(&parameters, features, &mut acts.keys_values, cross, images)?;
             let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
             let stream = self.stream(images * queries, &attending, Some(image));
             gather(b, self.first_attended(), acts.ids.view(), acts.block.attended.reborrow())?;
@@ -171,6 +167,57 @@ impl<B: Backend> QFormer<B> {
             unit.extend(b.read(acts.unit.view())?);
         }
         Ok(())
+    }
+
+    /// The image pass of a few images for texts that continue them: `kept`, one for each block, takes the
+    /// queries, keys and values of self-attention [I·Q, 3·D].
+    pub(super) fn image_pass_keeping(
+        &self,
+        values: &[f32],
+        images: usize,
+        kept: &mut [M<'_, B>],
+    ) -> Result<()> {
+        let (b, parameters) = (&self.device, self.weights.view());
+        let queries = self.config.num_query_tokens;
+        let own = Sequences::uniform(images, queries);
+        let cross = self.cross_sequences((0..images).collect());
+        let mut lease = self.workspace.lease(b, (images, "images"), |c| {
+            ImagePassActs::carve(c, self, images, [&own, &cross]);
+        })?;
+        let mut acts = ImagePassActs::carve(&mut lease.cursor(), self, images, [&own, &cross]);
+        b.write(values, 0, acts.vision_output.reborrow())?;
+        write_query_ids(b, queries, acts.ids.reborrow())?;
+        let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
+        parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+        let image =
+            self.image_tokens(&parameters, acts.features.view(), &mut acts.keys_values, cross, images)?;
+        let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
+        let stream = self.stream(images * queries, &attending, Some(image));
+        let [mut x, mut y] = acts.x;
+        embed_queries(b, &parameters, acts.ids.view(), y.reborrow(), x.reborrow())?;
+        for (index, (block, kept)) in parameters.blocks.iter().zip(kept).enumerate() {
+            let inputs = self.inputs(&parameters, index);
+            acts.block.attention.qkv = kept.reborrow();
+            block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
+            std::mem::swap(&mut x, &mut y);
+        }
+        Ok(())
+    }
+
+    /// What the queries of the image pass attend to: the features [I·N, W], or their `keys_values`.
+    fn image_tokens<'a>(
+        &self,
+        parameters: &Parameters<V<'_, B>>,
+        features: V<'a, B>,
+        keys_values: &'a mut M<'_, B>,
+        sequences: PlacedSequences<'a, B>,
+        images: usize,
+    ) -> Result<ImageTokens<'a, B>> {
+        if self.cross_sizes().absorbs(self.device.frozen_layout()) {
+            return Ok(ImageTokens::Features { features, images });
+        }
+        parameters.image_kv.forward(&self.device, features, keys_values.reborrow())?;
+        Ok(ImageTokens::KeysValues { keys_values: keys_values.view(), sequences })
     }
 
     /// Runs the queries through the first block's self-attention, once for all images.

@@ -5,7 +5,7 @@ use super::text_pass::{ClsActs, TextEmbeddingActs, text_spans};
 use super::{Parameters, QFormer, embed_queries, write_query_ids};
 use crate::arena::Cursor;
 use crate::device::{M, V};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layers::Keep;
 use crate::layers::block::BlockActs;
 use crate::layers::cross_attention::ImageTokens;
@@ -136,12 +136,7 @@ impl<B: Backend> QFormer<B> {
         self.heads()?;
         let images = self.check_images(vision_output)?;
         self.check_texts(texts)?;
-        if let Some(pair) = pairs.iter().find(|&&(image, text)| image >= images || text >= texts.len()) {
-            return Err(Error::usage(format!(
-                "pair {pair:?} names an image or text that is not among the {images} images and {} texts",
-                texts.len()
-            )));
-        }
+        self.check_pairs(pairs, [images, texts.len()])?;
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.sort_by_key(|&pair| pairs[pair]);
         let mut matches = vec![Match { score: 0.0, logits: None }; pairs.len()];

@@ -1,10 +1,14 @@
 //! The Q-Former: its passes over images and texts, and what it makes of them.
 
+mod captioner;
+mod decoder_pass;
 mod image_pass;
 mod joint_pass;
 mod params;
 mod text_pass;
 
+pub use captioner::{Caption, CaptionLoss, Captioner};
+pub use decoder_pass::Decoder;
 pub use joint_pass::{Match, Matching};
 pub use params::{Abilities, Parameters, RetrievalHeads, TextEmbeddings};
 
@@ -215,6 +219,16 @@ impl<B: Backend> QFormer<B> {
             "this checkpoint has no projections and no matching head, so it cannot compare images with texts; \
              use one of Blip2ForImageTextRetrieval",
         ))
+    }
+
+    /// Checks that pairs (image, text) are of so many images and texts.
+    fn check_pairs(&self, pairs: &[(usize, usize)], [images, texts]: [usize; 2]) -> Result<()> {
+        match pairs.iter().find(|&&(image, text)| image >= images || text >= texts) {
+            None => Ok(()),
+            Some(pair) => Err(Error::usage(format!(
+                "pair {pair:?} names an image or text that is not among the {images} images and {texts} texts"
+            ))),
+        }
     }
 
     /// Checks that the model reads text and that these tokens are in its tables.

@@ -139,12 +139,23 @@ impl<B: Backend> QFormer<B> {
         acts: TextEmbeddingActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let TextEmbeddingActs { mut ids, mut places, mut embedded } = acts;
-        let embeddings = parameters.text_embeddings.as_ref().expect("checked by check_texts");
         let tokens: Vec<u32> = texts.iter().flat_map(AsRef::as_ref).copied().collect();
         let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.as_ref().len() as u32).collect();
-        self.device.write_indices(&tokens, ids.reborrow())?;
-        self.device.write_indices(&positions, places.reborrow())?;
+        self.embed_tokens(parameters, [&tokens, &positions], acts, y)
+    }
+
+    /// Embeds `tokens` at their `positions`, into `y` [rows, D].
+    pub(super) fn embed_tokens(
+        &self,
+        parameters: &Parameters<V<'_, B>>,
+        [tokens, positions]: [&[u32]; 2],
+        acts: TextEmbeddingActs<'_, B>,
+        y: M<'_, B>,
+    ) -> Result<()> {
+        let TextEmbeddingActs { mut ids, mut places, mut embedded } = acts;
+        let embeddings = parameters.text_embeddings.as_ref().expect("checked by check_texts");
+        self.device.write_indices(tokens, ids.reborrow())?;
+        self.device.write_indices(positions, places.reborrow())?;
         self.device.embedding_forward(EmbeddingForward {
             ids: ids.view(),
             table: embeddings.words,

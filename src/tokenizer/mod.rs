@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
@@ -109,6 +110,36 @@ impl Tokenizer {
         self.begin_of_sentence
     }
 
+    /// Ids of the tokens that a caption by the Q-Former begins and ends with, as LAVIS has it: `[DEC]`,
+    /// which is the `bos_token` of `tokenizer_config.json`, and `[SEP]`.
+    ///
+    /// # Errors
+    /// Fails if no `bos_token` is configured.
+    pub fn caption_ends(&self) -> Result<[u32; 2]> {
+        let Some(start) = self.begin_of_sentence else {
+            let what = format_args!(
+                "has no token that begins a caption; set \"bos_token\": \"[DEC]\" in {CONFIG_FILE_NAME}"
+            );
+            return Err(Error::input(&self.path, what));
+        };
+        Ok([start, self.last])
+    }
+
+    /// The text of token ids: word pieces joined, spaces before punctuation taken out, special tokens
+    /// left out.
+    ///
+    /// # Errors
+    /// Fails if an id is not in the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocabulary_size) {
+            let count = self.vocabulary_size;
+            return Err(Error::input(&self.path, format_args!("has {count} tokens, none of them of id {id}")));
+        }
+        self.inner
+            .decode(ids, true)
+            .map_err(|error| Error::input(&self.path, input::printable(&error.to_string())))
+    }
+
     /// Checks that word embeddings of `rows` rows have one for every word piece. Added tokens may be
     /// without: transformers adds an `<image>`, for which the Q-Former has no embedding.
     ///
@@ -184,6 +215,7 @@ fn build(definition: Definition) -> tokenizers::Result<tokenizers::Tokenizer> {
     let mut tokenizer = tokenizers::Tokenizer::new(model);
     tokenizer.with_normalizer(Some(definition.normalizer))?;
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    tokenizer.with_decoder(Some(WordPieceDecoder::default()));
     tokenizer.add_tokens(definition.added)?;
     Ok(tokenizer)
 }

@@ -1,12 +1,11 @@
 //! ITG: the language-modelling head on every token of a text but the last, which predicts the next.
 
-use super::parameters::LanguageHead;
 use super::plan::Plan;
 use crate::arena::Cursor;
 use crate::config::QFormerConfig;
 use crate::device::{M, SM, V, Write};
 use crate::error::Result;
-use crate::layers::Keep;
+use crate::layers::{Keep, LanguageHead};
 use crate::layers::layer_norm::LayerNormActs;
 use crate::layers::linear::{Fused, Linear};
 use crate::ops::Backend;

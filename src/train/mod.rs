@@ -33,7 +33,7 @@ pub use batch::Batch;
 pub use checkpoint::{Saved, State};
 pub use metrics::Record;
 pub use model::{Companions, Model, start_token};
-pub use parameters::{LanguageHead, Stage1Parameters};
+pub use parameters::Stage1Parameters;
 pub use run::Run;
 pub use schedule::{LrScheduler, Schedule};
 pub use settings::Settings;

@@ -1,7 +1,7 @@
 //! What stage 1 trains.
 
 use crate::config::Config;
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::LanguageHead;
 use crate::params::{Spec, Tree};
 use crate::qformer::{Abilities, Parameters};
 
@@ -16,34 +16,13 @@ pub struct Stage1Parameters<T> {
     pub temperature: T,
 }
 
-/// BERT's language-modelling head; its last layer's weight is that of the word embeddings.
-#[derive(Clone, Debug)]
-pub struct LanguageHead<T> {
-    /// [D, D]
-    pub transform: Linear<T>,
-    /// [1, D]
-    pub norm: LayerNorm<T>,
-    /// [1, V]
-    pub bias: T,
-}
-
 impl Stage1Parameters<Spec> {
     /// By Hugging Face's names, or LAVIS's where Hugging Face has none.
     pub fn spec(config: &Config) -> Self {
-        let qformer = &config.qformer;
-        let head = "cls.predictions.transform";
         let temperature = Spec::vector([("temp".to_owned(), 1)]);
         Self {
             qformer: Parameters::spec(config, Abilities { text: true, retrieval: true }),
-            language_head: LanguageHead {
-                transform: Linear::spec(&format!("{head}.dense"), qformer.hidden_size, qformer.hidden_size),
-                norm: LayerNorm::spec(
-                    &format!("{head}.LayerNorm"),
-                    qformer.hidden_size,
-                    qformer.layer_norm_eps,
-                ),
-                bias: Spec::vector([("cls.predictions.bias".to_owned(), qformer.vocab_size)]),
-            },
+            language_head: LanguageHead::spec(&config.qformer),
             temperature: temperature.shaped_as(&[]),
         }
     }
@@ -57,18 +36,6 @@ impl<T> Tree<T> for Stage1Parameters<T> {
             qformer: self.qformer.map(leaf),
             language_head: self.language_head.map(leaf),
             temperature: leaf(&self.temperature),
-        }
-    }
-}
-
-impl<T> Tree<T> for LanguageHead<T> {
-    type With<U> = LanguageHead<U>;
-
-    fn map<'t, U>(&'t self, leaf: &mut dyn FnMut(&'t T) -> U) -> LanguageHead<U> {
-        LanguageHead {
-            transform: self.transform.map(leaf),
-            norm: self.norm.map(leaf),
-            bias: leaf(&self.bias),
         }
     }
 }

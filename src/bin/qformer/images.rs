@@ -126,7 +126,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The image processor of the model in the folder `model`.
-fn processor(model: &Path, config: &Config) -> Result<ImageProcessor> {
+pub(crate) fn processor(model: &Path, config: &Config) -> Result<ImageProcessor> {
     let processor = ImageProcessor::load(model)?;
     let side = config.vision.image_size;
     if processor.size() != (side, side) {

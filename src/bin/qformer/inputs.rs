@@ -35,7 +35,7 @@ pub(crate) struct Inputs {
 #[group(id = "image_source", multiple = false)]
 pub(crate) struct ImageArguments {
     /// JPEG or PNG files
-    #[arg(long, value_name = "FILE", num_args = 1..)]
+    #[arg(long, alias = "image", value_name = "FILE", num_args = 1..)]
     pub(crate) images: Vec<PathBuf>,
     /// Folder whose .jpg, .jpeg and .png files are read, in the order of their names
     #[arg(long, value_name = "DIR")]

@@ -1,8 +1,10 @@
 //! `qformer`: BLIP-2's Q-Former from the command line.
 
+mod caption;
 mod data;
 mod device;
 mod embed;
+mod evaluate;
 mod images;
 mod init;
 mod inputs;
@@ -47,6 +49,8 @@ struct Session {
 enum Command {
     Embed(embed::Arguments),
     Score(score::Arguments),
+    Caption(caption::Arguments),
+    Evaluate(evaluate::Arguments),
     Init(init::Arguments),
     Inspect(inspect::Arguments),
     Train(train::Arguments),
@@ -107,6 +111,8 @@ fn run(session: &Session, command: Command) -> Result<ExitCode> {
         Command::Train(arguments) => return train::run(&arguments, remarks),
         Command::Embed(arguments) => embed::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
+        Command::Caption(arguments) => caption::run(&arguments, remarks),
+        Command::Evaluate(arguments) => evaluate::run(&arguments, remarks),
         Command::Init(arguments) => init::run(&arguments, remarks),
         Command::Inspect(arguments) => inspect::run(&arguments, remarks),
     };

@@ -21,6 +21,11 @@ impl Progress {
         Self::new(what, "{msg} {wide_bar} {pos}/{len} images, {eta} left", total, remarks)
     }
 
+    /// Progress of `what`, counted in whatever it is that is done.
+    pub(crate) fn of_steps(what: &'static str, remarks: Remarks) -> Self {
+        Self::new(what, "{msg} {wide_bar} {pos}/{len}, {eta} left", 0, remarks)
+    }
+
     /// Progress of `what`, counted in bytes.
     pub(crate) fn of_bytes(what: &'static str, remarks: Remarks) -> Self {
         Self::new(what, "{msg} {wide_bar} {bytes}/{total_bytes}, {eta} left", 0, remarks)

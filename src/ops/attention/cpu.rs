@@ -151,6 +151,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
     fn attention_backward(&self, what: Attention<'_, Self>, args: AttentionBackward<'_, Self>) -> Result<()> {
         let AttentionBackward { q, k, v, prefix, out, lse, dout, dq, write, dk, dv, dprefix } = args;
         let width = what.check(q, k, v, prefix);
+        what.sequences.check_gradients();
         assert!(out.shape() == q.shape() && dout.shape() == q.shape() && dq.shape() == q.shape());
         assert!(dk.shape() == k.shape() && dv.shape() == v.shape());
         assert_eq!(prefix.is_some(), dprefix.is_some(), "a prefix has gradients");

@@ -56,25 +56,32 @@ pub struct Sequences {
     pub(super) groups: Vec<usize>,
     /// Whether some first and second span of keys name the same row, which only a prefix explains.
     spans_share_keys: bool,
+    /// Whether no two groups share a key, so that each can own its keys' gradients.
+    groups_own_keys: bool,
 }
 
 impl Sequences {
     /// A table of sequences; panics if two groups share a key or two sequences a query.
     pub fn new(sequences: Vec<Sequence>) -> Self {
+        let sequences = Self::reading(sequences);
+        assert!(sequences.groups_own_keys, "sequences that read the same keys stand apart");
+        sequences
+    }
+
+    /// The same for the forward pass alone: groups may share keys, as texts that continue one image share
+    /// its queries' but not one another's. Panics if two sequences share a query.
+    pub fn reading(sequences: Vec<Sequence>) -> Self {
         let mut groups: Vec<usize> =
             (0..sequences.len()).filter(|&i| i == 0 || sequences[i].keys != sequences[i - 1].keys).collect();
         assert!(disjoint(sequences.iter().flat_map(|s| s.queries)), "two sequences share a query row");
-        for span in 0..2 {
-            let keys = groups.iter().map(|&g| sequences[g].keys[span]);
-            assert!(disjoint(keys), "sequences that read the same keys stand apart");
-        }
+        let groups_own_keys = (0..2).all(|span| disjoint(groups.iter().map(|&g| sequences[g].keys[span])));
         let spans_share_keys = !disjoint(groups.iter().flat_map(|&g| sequences[g].keys));
         assert!(
             sequences.iter().all(|s| s.key_count() > 0 || s.query_count() == 0),
             "a query has no key to attend to"
         );
         groups.push(sequences.len());
-        Self { sequences, groups, spans_share_keys }
+        Self { sequences, groups, spans_share_keys, groups_own_keys }
     }
 
     /// Self-attention of `count` sets of `len` rows that follow one another.
@@ -119,6 +126,11 @@ impl Sequences {
         let spans = self.sequences.iter().flat_map(|s| [s.queries, s.keys].concat());
         let spans = spans.flat_map(|span| [word(span.start), word(span.len)]);
         self.groups.iter().map(|&group| word(group)).chain(spans).collect()
+    }
+
+    /// Asserts that gradients of keys can be formed.
+    pub(super) fn check_gradients(&self) {
+        assert!(self.groups_own_keys, "sequences that share keys have no backward pass");
     }
 
     pub(super) fn check(&self, queries: usize, keys: usize, prefix: Option<usize>) {

@@ -1,0 +1,183 @@
+//! `qformer caption`: what the Q-Former says that an image shows.
+
+use crate::Remarks;
+use crate::device::{Device, Opened};
+use crate::images::Images;
+use crate::inputs::{ImageArguments, warn_of_not_finite};
+use crate::progress::Progress;
+use clap::{ArgGroup, Args};
+use qformer::language::decoding::{Decoding, Search};
+use qformer::ops::Backend;
+use qformer::output::{self, printable};
+use qformer::params::safetensors::Checkpoint;
+use qformer::{Captioner, Config, Result, Tokenizer};
+use serde_json::{Value, json};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Caption images with the Q-Former's own language-modelling head
+///
+/// The checkpoint must have that head, as LAVIS's .pth files and the checkpoints of qformer train do. By
+/// default captions are searched with 3 beams and have 10 to 30 tokens, as in LAVIS. Without --output or
+/// --json a line an image is printed: its name, a tab, and the caption; with several captions, a line each.
+#[derive(Args)]
+#[command(group = ArgGroup::new("image").required(true).args(["images", "image_dir", "features"]))]
+pub(crate) struct Arguments {
+    /// Folder of the checkpoint, as save_pretrained or qformer train writes it
+    #[arg(long, alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
+    model: PathBuf,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
+    device: Device,
+    /// Images computed at a time
+    #[arg(long, value_name = "N", default_value = "8", env = "QFORMER_BATCH_SIZE")]
+    batch_size: NonZeroUsize,
+    #[command(flatten)]
+    images: ImageArguments,
+    #[command(flatten)]
+    decoding: DecodingArguments,
+    /// File to write, in JSON
+    #[arg(long, short, value_name = "FILE", conflicts_with = "json")]
+    output: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// How captions are found, by the names that transformers' `generate` gives.
+#[derive(Args)]
+struct DecodingArguments {
+    /// Captions followed at a time in a search; 1 is greedy search
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    num_beams: usize,
+    /// Draw tokens instead of searching: nucleus sampling
+    #[arg(long, alias = "nucleus", conflicts_with_all = ["num_beams", "length_penalty"])]
+    do_sample: bool,
+    /// Draw from the fewest tokens that have this much of the probability together
+    #[arg(long, value_name = "P", default_value_t = 0.9, requires = "do_sample")]
+    top_p: f64,
+    /// Divide the logits by this before drawing
+    #[arg(long, value_name = "T", default_value_t = 1.0, requires = "do_sample")]
+    temperature: f64,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 42, requires = "do_sample")]
+    seed: u64,
+    /// Longest caption in tokens, [DEC] and [SEP] included
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    max_length: usize,
+    /// Shortest caption in tokens, [DEC] included
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    min_length: usize,
+    /// Make tokens that came before less likely (above 1) or more likely (below 1)
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f64,
+    /// Divide a caption's log-probability by its length to this power
+    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
+    length_penalty: f64,
+    /// Captions of each image
+    #[arg(long, alias = "num-return-sequences", value_name = "N", default_value_t = 1)]
+    num_captions: usize,
+}
+
+impl DecodingArguments {
+    fn decoding(&self) -> Result<Decoding> {
+        let &Self { num_beams: beams, length_penalty, top_p, temperature, seed, .. } = self;
+        let decoding = Decoding {
+            search: match self.do_sample {
+                true => Search::Nucleus { top_p, temperature, seed, first: 0 },
+                false => Search::Beam { beams, length_penalty },
+            },
+            max_length: self.max_length,
+            min_length: self.min_length,
+            repetition_penalty: self.repetition_penalty,
+            sequences: self.num_captions,
+        };
+        decoding.validate()?;
+        Ok(decoding)
+    }
+}
+
+/// An image's captions, with their scores.
+struct Captioned {
+    image: String,
+    captions: Vec<(String, f64)>,
+}
+
+/// Does what the arguments ask for.
+pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
+    if let Some(path) = &arguments.output {
+        output::check_writable(path)?;
+    }
+    let decoding = arguments.decoding.decoding()?;
+    let captioned = match arguments.device.open(remarks)? {
+        Opened::Cpu(device) => arguments.caption(device, decoding, remarks)?,
+        Opened::Cuda(device) => arguments.caption(device, decoding, remarks)?,
+    };
+    let as_json = || Value::from(captioned.iter().map(Captioned::json).collect::<Vec<_>>());
+    match &arguments.output {
+        Some(path) => output::write_json(path, &as_json()),
+        None if arguments.json => crate::print(&format!("{}\n", as_json())),
+        None => crate::print(&captioned.iter().map(Captioned::lines).collect::<String>()),
+    }
+}
+
+impl Arguments {
+    fn caption<B: Backend + Clone>(
+        &self,
+        device: B,
+        decoding: Decoding,
+        remarks: Remarks,
+    ) -> Result<Vec<Captioned>> {
+        let config = Config::load(&self.model)?;
+        let mut images = Images::find(&self.images, &self.model, &config)?;
+        let tokenizer = Tokenizer::load(&self.model)?;
+        let checkpoint = Checkpoint::open(&self.model)?;
+        let captioner = load(&device, &config, &checkpoint, &tokenizer, remarks)?;
+        images.load_encoder(device, &config, &checkpoint, remarks)?;
+        let mut captioned = Vec::with_capacity(images.names.len());
+        images.for_each_batch(self.batch_size, remarks, |batch| {
+            let first = captioned.len();
+            for captions in captioner.caption(batch, &decoding.starting_at(first as u64))? {
+                let text = |caption: qformer::Caption| Ok((tokenizer.decode(&caption.tokens)?, caption.score));
+                let captions = captions.into_iter().map(text).collect::<Result<_>>()?;
+                captioned.push(Captioned { image: images.names[captioned.len()].clone(), captions });
+            }
+            Ok(())
+        })?;
+        Ok(captioned)
+    }
+}
+
+/// Loads the model with its language-modelling head.
+pub(crate) fn load<B: Backend + Clone>(
+    device: &B,
+    config: &Config,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+    remarks: Remarks,
+) -> Result<Captioner<B>> {
+    let progress = Progress::of_bytes("loading the Q-Former", remarks);
+    let ends = tokenizer.caption_ends()?;
+    let captioner =
+        Captioner::from_checkpoint(device.clone(), config.clone(), checkpoint, ends, &mut |done, total| {
+            progress.set(done, total);
+        })?;
+    drop(progress);
+    warn_of_not_finite(captioner.not_finite(), remarks);
+    Ok(captioner)
+}
+
+impl Captioned {
+    /// The best caption is at the top, where COCO's result files have it.
+    fn json(&self) -> Value {
+        let captions: Vec<Value> =
+            self.captions.iter().map(|(caption, score)| json!({"caption": caption, "score": score})).collect();
+        let best = self.captions.first().map(|(caption, _)| caption);
+        json!({"image": self.image, "caption": best, "captions": captions})
+    }
+
+    fn lines(&self) -> String {
+        let image = printable(&self.image);
+        self.captions.iter().map(|(caption, _)| format!("{image}\t{}\n", printable(caption))).collect()
+    }
+}

@@ -1,0 +1,214 @@
+//! Evaluation over a data set: retrieval as LAVIS scores it, matching, and captioning.
+//!
+//! Images are read in passes of a few at a time, so that a data set need not fit in memory; the matrix of
+//! contrastive similarities [images, captions] does.
+
+mod ranks;
+
+use crate::error::{Error, Result};
+use crate::ops::Backend;
+use crate::qformer::{Captioner, Matching, QFormer};
+use crate::tensor::HostTensor;
+use ranks::{Similarities, recalls};
+use std::ops::Range;
+
+/// The texts of a data set.
+#[derive(Clone, Copy, Debug)]
+pub struct Captions<'a> {
+    /// Token ids, `[CLS]` first and `[SEP]` last.
+    pub tokens: &'a [Vec<u32>],
+    /// The image that each is of, as many as texts. An image may have several, and any of them counts.
+    pub images: &'a [u32],
+}
+
+/// Images of a data set and where they are read from.
+pub struct Images<'a> {
+    /// How many there are.
+    pub count: usize,
+    /// The image encoder's output before its last norm [n, N, W] of n images that follow one another.
+    pub read: &'a mut dyn FnMut(Range<usize>) -> Result<HostTensor>,
+}
+
+/// How well images and texts find one another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retrieval {
+    /// By contrastive similarity (ITC).
+    pub itc: Recalls,
+    /// By ITM logit of "matches" + ITC cosine among the candidates of the largest ITC cosine; those that
+    /// are not candidates follow in the order of ITC.
+    pub reranked: Recalls,
+    /// Of the matching head.
+    pub matching: MatchingAccuracy,
+}
+
+/// Shares of the images and of the texts that find what belongs to them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Recalls {
+    /// Of the images that have a caption, those with one among the first 1, 5 and 10 texts.
+    pub image_to_text: [f64; 3],
+    /// Of the texts, those whose image is among the first 1, 5 and 10.
+    pub text_to_image: [f64; 3],
+}
+
+/// Shares of pairs that the matching head's larger logit tells rightly. As in training, the pairs are every
+/// text with its image; every text with its hard negative, the image of the largest ITC cosine among those
+/// that it is not of; and every image with its own, the text of the largest among those that are not of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MatchingAccuracy {
+    /// Of the pairs that match.
+    pub positives: f64,
+    /// Of the hard negatives; 1 if there are none, since all texts are of one image.
+    pub negatives: f64,
+    /// Of all.
+    pub all: f64,
+}
+
+/// How well captions are foreseen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CaptionStatistics {
+    /// The mean of −ln p over all tokens but the first of each text, in nats.
+    pub loss: f64,
+    /// How many they are.
+    pub tokens: usize,
+}
+
+impl CaptionStatistics {
+    /// e^loss
+    pub fn perplexity(&self) -> f64 {
+        self.loss.exp()
+    }
+}
+
+/// What an evaluation is doing, how far it has come, and how far it will go.
+pub type Progress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
+
+impl Captions<'_> {
+    fn check(&self, images: usize) -> Result<()> {
+        if self.tokens.is_empty() || self.tokens.len() != self.images.len() {
+            return Err(Error::value(format!(
+                "{} texts are said to be of {} images; there has to be a text, and an image for each",
+                self.tokens.len(),
+                self.images.len()
+            )));
+        }
+        match self.images.iter().find(|&&image| image as usize >= images) {
+            None => Ok(()),
+            Some(image) => Err(Error::value(format!("a text is of image {image}, but there are {images} images"))),
+        }
+    }
+}
+
+/// Retrieval in both directions, reranking for every image the `rerank` texts of the largest contrastive
+/// similarity, and for every text as many images.
+///
+/// # Errors
+/// Fails if the checkpoint cannot compare images with texts, if a text or the features are not fit, and as
+/// `images.read` does.
+pub fn retrieval<B: Backend>(
+    model: &QFormer<B>,
+    images: Images<'_>,
+    captions: Captions<'_>,
+    rerank: usize,
+    progress: Progress<'_>,
+) -> Result<Retrieval> {
+    let Images { count, read } = images;
+    captions.check(count)?;
+    let texts = model.encode_text(captions.tokens)?;
+    let mut values = Vec::with_capacity(count * captions.tokens.len());
+    for_each_pass::<B>(count, |pass| {
+        let features = model.encode_image(&read(pass.clone())?)?.features.expect("a model that compares texts");
+        values.extend(model.similarity(&features, &texts)?.values);
+        progress("comparing images with texts", pass.end, count);
+        Ok(())
+    })?;
+    let itc = Similarities::new(values, captions.images, count)?;
+
+    let (of_images, of_texts) = (itc.texts_of_images(rerank), itc.images_of_texts(rerank));
+    let negatives = itc.hard_negatives();
+    let mut wanted: Vec<Vec<u32>> = of_images.clone();
+    for (text, images) in of_texts.iter().enumerate() {
+        images.iter().for_each(|&image| wanted[image as usize].push(text as u32));
+    }
+    let positives = captions.images.iter().zip(0u32..).map(|(&image, text)| (image, text));
+    positives.chain(negatives.iter().copied()).for_each(|(image, text)| wanted[image as usize].push(text));
+    wanted.iter_mut().for_each(|texts| {
+        texts.sort_unstable();
+        texts.dedup();
+    });
+
+    let total = wanted.iter().map(Vec::len).sum();
+    let mut done = 0;
+    // Logits of each image and its wanted texts.
+    let mut logits: Vec<Vec<[f32; 2]>> = Vec::with_capacity(count);
+    for_each_pass::<B>(count, |pass| {
+        let of_pass = wanted[pass.clone()].iter().enumerate();
+        let pairs: Vec<(usize, usize)> =
+            of_pass.flat_map(|(image, texts)| texts.iter().map(move |&text| (image, text as usize))).collect();
+        let matches = model.match_score(&read(pass.clone())?, captions.tokens, &pairs, Matching::Classifier)?;
+        let mut matches = matches.into_iter().map(|found| found.logits.expect("of the classifier"));
+        logits.extend(wanted[pass].iter().map(|texts| matches.by_ref().take(texts.len()).collect()));
+        done += pairs.len();
+        progress("matching pairs", done, total);
+        Ok(())
+    })?;
+    let logits = |image: u32, text: u32| {
+        let place = wanted[image as usize].binary_search(&text).expect("a pair that was matched");
+        logits[image as usize][place]
+    };
+    let score = |image: u32, text: u32| logits(image, text)[1] + itc.get(image, text);
+    let right = |(image, text): (u32, u32)| logits(image, text)[1] > logits(image, text)[0];
+    let found = captions.images.iter().zip(0u32..).filter(|&(&image, text)| right((image, text))).count();
+    let rejected = negatives.iter().filter(|&&pair| !right(pair)).count();
+    let (texts, false_pairs) = (captions.images.len(), negatives.len());
+    let ranks = [itc.ranks_of_texts(), itc.ranks_of_images()];
+    let reranked =
+        [itc.reranked_texts(&ranks[0], &of_images, score), itc.reranked_images(&ranks[1], &of_texts, score)];
+    Ok(Retrieval {
+        itc: recalls(&ranks),
+        reranked: recalls(&reranked),
+        matching: MatchingAccuracy {
+            positives: found as f64 / texts as f64,
+            negatives: if false_pairs == 0 { 1.0 } else { rejected as f64 / false_pairs as f64 },
+            all: (found + rejected) as f64 / (texts + false_pairs) as f64,
+        },
+    })
+}
+
+/// How well the language-modelling head foresees every caption after its image.
+///
+/// # Errors
+/// Fails if a text or the features are not fit, and as `images.read` does.
+pub fn captioning<B: Backend>(
+    captioner: &Captioner<B>,
+    images: Images<'_>,
+    captions: Captions<'_>,
+    progress: Progress<'_>,
+) -> Result<CaptionStatistics> {
+    let Images { count, read } = images;
+    captions.check(count)?;
+    let mut of_images: Vec<Vec<usize>> = vec![Vec::new(); count];
+    captions.images.iter().enumerate().for_each(|(text, &image)| of_images[image as usize].push(text));
+    let (mut loss, mut tokens) = (0.0, 0);
+    for_each_pass::<B>(count, |pass| {
+        let of_pass = || of_images[pass.clone()].iter().enumerate();
+        let texts: Vec<Vec<u32>> =
+            of_pass().flat_map(|(_, texts)| texts.iter().map(|&text| captions.tokens[text].clone())).collect();
+        let images = of_pass().flat_map(|(image, texts)| texts.iter().map(move |_| image));
+        let pairs: Vec<(usize, usize)> = images.zip(0..).collect();
+        for found in captioner.caption_loss(&read(pass.clone())?, &texts, &pairs)? {
+            loss += found.loss;
+            tokens += found.tokens;
+        }
+        progress("foreseeing captions", pass.end, count);
+        Ok(())
+    })?;
+    Ok(CaptionStatistics { loss: loss / tokens as f64, tokens })
+}
+
+/// Calls `pass` with a few images after another.
+fn for_each_pass<B: Backend>(count: usize, mut pass: impl FnMut(Range<usize>) -> Result<()>) -> Result<()> {
+    for first in (0..count).step_by(B::IMAGES_PER_PASS) {
+        pass(first..count.min(first + B::IMAGES_PER_PASS))?;
+    }
+    Ok(())
+}
