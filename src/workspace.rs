@@ -31,7 +31,16 @@ impl<D: Device> Workspace<D> {
         (items, what): (usize, &str),
         carve: impl FnOnce(&mut Cursor<'_, D>),
     ) -> Result<Lease<'w, D>> {
-        let bytes = Arena::<D>::bytes(carve);
+        self.lease_bytes(device, (items, what), Arena::<D>::bytes(carve))
+    }
+
+    /// Memory of so many `bytes`.
+    pub(crate) fn lease_bytes<'w>(
+        &'w self,
+        device: &D,
+        (items, what): (usize, &str),
+        bytes: usize,
+    ) -> Result<Lease<'w, D>> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let kept = match kept {
             Some(kept) if kept.arena.capacity() >= bytes => kept,
@@ -44,6 +53,12 @@ impl<D: Device> Workspace<D> {
             }
         };
         Ok(Lease { kept: Some(kept), home: self })
+    }
+
+    /// Bytes that are kept.
+    pub(crate) fn bytes(&self) -> usize {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().map_or(0, |kept| kept.arena.capacity())
     }
 }
 

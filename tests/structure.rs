@@ -28,8 +28,21 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     (
         "train",
         &[
-            "error", "input", "output", "tensor", "arena", "device", "config", "ops", "params", "workspace",
-            "layers", "qformer", "vision", "tokenizer", "data",
+            "error",
+            "input",
+            "output",
+            "tensor",
+            "arena",
+            "device",
+            "config",
+            "ops",
+            "params",
+            "workspace",
+            "layers",
+            "qformer",
+            "vision",
+            "tokenizer",
+            "data",
         ],
     ),
     (

@@ -1,6 +1,7 @@
 //! Batches, prepared by threads of their own ahead of the step that learns from them.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -66,7 +67,7 @@ pub struct Loaded {
 /// An endless sequence of batches, epoch after epoch; a batch may have examples of two.
 ///
 /// Which examples a batch has, and what they look like, is a function of the data set, the options and
-/// the position alone. Captions are cleaned as LAVIS does ([`clean_caption`]) and tokenized. An example
+/// the position alone. Captions of pictures are cleaned as LAVIS does ([`clean_caption`]). An example
 /// that cannot be read is left out, and the next takes its place. The threads end with this value.
 #[derive(Debug)]
 pub struct Loader {
@@ -208,7 +209,12 @@ impl Preparation {
 
     fn prepare(&self, place: Place) -> std::result::Result<Sample, String> {
         let image = self.image_of(place);
-        let text = clean_caption(&self.dataset.captions()[place.caption as usize].text);
+        let text = &self.dataset.captions()[place.caption as usize].text;
+        let text = match self.dataset.kind() {
+            Kind::Pictures => Cow::Owned(clean_caption(text)),
+            // They were prepared with the images, and stand as they are.
+            Kind::Features { .. } => Cow::Borrowed(&**text),
+        };
         let tokens = self.tokenizer.encode(&text, self.options.text_length).map_err(|error| {
             format!("{}: caption {}: {error}", self.dataset.name(image as usize), place.caption)
         })?;

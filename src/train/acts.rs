@@ -1,17 +1,21 @@
-//! What the two phases of a step work in.
+//! What a step works in: the part that spans its micro-batches, and the two phases of one of them.
 
-use super::Batch;
-use super::captioning::{CaptioningActs, Predictions};
-use super::contrastive::ContrastiveActs;
-use super::matching::MatchingActs;
-use super::plan::Plan;
-use super::trunk::TrunkActs;
+use super::captioning::CaptioningActs;
+use super::contrastive::{ContrastiveActs, FeatureActs};
+use super::matching::{MatchingActs, Told};
+use super::picked::PickedActs;
+use super::plan::{ImageRows, Plan};
+use super::second::Second;
+use super::trunk::{Seen, TrunkActs};
+use super::{Recompute, Stage1Options};
 use crate::arena::Cursor;
 use crate::config::Config;
-use crate::device::{M, SM};
+use crate::device::{M, SM, V};
+use crate::error::Result;
 use crate::layers::block::BlockScratch;
+use crate::layers::linear::Linear;
 use crate::ops::Backend;
-use crate::tensor::ViewMut;
+use crate::tensor::{View, ViewMut};
 
 /// Constants, and what the random numbers of a step are drawn from.
 pub(super) struct Constants<'a, B: Backend> {
@@ -29,26 +33,117 @@ impl<'a, B: Backend> Constants<'a, B> {
     }
 }
 
-/// What the first phase works in, and the images of both.
-pub(super) struct FirstPhaseActs<'a, B: Backend> {
-    /// [B·N, W]
-    pub(super) vision_output: M<'a, B>,
-    /// x̂ [B·N, W]
-    pub(super) features: M<'a, B>,
+/// What spans the micro-batches.
+pub(super) struct WholeActs<'a, B: Backend> {
+    pub(super) fold: FoldActs<'a, B>,
+    pub(super) contrastive: ContrastiveActs<'a, B>,
+    pub(super) findings: Findings<'a, B>,
+}
+
+impl<'a, B: Backend> WholeActs<'a, B> {
+    /// For so many `images` in so many `batches`.
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, [images, batches]: [usize; 2], config: &Config) -> Self {
+        Self {
+            fold: FoldActs::carve(cursor, config),
+            contrastive: ContrastiveActs::carve(cursor, images, config),
+            findings: Findings::carve(cursor, batches),
+        }
+    }
+}
+
+/// The projections of the images' keys and values, with the image encoder's last norm folded in.
+pub(super) struct FoldActs<'a, B: Backend> {
     /// W∘γ [layers·2·D, W]
-    pub(super) folded_weight: M<'a, B>,
+    pub(super) weight: M<'a, B>,
     /// b + W·β [1, layers·2·D]
-    pub(super) folded_bias: M<'a, B>,
-    /// [B·N, layers·2·D]
+    pub(super) bias: M<'a, B>,
+    /// [layers·2·D, W]: sum over the micro-batches
+    pub(super) dweight: SM<'a, B>,
+    /// [1, layers·2·D]: sum over the micro-batches
+    pub(super) dbias: SM<'a, B>,
+}
+
+impl<'a, B: Backend> FoldActs<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, config: &Config) -> Self {
+        let (out, width) = (keys_values_width(config), config.vision.hidden_size);
+        Self {
+            weight: cursor.take(out, width),
+            bias: cursor.take(1, out),
+            dweight: cursor.take(out, width),
+            dbias: cursor.take(1, out),
+        }
+    }
+
+    pub(super) fn projections(&self) -> Linear<V<'_, B>> {
+        Linear { weight: self.weight.view(), bias: self.bias.view() }
+    }
+}
+
+/// layers·2·D
+fn keys_values_width(config: &Config) -> usize {
+    2 * config.qformer.hidden_size * config.qformer.cross_attention_layers().count()
+}
+
+/// What the second phase's passes find out, kept to be read when all of the step was asked for.
+pub(super) struct Findings<'a, B: Backend> {
+    /// [1, passes]: of ITM
+    matching: SM<'a, B>,
+    /// [passes, 2]: of ITM
+    correct: ViewMut<'a, B, u32>,
+    /// [1, batches]: of ITG
+    captioning: SM<'a, B>,
+}
+
+impl<'a, B: Backend> Findings<'a, B> {
+    fn carve(cursor: &mut Cursor<'a, B>, batches: usize) -> Self {
+        let passes = Second::most_passes(batches);
+        Self {
+            matching: cursor.take(1, passes),
+            correct: cursor.take(passes, 2),
+            captioning: cursor.take(1, batches),
+        }
+    }
+}
+
+impl<B: Backend> Findings<'_, B> {
+    /// Where ITM of a pass writes.
+    pub(super) fn told(&mut self, pass: usize) -> Told<'_, B> {
+        Told {
+            loss: self.matching.reborrow().split_columns(pass).1.split_columns(1).0,
+            correct: self.correct.reborrow().split_rows(pass).1.split_rows(1).0,
+        }
+    }
+
+    /// Pairs that ITM of a pass told right, and counted [1, 2].
+    pub(super) fn correct(&self, pass: usize) -> View<'_, B, u32> {
+        self.correct.view().row_range(pass..pass + 1)
+    }
+
+    /// Where ITG of a micro-batch writes its loss [1, 1].
+    pub(super) fn captioning(&mut self, batch: usize) -> SM<'_, B> {
+        self.captioning.reborrow().split_columns(batch).1.split_columns(1).0
+    }
+
+    /// ITM's losses and counts of the first `passes` passes, and ITG's losses.
+    pub(super) fn read(&self, b: &B, passes: usize) -> Result<(Vec<f32>, Vec<u32>, Vec<f32>)> {
+        let matching = b.read(self.matching.view().columns(0..passes))?;
+        let correct = b.read_indices(self.correct.view().row_range(0..passes))?;
+        Ok((matching, correct, b.read(self.captioning.view())?))
+    }
+}
+
+/// What the first phase of a micro-batch of b images works in, and the images of both.
+pub(super) struct FirstPhaseActs<'a, B: Backend> {
+    /// [b·N, W]
+    pub(super) vision_output: M<'a, B>,
+    /// x̂ [b·N, W]
+    pub(super) features: M<'a, B>,
+    /// [b·N, layers·2·D]
     pub(super) keys_values: M<'a, B>,
     pub(super) trunk: TrunkActs<'a, B>,
-    pub(super) contrastive: ContrastiveActs<'a, B>,
-    /// [B·N, layers·2·D]
+    pub(super) contrastive: FeatureActs<'a, B>,
+    /// [b·N, layers·2·D]
     pub(super) dkeys_values: M<'a, B>,
-    /// [layers·2·D, W]
-    pub(super) dfolded_weight: SM<'a, B>,
-    /// [1, layers·2·D]
-    pub(super) dfolded_bias: SM<'a, B>,
     /// [rows, 3·D] for each block
     pub(super) dqkv: Vec<M<'a, B>>,
     /// [rows, D], in turns
@@ -61,23 +156,20 @@ impl<'a, B: Backend> FirstPhaseActs<'a, B> {
         cursor: &mut Cursor<'a, B>,
         b: &B,
         plan: &Plan,
-        batch: &Batch,
+        image: ImageRows,
         config: &Config,
+        recompute: Recompute,
     ) -> Self {
         let (hidden, width) = (config.qformer.hidden_size, config.vision.hidden_size);
-        let (tokens, rows) = (batch.images() * batch.image_tokens(), plan.rows());
-        let out = 2 * hidden * config.qformer.cross_attention_layers().count();
+        let (tokens, rows) = (plan.images.len() * image.tokens, plan.rows());
+        let out = keys_values_width(config);
         Self {
             vision_output: cursor.take(tokens, width),
             features: cursor.take(tokens, width),
-            folded_weight: cursor.take(out, width),
-            folded_bias: cursor.take(1, out),
             keys_values: cursor.take(tokens, out),
-            trunk: TrunkActs::carve(cursor, plan, &config.qformer),
-            contrastive: ContrastiveActs::carve(cursor, plan, config),
+            trunk: TrunkActs::carve(cursor, plan, &config.qformer, recompute, Seen::ByLater),
+            contrastive: FeatureActs::carve(cursor, plan, config),
             dkeys_values: cursor.take(tokens, out),
-            dfolded_weight: cursor.take(out, width),
-            dfolded_bias: cursor.take(1, out),
             dqkv: (0..config.qformer.num_hidden_layers).map(|_| cursor.take(rows, 3 * hidden)).collect(),
             d: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             scratch: BlockScratch::carve(cursor, b, [plan.query_rows(), rows], &config.qformer),
@@ -85,9 +177,11 @@ impl<'a, B: Backend> FirstPhaseActs<'a, B> {
     }
 }
 
-/// What the second phase works in.
+/// What a pass of the second phase works in.
 pub(super) struct SecondPhaseActs<'a, B: Backend> {
     pub(super) trunk: TrunkActs<'a, B>,
+    /// What the heads read of the text's rows.
+    pub(super) picked: PickedActs<'a, B>,
     pub(super) matching: MatchingActs<'a, B>,
     pub(super) captioning: CaptioningActs<'a, B>,
     /// [rows, 3·D]
@@ -101,15 +195,17 @@ impl<'a, B: Backend> SecondPhaseActs<'a, B> {
     pub(super) fn carve(
         cursor: &mut Cursor<'a, B>,
         b: &B,
-        plan: &Plan,
-        predictions: &Predictions,
+        second: &Second,
         config: &Config,
+        options: &Stage1Options,
     ) -> Self {
+        let plan = &second.plan;
         let (hidden, rows) = (config.qformer.hidden_size, plan.rows());
         Self {
-            trunk: TrunkActs::carve(cursor, plan, &config.qformer),
-            matching: MatchingActs::carve(cursor, plan, hidden),
-            captioning: CaptioningActs::carve(cursor, plan, predictions, &config.qformer),
+            trunk: TrunkActs::carve(cursor, plan, &config.qformer, options.recompute, Seen::ByNone),
+            picked: PickedActs::carve(cursor, second.picked.len(), plan, hidden),
+            matching: MatchingActs::carve(cursor, plan, options.matching, config),
+            captioning: CaptioningActs::carve(cursor, &second.predictions, &config.qformer),
             dqkv: cursor.take(rows, 3 * hidden),
             d: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             scratch: BlockScratch::carve(cursor, b, [plan.query_rows(), rows], &config.qformer),

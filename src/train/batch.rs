@@ -1,8 +1,13 @@
 //! What a step learns from.
 
+use super::plan::ImageRows;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::tensor::HostTensor;
+use std::ops::Range;
+
+/// Most micro-batches of a step: each of their passes has a number of its own, by which dropout draws.
+pub(super) const MOST_BATCHES: usize = 2048;
 
 /// Images with a caption each, checked.
 #[derive(Clone, Debug)]
@@ -66,8 +71,71 @@ impl Batch {
         self.texts.len()
     }
 
-    /// N
-    pub(super) fn image_tokens(&self) -> usize {
-        self.vision_output.shape[1]
+    pub(super) fn rows(&self, config: &Config) -> ImageRows {
+        ImageRows { queries: config.num_query_tokens, tokens: self.vision_output.shape[1] }
+    }
+
+    /// Tokens that ITG predicts.
+    fn predicted(&self) -> usize {
+        self.texts.iter().map(|text| text.len() - 1).sum()
+    }
+}
+
+/// The micro-batches of a step, as one batch.
+pub(super) struct Whole<'a> {
+    batches: &'a [Batch],
+    /// The first image of each micro-batch, and where the last one ends.
+    bounds: Vec<usize>,
+    /// Of all, in order.
+    pub(super) texts: Vec<&'a [u32]>,
+    /// Of all, in order.
+    pub(super) image_ids: Vec<u32>,
+}
+
+impl<'a> Whole<'a> {
+    pub(super) fn of(batches: &'a [Batch]) -> Result<Self> {
+        if !(1..=MOST_BATCHES).contains(&batches.len()) {
+            return Err(Error::usage(format!(
+                "a step is to learn from {} micro-batches; 1 to {MOST_BATCHES} are possible",
+                batches.len()
+            )));
+        }
+        let mut bounds = vec![0];
+        bounds.extend(batches.iter().scan(0, |end, batch| {
+            *end += batch.images();
+            Some(*end)
+        }));
+        Ok(Self {
+            batches,
+            bounds,
+            texts: batches.iter().flat_map(|batch| &batch.texts).map(Vec::as_slice).collect(),
+            image_ids: batches.iter().flat_map(|batch| &batch.image_ids).copied().collect(),
+        })
+    }
+
+    /// B
+    pub(super) fn images(&self) -> usize {
+        self.image_ids.len()
+    }
+
+    /// How many micro-batches.
+    pub(super) fn batches(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Images of the largest micro-batch.
+    pub(super) fn largest(&self) -> usize {
+        self.batches.iter().map(Batch::images).max().expect("one at least")
+    }
+
+    /// Which images are those of a micro-batch.
+    pub(super) fn images_of(&self, batch: usize) -> Range<usize> {
+        self.bounds[batch]..self.bounds[batch + 1]
+    }
+
+    /// The part of a micro-batch in what ITG predicts.
+    pub(super) fn share_of_predicted(&self, batch: usize) -> f64 {
+        let all: usize = self.batches.iter().map(Batch::predicted).sum();
+        self.batches[batch].predicted() as f64 / all as f64
     }
 }

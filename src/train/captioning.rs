@@ -11,7 +11,6 @@ use crate::layers::linear::{Fused, Linear};
 use crate::ops::Backend;
 use crate::ops::activation::{Activation, ActivationBackward};
 use crate::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward};
-use crate::ops::embedding::EmbeddingForward;
 use crate::tensor::{Layout, Shape, ViewMut};
 
 /// Columns of logits start at multiples of 16 bytes in every row.
@@ -19,12 +18,8 @@ const PITCH: usize = 8;
 
 /// What ITG works in; R rows predict.
 pub(super) struct CaptioningActs<'a, B: Backend> {
-    /// [1, R]: rows of the stream that predict
-    ids: ViewMut<'a, B, u32>,
     /// [1, R]: what they are to predict
     labels: ViewMut<'a, B, u32>,
-    /// [R, D]
-    hidden: M<'a, B>,
     /// [R, D]
     pre_activation: M<'a, B>,
     /// [R, D]
@@ -41,20 +36,14 @@ pub(super) struct CaptioningActs<'a, B: Backend> {
     /// [1, R]
     predictions: ViewMut<'a, B, u32>,
     /// [1, 1]
-    loss: SM<'a, B>,
-    /// [1, 1]
     correct: ViewMut<'a, B, u32>,
     /// [R, D]: gradients on their way through the head, in turns
     d: [M<'a, B>; 2],
-    /// [R + 1, D]: the gradient of `hidden`, then zeros
-    dhidden: M<'a, B>,
-    /// [1, text rows]: for each row of text its row of `dhidden`
-    from_hidden: ViewMut<'a, B, u32>,
 }
 
 /// Rows of the stream that predict, and what.
 pub(super) struct Predictions {
-    rows: Vec<u32>,
+    pub(super) rows: Vec<u32>,
     labels: Vec<u32>,
 }
 
@@ -71,16 +60,13 @@ impl Predictions {
 impl<'a, B: Backend> CaptioningActs<'a, B> {
     pub(super) fn carve(
         cursor: &mut Cursor<'a, B>,
-        plan: &Plan,
         predictions: &Predictions,
         config: &QFormerConfig,
     ) -> Self {
         let (rows, hidden) = (predictions.rows.len(), config.hidden_size);
         let pitch = config.vocab_size.next_multiple_of(PITCH);
         Self {
-            ids: cursor.take(1, rows),
             labels: cursor.take(1, rows),
-            hidden: cursor.take(rows, hidden),
             pre_activation: cursor.take(rows, hidden),
             activated: cursor.take(rows, hidden),
             norm: LayerNormActs::carve(cursor, rows, hidden, Keep::ForBackward).expect("kept"),
@@ -89,19 +75,9 @@ impl<'a, B: Backend> CaptioningActs<'a, B> {
             lse: cursor.take(1, rows),
             row_losses: cursor.take(1, rows),
             predictions: cursor.take(1, rows),
-            loss: cursor.take(1, 1),
             correct: cursor.take(1, 1),
             d: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
-            dhidden: cursor.take(rows + 1, hidden),
-            from_hidden: cursor.take(1, plan.tokens.len()),
         }
-    }
-}
-
-impl<B: Backend> CaptioningActs<'_, B> {
-    /// The loss.
-    pub(super) fn read(&self, b: &B) -> Result<f64> {
-        Ok(b.read(self.loss.view())?[0].into())
     }
 }
 
@@ -115,21 +91,19 @@ pub(super) struct Captioning<'a, B: Backend> {
 }
 
 impl<B: Backend> Captioning<'_, B> {
-    /// From the second phase's output [rows, D] to the mean loss over the tokens.
+    /// From the outputs that predict, `hidden` [R, D], to the mean loss over them [1, 1].
     pub(super) fn forward(
         &self,
         b: &B,
         predictions: &Predictions,
-        output: V<'_, B>,
+        hidden: V<'_, B>,
         acts: &mut CaptioningActs<'_, B>,
+        loss: SM<'_, B>,
     ) -> Result<()> {
-        b.write_indices(&predictions.rows, acts.ids.reborrow())?;
         b.write_indices(&predictions.labels, acts.labels.reborrow())?;
-        let (ids, y) = (acts.ids.view(), acts.hidden.reborrow());
-        b.embedding_forward(EmbeddingForward { ids, table: output, positions: None, y })?;
         let pre_activation = Some(acts.pre_activation.reborrow());
         let fused = Fused { activation: Some(self.activation), residual: None, pre_activation };
-        self.head.transform.fused_forward(b, acts.hidden.view(), fused, acts.activated.reborrow())?;
+        self.head.transform.fused_forward(b, hidden, fused, acts.activated.reborrow())?;
         let (x, y) = (acts.activated.view(), acts.normed.reborrow());
         self.head.norm.training_forward(b, x, None, None, Some(&mut acts.norm), y)?;
         self.decoder().forward(b, acts.normed.view(), acts.logits.reborrow())?;
@@ -140,24 +114,23 @@ impl<B: Backend> Captioning<'_, B> {
             lse: acts.lse.reborrow(),
             row_losses: acts.row_losses.reborrow(),
             predictions: acts.predictions.reborrow(),
-            loss: acts.loss.reborrow(),
+            loss,
             correct: acts.correct.reborrow(),
         })
     }
 
-    /// The gradient of the second phase's text rows, into `dtext` [text rows, D].
+    /// The gradient of `hidden`, into `dhidden` [R, D].
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
     pub(super) fn backward(
         &self,
         b: &B,
-        plan: &Plan,
-        predictions: &Predictions,
         weight: f64,
+        hidden: V<'_, B>,
         acts: &mut CaptioningActs<'_, B>,
         gradients: &mut LanguageHead<SM<'_, B>>,
         dwords: SM<'_, B>,
         partials: &mut SM<'_, B>,
-        dtext: M<'_, B>,
+        dhidden: M<'_, B>,
     ) -> Result<()> {
         let (smoothing, labels, lse) = (self.smoothing, acts.labels.view(), acts.lse.view());
         let logits = acts.logits.reborrow();
@@ -170,19 +143,8 @@ impl<B: Backend> Captioning<'_, B> {
         self.head.norm.backward(b, &acts.norm, None, dnormed.view(), norm, partials, to)?;
         let (activation, x) = (self.activation, acts.pre_activation.view());
         b.activation_backward(ActivationBackward { activation, x, dy: dactivated.reborrow() })?;
-        let rows = predictions.rows.len();
-        let (dhidden, zeros) = acts.dhidden.reborrow().split_rows(rows);
-        b.clear(zeros)?;
-        let (transform, to) = (&mut gradients.transform, Some((Write::Replace, dhidden)));
-        self.head.transform.backward(b, acts.hidden.view(), dactivated.view(), transform, to)?;
-        // A row of text that predicts nothing gets the row of zeros.
-        let mut from = vec![rows as u32; plan.tokens.len()];
-        for (index, &row) in predictions.rows.iter().enumerate() {
-            from[row as usize - plan.query_rows()] = index as u32;
-        }
-        b.write_indices(&from, acts.from_hidden.reborrow())?;
-        let (ids, table) = (acts.from_hidden.view(), acts.dhidden.view());
-        b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: dtext })
+        let to = Some((Write::Replace, dhidden));
+        self.head.transform.backward(b, hidden, dactivated.view(), &mut gradients.transform, to)
     }
 
     fn decoder(&self) -> Linear<V<'_, B>> {

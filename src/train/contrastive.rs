@@ -1,73 +1,55 @@
 //! ITC: projected queries against projected texts.
+//!
+//! The features of every micro-batch are made in its own first phase; the loss is that of all of them,
+//! and of its way back the first phases need no more than the gradients of their own features.
 
+use super::picked::PickedActs;
 use super::plan::Plan;
+use super::projected::ProjectedActs;
 use crate::arena::Cursor;
 use crate::config::Config;
-use crate::device::{M, S, SM, V, Write};
+use crate::device::{M, S, SM, V};
 use crate::error::Result;
-use crate::layers::linear::Linear;
 use crate::ops::Backend;
 use crate::ops::contrastive::{
-    ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, Negatives,
+    ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, NO_NEGATIVE, Negatives,
     workspace_words,
 };
-use crate::ops::embedding::EmbeddingForward;
-use crate::ops::normalize::{NormalizeBackward, NormalizeForward};
 use crate::qformer::RetrievalHeads;
 use crate::tensor::ViewMut;
+use std::ops::Range;
 
-/// One side of the comparison.
-struct Side<'a, B: Backend> {
-    /// [rows, E]
-    projected: M<'a, B>,
-    /// [rows, E], of unit length
-    unit: M<'a, B>,
-    /// [rows, E]: the gradient of `projected`
-    dprojected: M<'a, B>,
-    /// [rows, E]: the gradient of `unit`
-    dunit: M<'a, B>,
+/// What the features of a micro-batch of b images are made in.
+pub(super) struct FeatureActs<'a, B: Backend> {
+    /// Of the queries [b·Q, E]
+    queries: ProjectedActs<'a, B>,
+    /// Of the texts [b, E]
+    texts: ProjectedActs<'a, B>,
+    /// The texts' first rows [b, D]
+    cls: PickedActs<'a, B>,
 }
 
-impl<'a, B: Backend> Side<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, rows: usize, width: usize) -> Self {
-        let mut take = || cursor.take(rows, width);
-        Self { projected: take(), unit: take(), dprojected: take(), dunit: take() }
-    }
-
-    fn forward(&mut self, b: &B, projection: &Linear<V<'_, B>>, x: V<'_, B>) -> Result<()> {
-        projection.forward(b, x, self.projected.reborrow())?;
-        b.normalize_forward(NormalizeForward { x: self.projected.view(), y: self.unit.reborrow() })
-    }
-
-    /// dx from `self.dunit`
-    fn backward(
-        &mut self,
-        b: &B,
-        projection: &Linear<V<'_, B>>,
-        x: V<'_, B>,
-        gradients: &mut Linear<SM<'_, B>>,
-        dx: M<'_, B>,
-    ) -> Result<()> {
-        let (x_projected, dy) = (self.projected.view(), self.dunit.view());
-        b.normalize_backward(NormalizeBackward { x: x_projected, dy, dx: self.dprojected.reborrow() })?;
-        projection.backward(b, x, self.dprojected.view(), gradients, Some((Write::Replace, dx)))
+impl<'a, B: Backend> FeatureActs<'a, B> {
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, plan: &Plan, config: &Config) -> Self {
+        let (hidden, width) = (config.qformer.hidden_size, config.image_text_hidden_size);
+        Self {
+            queries: ProjectedActs::carve(cursor, plan.query_rows(), width),
+            texts: ProjectedActs::carve(cursor, plan.texts.len(), width),
+            cls: PickedActs::carve(cursor, plan.texts.len(), plan, hidden),
+        }
     }
 }
 
 /// What ITC works in.
 pub(super) struct ContrastiveActs<'a, B: Backend> {
-    /// Of the queries [B·Q, E]
-    queries: Side<'a, B>,
-    /// Of the texts [B, E]
-    texts: Side<'a, B>,
-    /// [1, B]: the texts' first rows
-    cls_ids: ViewMut<'a, B, u32>,
-    /// [B, D]
-    cls: M<'a, B>,
-    /// [B + 1, D]: its gradient, then zeros
-    dcls: M<'a, B>,
-    /// [1, text rows]: for each row of text its row of `dcls`
-    from_cls: ViewMut<'a, B, u32>,
+    /// [B·Q, E], of unit length
+    queries: M<'a, B>,
+    /// [B, E], of unit length
+    texts: M<'a, B>,
+    /// [B·Q, E]
+    dqueries: M<'a, B>,
+    /// [B, E]
+    dtexts: M<'a, B>,
     /// [1, B]
     image_ids: ViewMut<'a, B, u32>,
     /// [2, B]
@@ -96,6 +78,13 @@ pub(super) struct HardNegatives {
     pub(super) images: Vec<u32>,
 }
 
+impl HardNegatives {
+    /// How many there are; an image or a text may have none.
+    pub(super) fn count(&self) -> usize {
+        self.texts.iter().chain(&self.images).filter(|&&negative| negative != NO_NEGATIVE).count()
+    }
+}
+
 /// How ITC is computed.
 #[derive(Clone, Copy)]
 pub(super) struct Contrastive<'a, B: Backend> {
@@ -107,31 +96,36 @@ pub(super) struct Contrastive<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> ContrastiveActs<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, plan: &Plan, config: &Config) -> Self {
-        let (hidden, width) = (config.qformer.hidden_size, config.image_text_hidden_size);
-        let (texts, text_rows) = (plan.texts.len(), plan.tokens.len());
-        let images = plan.images.len();
+    /// For B `images`.
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, images: usize, config: &Config) -> Self {
+        let (queries, width) = (config.num_query_tokens, config.image_text_hidden_size);
         Self {
-            queries: Side::carve(cursor, plan.query_rows(), width),
-            texts: Side::carve(cursor, texts, width),
-            cls_ids: cursor.take(1, texts),
-            cls: cursor.take(texts, hidden),
-            dcls: cursor.take(texts + 1, hidden),
-            from_cls: cursor.take(1, text_rows),
+            queries: cursor.take(images * queries, width),
+            texts: cursor.take(images, width),
+            dqueries: cursor.take(images * queries, width),
+            dtexts: cursor.take(images, width),
             image_ids: cursor.take(1, images),
             image_statistics: cursor.take(2, images),
-            text_statistics: cursor.take(2, texts),
-            winner: cursor.take(images, texts),
+            text_statistics: cursor.take(2, images),
+            winner: cursor.take(images, images),
             loss: cursor.take(1, 1),
             recalled: cursor.take(1, 2),
             negative_texts: cursor.take(1, images),
-            negative_images: cursor.take(1, texts),
-            workspace: cursor.take(1, workspace_words(images, texts, [config.num_query_tokens, width])),
+            negative_images: cursor.take(1, images),
+            workspace: cursor.take(1, workspace_words(images, images, [queries, width])),
         }
     }
 }
 
 impl<B: Backend> ContrastiveActs<'_, B> {
+    /// What [`Contrastive::forward`] found; waits for the device.
+    pub(super) fn hard_negatives(&self, b: &B) -> Result<HardNegatives> {
+        Ok(HardNegatives {
+            texts: b.read_indices(self.negative_texts.view())?,
+            images: b.read_indices(self.negative_images.view())?,
+        })
+    }
+
     /// The loss, and the share of images, and of texts, whose most similar partner is theirs.
     pub(super) fn read(&self, b: &B) -> Result<(f64, [f64; 2])> {
         let items = f64::from(self.image_ids.cols() as u32);
@@ -142,6 +136,25 @@ impl<B: Backend> ContrastiveActs<'_, B> {
 }
 
 impl<B: Backend> Contrastive<'_, B> {
+    /// The features of the micro-batch of `images` from its first phase's output [rows, D].
+    pub(super) fn features(
+        &self,
+        b: &B,
+        plan: &Plan,
+        images: Range<usize>,
+        output: V<'_, B>,
+        acts: &mut FeatureActs<'_, B>,
+        all: &mut ContrastiveActs<'_, B>,
+    ) -> Result<()> {
+        let rows = query_rows(&images, plan);
+        let queries = output.row_range(0..plan.query_rows());
+        let unit = all.queries.reborrow().split_rows(rows.start).1.split_rows(rows.len()).0;
+        acts.queries.forward(b, &self.heads.vision_projection, queries, unit)?;
+        acts.cls.take(b, &plan.cls_rows(plan.texts.len()), output)?;
+        let unit = all.texts.reborrow().split_rows(images.start).1.split_rows(images.len()).0;
+        acts.texts.forward(b, &self.heads.text_projection, acts.cls.rows.view(), unit)
+    }
+
     /// `queries` [B·Q, E] and `texts` [B, E] of the images `ids` [1, B]
     fn batch<'s>(
         &'s self,
@@ -159,31 +172,17 @@ impl<B: Backend> Contrastive<'_, B> {
         }
     }
 
-    /// From the first phase's output [rows, D].
+    /// The loss and hard negatives of all features.
     pub(super) fn forward(
         &self,
         b: &B,
-        plan: &Plan,
         image_ids: &[u32],
-        output: V<'_, B>,
         negatives: Negatives<'_, B>,
         acts: &mut ContrastiveActs<'_, B>,
-    ) -> Result<HardNegatives> {
-        let first: Vec<u32> = plan.texts.iter().map(|text| text.start as u32).collect();
-        b.write_indices(&first, acts.cls_ids.reborrow())?;
+    ) -> Result<()> {
         b.write_indices(image_ids, acts.image_ids.reborrow())?;
-        let queries = output.row_range(0..plan.query_rows());
-        acts.queries.forward(b, &self.heads.vision_projection, queries)?;
-        let ids = acts.cls_ids.view();
-        b.embedding_forward(EmbeddingForward {
-            ids,
-            table: output,
-            positions: None,
-            y: acts.cls.reborrow(),
-        })?;
-        acts.texts.forward(b, &self.heads.text_projection, acts.cls.view())?;
         b.contrastive_forward(ContrastiveForward {
-            batch: self.batch(&acts.queries.unit, &acts.texts.unit, &acts.image_ids),
+            batch: self.batch(&acts.queries, &acts.texts, &acts.image_ids),
             negatives,
             image_statistics: acts.image_statistics.reborrow(),
             text_statistics: acts.text_statistics.reborrow(),
@@ -193,55 +192,59 @@ impl<B: Backend> Contrastive<'_, B> {
             negative_texts: acts.negative_texts.reborrow(),
             negative_images: acts.negative_images.reborrow(),
             workspace: acts.workspace.reborrow(),
-        })?;
-        Ok(HardNegatives {
-            texts: b.read_indices(acts.negative_texts.view())?,
-            images: b.read_indices(acts.negative_images.view())?,
         })
     }
 
-    /// The gradient of the first phase's output, into `doutput` [rows, D].
-    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
+    /// The gradients of all features.
     pub(super) fn backward(
         &self,
         b: &B,
-        plan: &Plan,
-        output: V<'_, B>,
         weight: f64,
         acts: &mut ContrastiveActs<'_, B>,
-        gradients: &mut RetrievalHeads<SM<'_, B>>,
         dtemperature: SM<'_, B>,
-        doutput: M<'_, B>,
     ) -> Result<()> {
-        let (mut dqueries, mut dtexts) = (acts.queries.dunit.reborrow(), acts.texts.dunit.reborrow());
         b.contrastive_backward(ContrastiveBackward {
-            batch: self.batch(&acts.queries.unit, &acts.texts.unit, &acts.image_ids),
+            batch: self.batch(&acts.queries, &acts.texts, &acts.image_ids),
             gradient: self.gradient,
             weight,
             image_statistics: acts.image_statistics.view(),
             text_statistics: acts.text_statistics.view(),
             winner: acts.winner.view(),
-            dqueries: dqueries.reborrow(),
-            dtexts: dtexts.reborrow(),
+            dqueries: acts.dqueries.reborrow(),
+            dtexts: acts.dtexts.reborrow(),
             dtemperature,
             workspace: acts.workspace.reborrow(),
-        })?;
+        })
+    }
+
+    /// From the gradients of its features that of a first phase's output, into `doutput` [rows, D].
+    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
+    pub(super) fn features_backward(
+        &self,
+        b: &B,
+        plan: &Plan,
+        images: Range<usize>,
+        output: V<'_, B>,
+        acts: &mut FeatureActs<'_, B>,
+        all: &ContrastiveActs<'_, B>,
+        gradients: &mut RetrievalHeads<SM<'_, B>>,
+        doutput: M<'_, B>,
+    ) -> Result<()> {
         let (dquery_rows, dtext_rows) = doutput.split_rows(plan.query_rows());
         let (projection, gradient) = (&self.heads.vision_projection, &mut gradients.vision_projection);
         let queries = output.row_range(0..plan.query_rows());
-        acts.queries.backward(b, projection, queries, gradient, dquery_rows)?;
-        let texts = plan.texts.len();
+        let dunit = all.dqueries.view().row_range(query_rows(&images, plan));
+        acts.queries.backward(b, projection, queries, dunit, gradient, dquery_rows)?;
         let (projection, gradient) = (&self.heads.text_projection, &mut gradients.text_projection);
-        let (dcls, zeros) = acts.dcls.reborrow().split_rows(texts);
-        b.clear(zeros)?;
-        acts.texts.backward(b, projection, acts.cls.view(), gradient, dcls)?;
-        // A row of text that is no text's first gets the row of zeros.
-        let mut from = vec![texts as u32; plan.tokens.len()];
-        for (text, span) in plan.texts.iter().enumerate() {
-            from[span.start - plan.query_rows()] = text as u32;
-        }
-        b.write_indices(&from, acts.from_cls.reborrow())?;
-        let (ids, table) = (acts.from_cls.view(), acts.dcls.view());
-        b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: dtext_rows })
+        let (cls, dunit) = (acts.cls.rows.view(), all.dtexts.view().row_range(images.clone()));
+        let dcls = acts.cls.drows.reborrow().split_rows(images.len()).0;
+        acts.texts.backward(b, projection, cls, dunit, gradient, dcls)?;
+        acts.cls.put_back(b, &plan.cls_rows(plan.texts.len()), plan, dtext_rows)
     }
+}
+
+/// Rows of the queries of a micro-batch among those of all.
+fn query_rows(images: &Range<usize>, plan: &Plan) -> Range<usize> {
+    let queries = plan.query_rows() / images.len();
+    images.start * queries..images.end * queries
 }

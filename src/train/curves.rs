@@ -261,7 +261,7 @@ impl Axis {
             _ if greatest > 0.0 => greatest,
             _ => 1.0,
         };
-        let tick = nice(greatest / 4.0);
+        let tick = if scale == Scale::Share { 0.25 } else { nice(greatest / 4.0) };
         let count = (greatest / tick - 1e-9).ceil() as usize;
         let ticks = (0..=count).map(|i| i as f64 * tick).collect();
         Self { low: 0.0, high: count as f64 * tick, is_logarithmic: false, ticks }

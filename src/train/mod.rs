@@ -8,6 +8,21 @@
 //! the images' queries and the texts, each alone; then, when the contrastive similarities have told
 //! the hard negatives, the pairs to be matched and the texts to be generated, which see the queries of
 //! the first phase. The backward pass goes through the two phases in reverse.
+//!
+//! A batch may come in micro-batches (GradCache: Gao et al., 2021, arXiv 2101.06983). Then
+//! 1. the first phase of each runs, of which the contrastive features alone are kept;
+//! 2. ITC is computed over the features of all, forward and backward: its loss, the hard negatives, and
+//!    the gradients of all features;
+//! 3. of each micro-batch the first phase runs again, then the second over the pairs of its images, in
+//!    passes of three pairs an image, with texts of any micro-batch, then the way back through both,
+//!    which begins with the features' gradients of (2).
+//!
+//! Losses are means over the whole batch, so gradients are those of one big batch, up to rounding and
+//! dropout's masks. Of (3) the last micro-batch comes first, whose first phase is still at hand: a batch
+//! in one piece computes nothing twice.
+//!
+//! What the blocks work out can be kept for the way back or computed again there ([`Recompute`]). All
+//! memory is known beforehand ([`MemoryPlan`]) and taken once ([`Stage1::reserve`]).
 
 mod acts;
 mod batch;
@@ -16,13 +31,19 @@ mod checkpoint;
 mod contrastive;
 pub mod curves;
 mod matching;
+mod memory;
 mod metrics;
 mod model;
 mod non_finite;
+mod options;
 mod parameters;
+mod pass;
+mod picked;
 mod plan;
+mod projected;
 mod run;
 mod schedule;
+mod second;
 mod settings;
 mod step;
 mod trainer;
@@ -31,12 +52,14 @@ mod weights;
 
 pub use batch::Batch;
 pub use checkpoint::{Saved, State};
+pub use memory::{MemoryPlan, StepSize};
 pub use metrics::Record;
 pub use model::{Companions, Model, start_token};
-pub use parameters::Stage1Parameters;
+pub use options::{Hardness, Losses, Recompute, Stage1Options};
+pub use parameters::{SimilarityLogit, Stage1Parameters};
 pub use run::Run;
 pub use schedule::{LrScheduler, Schedule};
 pub use settings::Settings;
-pub use step::{Hardness, Losses, Stage1, Stage1Options};
+pub use step::Stage1;
 pub use trainer::{Ending, Report, Trainer};
 pub use weights::{Moment, Place, TrainedWeights, Training};

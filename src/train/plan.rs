@@ -1,9 +1,7 @@
 //! Which rows the two streams of a step have, and which of them attend to one another.
 
-use super::Batch;
 use crate::layers::self_attention::FirstKeys;
 use crate::ops::attention::{Mask, Sequence, Sequences, Span};
-use crate::ops::contrastive::NO_NEGATIVE;
 
 /// A stream: query rows, a set for each of `images`, then text rows.
 pub(super) struct Plan {
@@ -22,11 +20,21 @@ pub(super) struct Plan {
     query_rows: usize,
 }
 
+/// Rows of an image in the streams.
+#[derive(Clone, Copy)]
+pub(super) struct ImageRows {
+    /// Q
+    pub(super) queries: usize,
+    /// N
+    pub(super) tokens: usize,
+}
+
 impl Plan {
-    fn new(images: Vec<usize>, queries: usize, image_tokens: usize) -> Self {
+    fn new(images: Vec<usize>, rows: ImageRows) -> Self {
+        let ImageRows { queries, tokens } = rows;
         let sequence = |(set, &image): (usize, &usize)| Sequence {
             queries: [Span::new(set * queries, queries), Span::EMPTY],
-            keys: [Span::new(image * image_tokens, image_tokens), Span::EMPTY],
+            keys: [Span::new(image * tokens, tokens), Span::EMPTY],
         };
         Self {
             cross: Sequences::new(images.iter().enumerate().map(sequence).collect()),
@@ -57,12 +65,17 @@ impl Plan {
         self.query_rows + self.tokens.len()
     }
 
+    /// The first rows of the first `count` texts.
+    pub(super) fn cls_rows(&self, count: usize) -> Vec<u32> {
+        self.texts[..count].iter().map(|text| text.start as u32).collect()
+    }
+
     /// The first phase: every image's queries and every text, each alone.
-    pub(super) fn alone(batch: &Batch, queries: usize) -> Self {
-        let mut plan = Self::new((0..batch.images()).collect(), queries, batch.image_tokens());
-        let of_queries = (0..batch.images()).map(|i| [Span::new(i * queries, queries), Span::EMPTY]);
-        let mut spans: Vec<[Span; 2]> = of_queries.collect();
-        for text in &batch.texts {
+    pub(super) fn alone(texts: &[Vec<u32>], rows: ImageRows) -> Self {
+        let mut plan = Self::new((0..texts.len()).collect(), rows);
+        let of_queries = |i| [Span::new(i * rows.queries, rows.queries), Span::EMPTY];
+        let mut spans: Vec<[Span; 2]> = (0..texts.len()).map(of_queries).collect();
+        for text in texts {
             spans.push([Span::EMPTY, plan.add_text(text, None)]);
         }
         let sequences = spans.into_iter().map(|span| Sequence { queries: span, keys: span }).collect();
@@ -70,26 +83,32 @@ impl Plan {
         plan
     }
 
-    /// The second phase: the `pairs`, queries and text seeing one another, and the texts to be generated,
-    /// which see the first phase's queries of their image.
-    pub(super) fn together(batch: &Batch, pairs: &[Pair], queries: usize, start_token: u32) -> Self {
-        let images = pairs.iter().map(|pair| pair.image).collect();
-        let mut plan = Self::new(images, queries, batch.image_tokens());
+    /// The second phase: the `pairs`, queries and text seeing one another, and the `captions` to be
+    /// generated, which see the first phase's queries of their image: of all, or of none.
+    pub(super) fn together(
+        pairs: &[Pair],
+        texts: &[&[u32]],
+        captions: &[Vec<u32>],
+        rows: ImageRows,
+        start_token: u32,
+    ) -> Self {
+        let queries = rows.queries;
+        let mut plan = Self::new(pairs.iter().map(|pair| pair.image).collect(), rows);
         let mut matched = Vec::new();
         for (set, pair) in pairs.iter().enumerate() {
-            let both = [Span::new(set * queries, queries), plan.add_text(&batch.texts[pair.text], None)];
+            let both = [Span::new(set * queries, queries), plan.add_text(texts[pair.text], None)];
             matched.push(Sequence { queries: both, keys: both });
         }
+        plan.attending.push((Sequences::new(matched), Mask::None, FirstKeys::Own));
         let mut generated = Vec::new();
-        for (image, text) in batch.texts.iter().enumerate() {
+        for (image, text) in captions.iter().enumerate() {
             let text = plan.add_text(text, Some(start_token));
             let earlier = Span::new(image * queries, queries);
             generated.push(Sequence { queries: [Span::EMPTY, text], keys: [earlier, text] });
         }
-        plan.attending = vec![
-            (Sequences::new(matched), Mask::None, FirstKeys::Own),
-            (Sequences::new(generated), Mask::Causal, FirstKeys::Earlier),
-        ];
+        if !generated.is_empty() {
+            plan.attending.push((Sequences::new(generated), Mask::Causal, FirstKeys::Earlier));
+        }
         plan
     }
 }
@@ -97,21 +116,10 @@ impl Plan {
 /// An image and a text to be matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pair {
+    /// Within its micro-batch.
     pub(super) image: usize,
+    /// Within the whole batch.
     pub(super) text: usize,
     /// 1 if they match, else 0
     pub(super) label: u32,
-}
-
-/// Every image with its own text, every text with its hard negative image, and every image with its
-/// hard negative text, sorted by image. Where there is no negative there is no pair.
-pub(super) fn pairs(negative_images: &[u32], negative_texts: &[u32]) -> Vec<Pair> {
-    let own = (0..negative_texts.len()).map(|i| Pair { image: i, text: i, label: 1 });
-    let of_texts = negative_images.iter().enumerate().filter(|&(_, &image)| image != NO_NEGATIVE);
-    let of_texts = of_texts.map(|(text, &image)| Pair { image: image as usize, text, label: 0 });
-    let of_images = negative_texts.iter().enumerate().filter(|&(_, &text)| text != NO_NEGATIVE);
-    let of_images = of_images.map(|(image, &text)| Pair { image, text: text as usize, label: 0 });
-    let mut pairs: Vec<Pair> = own.chain(of_texts).chain(of_images).collect();
-    pairs.sort_by_key(|pair| pair.image);
-    pairs
 }

@@ -1,12 +1,13 @@
 //! Settings of a run.
 
 use super::schedule::{LrScheduler, Schedule};
-use super::{Hardness, Stage1Options};
+use super::{Hardness, Recompute, Stage1Options};
 use crate::config::Config;
 use crate::data::{Augmentation, Order};
 use crate::error::{Error, Result};
 use crate::ops::adamw::AdamW;
 use crate::ops::contrastive::ContrastiveGradient;
+use crate::qformer::Matching;
 use serde::{Deserialize, Serialize};
 
 /// Settings of a run of stage 1, by the names of the command line's flags.
@@ -48,6 +49,10 @@ pub struct Settings {
     pub negatives: Hardness,
     /// What the contrastive loss is differentiated by.
     pub itc_gradient: ContrastiveGradient,
+    /// What ITM tells pairs by.
+    pub matching: Matching,
+    /// What is computed again in the backward pass rather than kept.
+    pub grad_checkpointing: Recompute,
     /// Order of an epoch's examples.
     pub order: Order,
     /// What becomes of pictures.
@@ -91,6 +96,8 @@ impl Settings {
             loss_weights: [1.0; 3],
             negatives: Hardness::Sampled,
             itc_gradient: ContrastiveGradient::OneSided,
+            matching: Matching::Classifier,
+            grad_checkpointing: Recompute::None,
             order: Order::Shuffled,
             augment: Augmentation::Blip2Train,
             max_bad_samples: 0,
@@ -189,6 +196,8 @@ impl Settings {
             dropout: self.dropout,
             hardness: self.negatives,
             contrastive_gradient: self.itc_gradient,
+            matching: self.matching,
+            recompute: self.grad_checkpointing,
             start_token,
             seed: self.seed,
         }

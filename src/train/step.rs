@@ -1,86 +1,31 @@
 //! One step of stage 1: three losses and the gradients of all parameters.
 
-use super::acts::{Constants, FirstPhaseActs, SecondPhaseActs};
-use super::captioning::{Captioning, Predictions};
-use super::contrastive::{Contrastive, HardNegatives};
-use super::matching;
-use super::plan::{Pair, Plan, pairs};
-use super::trunk::{Qkv, Trunk, TrunkGradients};
-use super::weights::{Place, Training};
-use super::{Batch, Stage1Parameters, TrainedWeights};
+use super::acts::{Constants, SecondPhaseActs, WholeActs};
+use super::batch::Whole;
+use super::memory::{MemoryPlan, StepSize};
+use super::pass::{First, Pass, Place};
+use super::plan::Plan;
+use super::second::{PAIRS_OF_IMAGE, Second, passes};
+use super::weights::{self, Training};
+use super::{Batch, Losses, Stage1Options, Stage1Parameters, TrainedWeights};
 use crate::arena::Arena;
 use crate::config::Config;
-use crate::device::{M, S, SM, V, Write};
+use crate::device::Write;
 use crate::error::Result;
-use crate::layers::dropout::PassDropout;
-use crate::layers::linear::Linear;
 use crate::ops::Backend;
 use crate::ops::adamw::AdamW;
-use crate::ops::contrastive::{ContrastiveGradient, Negatives};
-use crate::ops::fold::{FoldBackward, FoldForward};
-use crate::ops::gemm::GemmBackward;
-use crate::ops::layer_norm::LayerNormForward;
 use crate::params::TensorSource;
 use crate::workspace::Workspace;
-use serde::{Deserialize, Serialize};
-
-/// The first site of dropout that passes do not use: that of the negatives' draw.
-const NEGATIVES_SITE: u32 = u32::MAX;
-
-/// How stage 1 is trained.
-#[derive(Clone, Debug)]
-pub struct Stage1Options {
-    /// Weights of ITC, ITM and ITG in the whole loss.
-    pub weights: [f64; 3],
-    /// Label smoothing of ITC and ITG.
-    pub smoothing: f64,
-    /// p of all dropout.
-    pub dropout: f64,
-    /// Whether hard negatives are drawn, or the hardest.
-    pub hardness: Hardness,
-    /// What the contrastive loss is differentiated by.
-    pub contrastive_gradient: ContrastiveGradient,
-    /// The token that starts a text to be generated: `[DEC]`.
-    pub start_token: u32,
-    /// Of dropout and the negatives' draw.
-    pub seed: u32,
-}
-
-/// Which of the others in a batch is a hard negative.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Hardness {
-    /// One drawn in proportion to the softmax of the similarities.
-    Sampled,
-    /// The most similar.
-    Hardest,
-}
-
-/// What a step found out.
-#[derive(Clone, Copy, Debug)]
-pub struct Losses {
-    /// The weighted sum of the three.
-    pub total: f64,
-    /// ITC
-    pub contrastive: f64,
-    /// ITM
-    pub matching: f64,
-    /// ITG
-    pub captioning: f64,
-    /// Share of pairs that ITM tells right.
-    pub matching_accuracy: f64,
-    /// Share of images, and of texts, whose most similar partner is theirs.
-    pub recall: [f64; 2],
-}
 
 /// A Q-Former in training.
 pub struct Stage1<B: Backend> {
     device: B,
     config: Config,
     options: Stage1Options,
-    weights: TrainedWeights<B, Stage1Parameters<Place>>,
-    /// What is the same in every step of a batch's size.
+    weights: TrainedWeights<B, Stage1Parameters<weights::Place>>,
+    /// What is the same in every step.
     constants: Arena<B>,
+    whole: Workspace<B>,
     first_phase: Workspace<B>,
     second_phase: Workspace<B>,
 }
@@ -89,9 +34,12 @@ impl<B: Backend> Stage1<B> {
     /// Reads the parameters.
     ///
     /// # Errors
-    /// Fails as the source does, and if there is not enough memory.
+    /// Fails if the model cannot be trained with these options, as the source does, and if there is not
+    /// enough memory.
     pub fn new(device: B, config: Config, options: Stage1Options, source: &dyn TensorSource) -> Result<Self> {
-        let weights = TrainedWeights::load(&device, &Stage1Parameters::spec(&config), source)?;
+        options.check(&config)?;
+        let spec = Stage1Parameters::spec(&config, options.matching);
+        let weights = TrainedWeights::load(&device, &spec, source)?;
         let width = config.vision.hidden_size;
         let mut constants = Arena::planned(&device, "constants", |c| {
             Constants::carve(c, width);
@@ -99,17 +47,17 @@ impl<B: Backend> Stage1<B> {
         let mut carved = Constants::carve(&mut constants.cursor(), width);
         device.write(&vec![1.0; width], 0, carved.ones.reborrow())?;
         device.clear(carved.zeros)?;
-        let (first_phase, second_phase) = (Workspace::default(), Workspace::default());
-        Ok(Self { device, config, options, weights, constants, first_phase, second_phase })
+        let [whole, first_phase, second_phase] = [(); 3].map(|()| Workspace::default());
+        Ok(Self { device, config, options, weights, constants, whole, first_phase, second_phase })
     }
 
     /// The parameters, with their gradients.
-    pub fn weights(&self) -> &TrainedWeights<B, Stage1Parameters<Place>> {
+    pub fn weights(&self) -> &TrainedWeights<B, Stage1Parameters<weights::Place>> {
         &self.weights
     }
 
     /// The same, to go on from what was saved of them.
-    pub(super) fn weights_mut(&mut self) -> &mut TrainedWeights<B, Stage1Parameters<Place>> {
+    pub(super) fn weights_mut(&mut self) -> &mut TrainedWeights<B, Stage1Parameters<weights::Place>> {
         &mut self.weights
     }
 
@@ -118,45 +66,116 @@ impl<B: Backend> Stage1<B> {
         &self.device
     }
 
-    /// The losses of a batch and the gradients of all parameters, of step number `step`, counted from 1.
+    /// Takes all memory that steps of this size need, so that none of them takes any.
     ///
     /// # Errors
-    /// Fails if there is not enough memory, and if the device does.
-    pub fn differentiate(&mut self, batch: &Batch, step: usize) -> Result<Losses> {
+    /// Fails as [`MemoryPlan::of`], and if there is not enough.
+    pub fn reserve(&mut self, size: StepSize) -> Result<MemoryPlan> {
+        let plan = MemoryPlan::of(&self.device, &self.config, &self.options, size)?;
+        let items = (size.images, "images");
+        self.whole.lease_bytes(&self.device, (size.images * size.batches, "images"), plan.whole_batch)?;
+        self.first_phase.lease_bytes(&self.device, items, plan.first_phase)?;
+        self.second_phase.lease_bytes(&self.device, items, plan.second_phase)?;
+        Ok(plan)
+    }
+
+    /// The memory that is held.
+    pub fn memory(&self) -> MemoryPlan {
+        let vectors = self.weights.bytes();
+        MemoryPlan {
+            parameters: vectors.parameters,
+            gradients: vectors.gradients,
+            moments: vectors.moments,
+            weights: vectors.weights,
+            whole_batch: self.whole.bytes(),
+            first_phase: self.first_phase.bytes(),
+            second_phase: self.second_phase.bytes(),
+            other: vectors.scalars + self.constants.capacity(),
+        }
+    }
+
+    /// The losses of a batch and the gradients of all parameters, of step number `step`, counted from 1.
+    ///
+    /// The batch comes in one or more micro-batches, which need memory for one of them at a time. The
+    /// losses and gradients are those of the whole: negatives are taken from all of it. For that the
+    /// first phase of each micro-batch but one runs twice; with one, nothing does.
+    ///
+    /// # Errors
+    /// Fails if there is no micro-batch or more than 2048, if there is not enough memory, and if the
+    /// device does.
+    pub fn differentiate(&mut self, batches: &[Batch], step: usize) -> Result<Losses> {
+        let whole = Whole::of(batches)?;
         self.weights.clear_gradients(&self.device)?;
-        let Self { device: b, config, options, weights, constants, first_phase, second_phase } = self;
-        let width = config.vision.hidden_size;
-        let mut constants = Constants::carve(&mut constants.cursor(), width);
+        let Self { device: b, config, options, weights, constants, .. } = self;
+        let b: &B = b;
+        let mut constants = Constants::carve(&mut constants.cursor(), config.vision.hidden_size);
         b.write_indices(&[options.seed, step as u32], constants.key.reborrow())?;
         let Training { weights: parameters, parameters: exact, mut gradients } = weights.training();
-        let pass = Pass {
-            b: &*b,
-            config,
-            options,
-            parameters: &parameters,
-            temperature: exact.temperature,
-            constants,
-        };
-        let plan = Plan::alone(batch, config.num_query_tokens);
-        let mut lease = first_phase.lease(b, (batch.images(), "images"), |c| {
-            FirstPhaseActs::carve(c, b, &plan, batch, config);
-        })?;
-        let mut first = FirstPhaseActs::carve(&mut lease.cursor(), b, &plan, batch, config);
-        let negatives = pass.first_forward(batch, &plan, &mut first)?;
+        let (parameters, exact) = (&parameters, &exact);
+        let pass = Pass { b, config, options, parameters, exact, constants, whole: &whole };
 
-        let matched = pairs(&negatives.images, &negatives.texts);
-        let together = Plan::together(batch, &matched, config.num_query_tokens, options.start_token);
-        let predictions = Predictions::of(&together, batch.images());
-        let mut lease = second_phase.lease(b, (batch.images(), "images"), |c| {
-            SecondPhaseActs::carve(c, b, &together, &predictions, config);
+        let sizes = [whole.images(), batches.len()];
+        let mut lease = self.whole.lease(b, (whole.images(), "images"), |c| {
+            WholeActs::carve(c, sizes, config);
         })?;
-        let mut second = SecondPhaseActs::carve(&mut lease.cursor(), b, &together, &predictions, config);
-        let phase = Second { plan: &together, pairs: &matched, predictions: &predictions };
-        pass.second_forward(&phase, &first, &mut second)?;
-        pass.second_backward(&phase, &mut first, &mut second, &mut gradients)?;
-        pass.first_backward(&plan, &mut first, &mut gradients)?;
+        let mut all = WholeActs::carve(&mut lease.cursor(), sizes, config);
+        let plans: Vec<Plan> =
+            batches.iter().map(|batch| Plan::alone(&batch.texts, batch.rows(config))).collect();
+        let firsts = || {
+            let parts = batches.iter().zip(&plans).enumerate();
+            parts.map(|(index, (batch, plan))| First { index, batch, plan })
+        };
+        let bytes = firsts().map(|first| {
+            Arena::<B>::bytes(|c| {
+                first.carve(c, b, config, options.recompute);
+            })
+        });
+        let bytes = bytes.max().expect("one at least");
+        let mut lease = self.first_phase.lease_bytes(b, (whole.largest(), "images"), bytes)?;
+
+        pass.fold_forward(&mut all.fold)?;
+        for first in firsts() {
+            let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
+            pass.first_forward(first, &mut acts, &mut all)?;
+        }
+        let negatives = pass.contrast(&mut all, gradients.temperature.reborrow())?;
+
+        let pairs = (whole.images() + negatives.count()) as f64;
+        let mut shares = Vec::new();
+        let mut last = true;
+        for first in firsts().rev() {
+            let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
+            // What the last one's first phase worked out is still in its place.
+            if !std::mem::take(&mut last) {
+                pass.first_forward(first, &mut acts, &mut all)?;
+            }
+            let most = PAIRS_OF_IMAGE * whole.largest();
+            for (index, pairs_of_pass) in
+                passes(&negatives, whole.images_of(first.index), most).iter().enumerate()
+            {
+                let captions = if index == 0 { &first.batch.texts[..] } else { &[] };
+                let rows = first.batch.rows(config);
+                let second = Second::new(pairs_of_pass, &whole.texts, captions, rows, options);
+                let place = Place {
+                    batch: first.index,
+                    pass: shares.len(),
+                    write: if index == 0 { Write::Replace } else { Write::Add },
+                    share_of_pairs: pairs_of_pass.len() as f64 / pairs,
+                };
+                shares.push(place.share_of_pairs);
+                let mut lease = self.second_phase.lease(b, (first.batch.images(), "images"), |c| {
+                    SecondPhaseActs::carve(c, b, &second, config, options);
+                })?;
+                let mut second_acts =
+                    SecondPhaseActs::carve(&mut lease.cursor(), b, &second, config, options);
+                pass.second_forward(&second, place, &acts, &mut all, &mut second_acts)?;
+                pass.second_backward(&second, place, &mut acts, &all, &mut second_acts, &mut gradients)?;
+            }
+            pass.first_backward(first, &mut acts, &mut all, &mut gradients)?;
+        }
+        pass.fold_backward(&all.fold, &mut gradients)?;
         // Last, because reading waits for the device.
-        pass.losses(&first, &second)
+        pass.losses(&all, &shares)
     }
 
     /// Lets the optimiser follow the gradients; returns their norm before it was clipped.
@@ -165,220 +184,5 @@ impl<B: Backend> Stage1<B> {
     /// Fails if the device does.
     pub fn update(&mut self, constants: AdamW, learning_rate: f64, step: usize) -> Result<f64> {
         self.weights.update(&self.device, constants, learning_rate, step)
-    }
-}
-
-/// What the second phase is about.
-struct Second<'a> {
-    plan: &'a Plan,
-    pairs: &'a [Pair],
-    predictions: &'a Predictions,
-}
-
-/// One step.
-struct Pass<'a, B: Backend> {
-    b: &'a B,
-    config: &'a Config,
-    options: &'a Stage1Options,
-    parameters: &'a Stage1Parameters<V<'a, B>>,
-    /// [1, 1]
-    temperature: S<'a, B>,
-    constants: Constants<'a, B>,
-}
-
-impl<B: Backend> Pass<'_, B> {
-    fn dropout(&self, pass: u32) -> PassDropout<'_, B> {
-        let p = self.options.dropout;
-        PassDropout { probabilities: p, hidden: p, pass, key: self.constants.key.view() }
-    }
-
-    fn contrastive(&self) -> Contrastive<'_, B> {
-        Contrastive {
-            heads: self.parameters.qformer.heads.as_ref().expect("stage 1 has heads"),
-            temperature: self.temperature,
-            smoothing: self.options.smoothing,
-            gradient: self.options.contrastive_gradient,
-        }
-    }
-
-    fn captioning(&self) -> Captioning<'_, B> {
-        Captioning {
-            head: &self.parameters.language_head,
-            words: self.parameters.qformer.text_embeddings.as_ref().expect("stage 1 reads text").words,
-            activation: self.config.qformer.hidden_act,
-            smoothing: self.options.smoothing,
-        }
-    }
-
-    fn first_forward(
-        &self,
-        batch: &Batch,
-        plan: &Plan,
-        acts: &mut FirstPhaseActs<'_, B>,
-    ) -> Result<HardNegatives> {
-        let (b, parameters) = (self.b, &self.parameters.qformer);
-        b.write(&batch.vision_output.values, 0, acts.vision_output.reborrow())?;
-        b.layer_norm_forward(LayerNormForward {
-            x: acts.vision_output.view(),
-            dropout: None,
-            residual: None,
-            weight: self.constants.ones.view(),
-            bias: self.constants.zeros.view(),
-            epsilon: parameters.image_norm.epsilon,
-            sum: None,
-            statistics: None,
-            y: acts.features.reborrow(),
-        })?;
-        b.fold_forward(FoldForward {
-            weight: parameters.image_kv.weight,
-            bias: parameters.image_kv.bias,
-            norm_weight: parameters.image_norm.weight,
-            norm_bias: parameters.image_norm.bias,
-            folded_weight: acts.folded_weight.reborrow(),
-            folded_bias: acts.folded_bias.reborrow(),
-        })?;
-        let folded = Linear { weight: acts.folded_weight.view(), bias: acts.folded_bias.view() };
-        folded.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-        let trunk = self.trunk(0, &folded, acts.keys_values.view());
-        trunk.forward(b, plan, &mut acts.trunk, None)?;
-        let negatives = match self.options.hardness {
-            Hardness::Hardest => Negatives::Hardest,
-            Hardness::Sampled => Negatives::Sampled { key: self.constants.key.view(), site: NEGATIVES_SITE },
-        };
-        let (output, contrastive) = (acts.trunk.output(), &mut acts.contrastive);
-        self.contrastive().forward(b, plan, &batch.image_ids, output, negatives, contrastive)
-    }
-
-    fn second_forward(
-        &self,
-        phase: &Second<'_>,
-        first: &FirstPhaseActs<'_, B>,
-        acts: &mut SecondPhaseActs<'_, B>,
-    ) -> Result<()> {
-        let (b, heads) = (self.b, self.contrastive().heads);
-        let folded = Linear { weight: first.folded_weight.view(), bias: first.folded_bias.view() };
-        let trunk = self.trunk(1, &folded, first.keys_values.view());
-        trunk.forward(b, phase.plan, &mut acts.trunk, Some(&first.trunk))?;
-        let output = acts.trunk.output();
-        matching::forward(b, &heads.matching, phase.plan, phase.pairs, output, &mut acts.matching)?;
-        self.captioning().forward(b, phase.predictions, output, &mut acts.captioning)
-    }
-
-    fn losses(&self, first: &FirstPhaseActs<'_, B>, second: &SecondPhaseActs<'_, B>) -> Result<Losses> {
-        let (contrastive, recall) = first.contrastive.read(self.b)?;
-        let (matching, matching_accuracy) = second.matching.read(self.b)?;
-        let captioning = second.captioning.read(self.b)?;
-        let [of_contrastive, of_matching, of_captioning] = self.options.weights;
-        let total = of_contrastive * contrastive + of_matching * matching + of_captioning * captioning;
-        Ok(Losses { total, contrastive, matching, captioning, matching_accuracy, recall })
-    }
-
-    fn second_backward(
-        &self,
-        phase: &Second<'_>,
-        first: &mut FirstPhaseActs<'_, B>,
-        acts: &mut SecondPhaseActs<'_, B>,
-        gradients: &mut Stage1Parameters<SM<'_, B>>,
-    ) -> Result<()> {
-        let (b, heads) = (self.b, self.contrastive().heads);
-        let [_, of_matching, of_captioning] = self.options.weights;
-        let [dy, dx] = &mut acts.d;
-        let (dqueries, dtext) = dy.reborrow().split_rows(phase.plan.query_rows());
-        let matching = &mut gradients.qformer.heads.as_mut().expect("stage 1 has heads").matching;
-        matching::backward(b, &heads.matching, of_matching, &mut acts.matching, matching, dqueries)?;
-        let words = gradients.qformer.text_embeddings.as_mut().expect("stage 1 reads text");
-        let (head, words) = (&mut gradients.language_head, words.words.reborrow());
-        let (captioning, partials) = (&mut acts.captioning, &mut acts.scratch.layers.partials);
-        let (plan, predictions) = (phase.plan, phase.predictions);
-        self.captioning().backward(
-            b,
-            plan,
-            predictions,
-            of_captioning,
-            captioning,
-            head,
-            words,
-            partials,
-            dtext,
-        )?;
-        for dqkv in &mut first.dqkv {
-            b.clear(dqkv.reborrow())?;
-        }
-        let folded = Linear { weight: first.folded_weight.view(), bias: first.folded_bias.view() };
-        let trunk = self.trunk(1, &folded, first.keys_values.view());
-        let to = TrunkGradients {
-            keys_values: (Write::Replace, first.dkeys_values.reborrow()),
-            qkv: Qkv::One(acts.dqkv.reborrow()),
-            earlier: Some(first.dqkv.iter_mut().map(M::<B>::reborrow).collect()),
-        };
-        let d = [dy.reborrow(), dx.reborrow()];
-        let (earlier, gradients) = (Some(&first.trunk), &mut gradients.qformer);
-        trunk.backward(b, plan, &acts.trunk, earlier, gradients, to, d, &mut acts.scratch)
-    }
-
-    fn first_backward(
-        &self,
-        plan: &Plan,
-        acts: &mut FirstPhaseActs<'_, B>,
-        gradients: &mut Stage1Parameters<SM<'_, B>>,
-    ) -> Result<()> {
-        let (b, parameters) = (self.b, &self.parameters.qformer);
-        let [dy, dx] = &mut acts.d;
-        let heads = gradients.qformer.heads.as_mut().expect("stage 1 has heads");
-        let dtemperature = gradients.temperature.reborrow();
-        let (output, weight) = (acts.trunk.output(), self.options.weights[0]);
-        let contrastive = &mut acts.contrastive;
-        self.contrastive().backward(
-            b,
-            plan,
-            output,
-            weight,
-            contrastive,
-            heads,
-            dtemperature,
-            dy.reborrow(),
-        )?;
-        let folded = Linear { weight: acts.folded_weight.view(), bias: acts.folded_bias.view() };
-        let trunk = self.trunk(0, &folded, acts.keys_values.view());
-        let to = TrunkGradients {
-            keys_values: (Write::Add, acts.dkeys_values.reborrow()),
-            qkv: Qkv::Each(acts.dqkv.iter_mut().map(M::<B>::reborrow).collect()),
-            earlier: None,
-        };
-        let d = [dy.reborrow(), dx.reborrow()];
-        trunk.backward(b, plan, &acts.trunk, None, &mut gradients.qformer, to, d, &mut acts.scratch)?;
-
-        b.clear(acts.dfolded_weight.reborrow())?;
-        b.clear(acts.dfolded_bias.reborrow())?;
-        b.gemm_backward(GemmBackward {
-            x: acts.features.view(),
-            weight: acts.folded_weight.view(),
-            dy: acts.dkeys_values.view(),
-            dx: None,
-            dweight: acts.dfolded_weight.reborrow(),
-            dbias: Some(acts.dfolded_bias.reborrow()),
-        })?;
-        let gradients = &mut gradients.qformer;
-        b.fold_backward(FoldBackward {
-            weight: parameters.image_kv.weight,
-            norm_weight: parameters.image_norm.weight,
-            norm_bias: parameters.image_norm.bias,
-            dfolded_weight: acts.dfolded_weight.view(),
-            dfolded_bias: acts.dfolded_bias.view(),
-            dweight: gradients.image_kv.weight.reborrow(),
-            dbias: gradients.image_kv.bias.reborrow(),
-            dnorm_weight: gradients.image_norm.weight.reborrow(),
-            dnorm_bias: gradients.image_norm.bias.reborrow(),
-        })
-    }
-
-    fn trunk<'s>(&'s self, pass: u32, folded: &'s Linear<V<'s, B>>, keys_values: V<'s, B>) -> Trunk<'s, B> {
-        Trunk {
-            config: &self.config.qformer,
-            parameters: &self.parameters.qformer,
-            image_kv: folded,
-            keys_values,
-            dropout: self.dropout(pass),
-        }
     }
 }

@@ -5,7 +5,7 @@ use super::metrics::{self, Line, Metrics, Record};
 use super::model::{Companions, Model, start_token};
 use super::run::Run;
 use super::settings::Settings;
-use super::{Batch, Stage1, curves, non_finite};
+use super::{Batch, Stage1, StepSize, curves, non_finite};
 use crate::config::Config;
 use crate::data::{Dataset, Images, Kind, Loader, LoaderOptions, Position};
 use crate::error::{Error, Result};
@@ -58,7 +58,7 @@ pub struct Report {
     pub record: Record,
     /// Of the run.
     pub steps: usize,
-    /// Where the step's data end, counted from 0.
+    /// Where the step's data begin, counted from 0.
     pub epoch: u64,
     /// Examples a second, data included.
     pub samples_per_second: f64,
@@ -103,7 +103,7 @@ impl<B: Backend + Clone> Trainer<B> {
         settings.validate(&config)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
         let options = settings.stage1(start_token(&tokenizer, &config)?);
-        let stage1 = Stage1::new(device.clone(), config.clone(), options, source)?;
+        let mut stage1 = Stage1::new(device.clone(), config.clone(), options, source)?;
         let encoder = match dataset.kind() {
             Kind::Features { width, .. } if width != config.vision.hidden_size => {
                 let expected = config.vision.hidden_size;
@@ -118,6 +118,16 @@ impl<B: Backend + Clone> Trainer<B> {
                 Some((encoder, Frozen::of(&run, &config, source)?))
             }
         };
+        let image_tokens = match dataset.kind() {
+            Kind::Features { tokens, .. } => tokens,
+            Kind::Pictures => config.image_tokens(),
+        };
+        stage1.reserve(StepSize {
+            images: settings.batch_size,
+            batches: settings.accum_freq,
+            image_tokens,
+            text_tokens: settings.text_length,
+        })?;
         let fingerprint = dataset.fingerprint();
         let state = run.saved().map(|saved| &saved.state);
         if state.is_some_and(|state| state.dataset != fingerprint) {
@@ -188,7 +198,7 @@ impl<B: Backend + Clone> Trainer<B> {
         let step = self.step + 1;
         let temperature = self.stage1.weights().parameters().temperature;
         let temperature = f64::from(self.device.read(temperature)?[0]);
-        let losses = self.stage1.differentiate(&batches[0], step)?;
+        let losses = self.stage1.differentiate(&batches, step)?;
         let rate = self.settings.schedule().at(step);
         let mut norm = f64::NAN;
         if losses.total.is_finite() {
@@ -201,6 +211,7 @@ impl<B: Backend + Clone> Trainer<B> {
             self.metrics.synchronise()?;
             return Err(non_finite::error(step, losses, &path, self.saved.as_ref().map(|(_, path)| &**path)));
         }
+        let epoch = self.position.epoch;
         (self.step, self.position) = (step, next);
         for fault in &unreadable {
             self.metrics.write(&json!({ "event": "warning", "step": step, "message": fault }))?;
@@ -210,7 +221,7 @@ impl<B: Backend + Clone> Trainer<B> {
         let samples_per_second = examples as f64 / took;
         self.metrics.write(&Line {
             event: "train_step",
-            epoch: next.epoch,
+            epoch,
             samples_seen: step * examples,
             record,
             samples_per_second,
@@ -220,7 +231,7 @@ impl<B: Backend + Clone> Trainer<B> {
         self.metrics.history.push(record);
         let (first, since) = self.since;
         let left = since.elapsed().mul_f64((self.settings.steps - step) as f64 / (step - first) as f64);
-        let (steps, epoch) = (self.settings.steps, next.epoch);
+        let steps = self.settings.steps;
         Ok(Report { record, steps, epoch, samples_per_second, left, unreadable })
     }
 
@@ -305,6 +316,13 @@ impl<B: Backend + Clone> Trainer<B> {
         let reason = if ending == Ending::Done { "done" } else { "stopped" };
         self.metrics.write(&json!({ "event": "run_end", "step": self.step, "reason": reason }))?;
         Ok(ending)
+    }
+
+    /// Bytes of the device's memory by purpose, of which there is no more in any step.
+    pub fn memory(&self) -> Vec<(&'static str, usize)> {
+        let mut purposes = self.stage1.memory().purposes().to_vec();
+        purposes.extend(self.encoder.as_ref().map(|(encoder, _)| ("image encoder", encoder.weight_bytes())));
+        purposes
     }
 
     /// Steps done.

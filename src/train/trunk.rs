@@ -1,5 +1,6 @@
 //! A stream from its embeddings through all blocks, and back.
 
+use super::Recompute;
 use super::plan::Plan;
 use crate::arena::Cursor;
 use crate::config::QFormerConfig;
@@ -40,27 +41,85 @@ pub(super) struct TrunkActs<'a, B: Backend> {
     normed: M<'a, B>,
     /// [rows, D]: the blocks' inputs, then the last one's output
     x: Vec<M<'a, B>>,
-    /// The blocks' own.
-    blocks: Vec<BlockActs<'a, B>>,
+    blocks: Blocks<'a, B>,
+}
+
+/// What the blocks of a stream work in.
+struct Blocks<'a, B: Backend> {
+    recompute: Recompute,
+    /// One for each, or one for all in turn, in which the last one's work stays.
+    acts: Vec<BlockActs<'a, B>>,
+    /// Queries, keys and values [rows, 3·D] of each block but the last, where all share the rest and a
+    /// later stream sees these.
+    qkv: Vec<M<'a, B>>,
+}
+
+/// Whether a later stream sees the keys and values of this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    ByLater,
+    ByNone,
+}
+
+impl<'a, B: Backend> Blocks<'a, B> {
+    fn carve(
+        cursor: &mut Cursor<'a, B>,
+        plan: &Plan,
+        config: &QFormerConfig,
+        recompute: Recompute,
+        seen: Seen,
+    ) -> Self {
+        let (rows, layers) = (plan.rows(), config.num_hidden_layers);
+        let split = [plan.query_rows(), rows - plan.query_rows()];
+        let (own, kept) = match (recompute, seen) {
+            (Recompute::None, _) => (layers, 0),
+            (Recompute::Blocks, Seen::ByLater) => (1, layers - 1),
+            (Recompute::Blocks, Seen::ByNone) => (1, 0),
+        };
+        Self {
+            recompute,
+            acts: (0..own).map(|_| BlockActs::carve(cursor, split, config, Keep::ForBackward)).collect(),
+            qkv: (0..kept).map(|_| cursor.take(rows, 3 * config.hidden_size)).collect(),
+        }
+    }
+
+    /// What a block works in, for as long as `work` lasts.
+    fn with<R>(&mut self, block: usize, work: impl FnOnce(&mut BlockActs<'a, B>) -> R) -> R {
+        let own = block.min(self.acts.len() - 1);
+        let Some(qkv) = self.qkv.get_mut(block) else { return work(&mut self.acts[own]) };
+        std::mem::swap(&mut self.acts[own].attention.qkv, qkv);
+        let result = work(&mut self.acts[own]);
+        std::mem::swap(&mut self.acts[own].attention.qkv, qkv);
+        result
+    }
+
+    /// Queries, keys and values of a block [rows, 3·D], of a stream that is seen.
+    fn qkv(&self, block: usize) -> V<'_, B> {
+        let own = block.min(self.acts.len() - 1);
+        self.qkv.get(block).unwrap_or(&self.acts[own].attention.qkv).view()
+    }
 }
 
 impl<'a, B: Backend> TrunkActs<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, plan: &Plan, config: &QFormerConfig) -> Self {
+    pub(super) fn carve(
+        cursor: &mut Cursor<'a, B>,
+        plan: &Plan,
+        config: &QFormerConfig,
+        recompute: Recompute,
+        seen: Seen,
+    ) -> Self {
         let (rows, hidden) = (plan.rows(), config.hidden_size);
-        let split = [plan.query_rows(), rows - plan.query_rows()];
         Self {
-            query_ids: cursor.take(1, split[0]),
-            tokens: cursor.take(1, split[1]),
-            positions: cursor.take(1, split[1]),
+            query_ids: cursor.take(1, plan.query_rows()),
+            tokens: cursor.take(1, plan.tokens.len()),
+            positions: cursor.take(1, plan.tokens.len()),
             attending: plan.attending.iter().map(|(s, ..)| cursor.take(1, s.words())).collect(),
             cross: cursor.take(1, plan.cross.words()),
             embedded: cursor.take(rows, hidden),
             norm: LayerNormActs::carve(cursor, rows, hidden, Keep::ForBackward).expect("kept"),
             normed: cursor.take(rows, hidden),
             x: (0..=config.num_hidden_layers).map(|_| cursor.take(rows, hidden)).collect(),
-            blocks: (0..config.num_hidden_layers)
-                .map(|_| BlockActs::carve(cursor, split, config, Keep::ForBackward))
-                .collect(),
+            blocks: Blocks::carve(cursor, plan, config, recompute, seen),
         }
     }
 
@@ -138,10 +197,11 @@ impl<B: Backend> Trunk<'_, B> {
         let TrunkActs { attending, cross, x, blocks, .. } = acts;
         let attending = placed(plan, attending);
         let stream = self.stream(plan, &attending, cross);
-        for (index, (block, acts)) in parameters.blocks.iter().zip(blocks).enumerate() {
+        for (index, block) in parameters.blocks.iter().enumerate() {
             let inputs = self.inputs(index, earlier);
             let (x, y) = x[index..].split_at_mut(1);
-            block.forward(b, x[0].view(), &stream, &inputs, acts, y[0].reborrow())?;
+            let (x, y) = (x[0].view(), y[0].reborrow());
+            blocks.with(index, |acts| block.forward(b, x, &stream, &inputs, acts, y))?;
         }
         Ok(())
     }
@@ -153,7 +213,7 @@ impl<B: Backend> Trunk<'_, B> {
         &self,
         b: &B,
         plan: &Plan,
-        acts: &TrunkActs<'_, B>,
+        acts: &mut TrunkActs<'_, B>,
         earlier: Option<&TrunkActs<'_, B>>,
         gradients: &mut Parameters<SM<'_, B>>,
         mut to: TrunkGradients<'_, B>,
@@ -161,8 +221,10 @@ impl<B: Backend> Trunk<'_, B> {
         scratch: &mut BlockScratch<'_, B>,
     ) -> Result<()> {
         let parameters = self.parameters;
-        let attending = placed(plan, &acts.attending);
-        let stream = self.stream(plan, &attending, &acts.cross);
+        let TrunkActs { attending, cross, x, blocks, .. } = acts;
+        let attending = placed(plan, attending);
+        let stream = self.stream(plan, &attending, cross);
+        let last = parameters.blocks.len() - 1;
         for (index, block) in parameters.blocks.iter().enumerate().rev() {
             let inputs = self.inputs(index, earlier);
             let (write, keys_values) = &mut to.keys_values;
@@ -174,20 +236,16 @@ impl<B: Backend> Trunk<'_, B> {
                 },
                 earlier: to.earlier.as_mut().map(|each| each[index].reborrow()),
             };
-            let (x, block_acts) = (acts.x[index].view(), &acts.blocks[index]);
-            let gradients = &mut gradients.blocks[index];
-            block.backward(
-                b,
-                x,
-                &stream,
-                &inputs,
-                block_acts,
-                dy.view(),
-                gradients,
-                block_to,
-                scratch,
-                dx.reborrow(),
-            )?;
+            let again = blocks.recompute == Recompute::Blocks && index < last;
+            let (x, y) = x[index..].split_at_mut(1);
+            let (x, y) = (x[0].view(), y[0].reborrow());
+            blocks.with(index, |acts| {
+                if again {
+                    block.forward(b, x, &stream, &inputs, acts, y)?;
+                }
+                let (dy, gradients) = (dy.view(), &mut gradients.blocks[index]);
+                block.backward(b, x, &stream, &inputs, acts, dy, gradients, block_to, scratch, dx.reborrow())
+            })?;
             std::mem::swap(&mut dy, &mut dx);
         }
 
@@ -239,7 +297,7 @@ impl<B: Backend> Trunk<'_, B> {
             block,
             cross: block / self.config.cross_attention_frequency,
             image_kv: self.image_kv,
-            earlier: earlier.map(|acts| acts.blocks[block].attention.qkv.view()),
+            earlier: earlier.map(|acts| acts.blocks.qkv(block)),
         }
     }
 }

@@ -100,6 +100,46 @@ fn is_decayed(spec: &Spec) -> bool {
     spec.parts[0].shape.len() >= 2
 }
 
+/// Elements of each vector, and how many of them are decayed.
+fn elements(specs: &impl Tree<Spec>) -> (usize, usize) {
+    let mut sizes = [0, 0];
+    specs.map(&mut |spec| {
+        sizes[usize::from(!is_decayed(spec))] += spec.shape.len().next_multiple_of(ALIGNMENT);
+    });
+    (sizes[0] + sizes[1], sizes[0])
+}
+
+/// Bytes that vectors of parameters take.
+pub(super) struct VectorBytes {
+    pub(super) parameters: usize,
+    pub(super) gradients: usize,
+    pub(super) moments: usize,
+    pub(super) weights: usize,
+    pub(super) scalars: usize,
+}
+
+impl VectorBytes {
+    /// Those of [`TrainedWeights::load`].
+    pub(super) fn planned<D: Backend>(specs: &impl Tree<Spec>) -> Self {
+        let (len, _) = elements(specs);
+        let vector = len * size_of::<D::Stat>();
+        Self {
+            parameters: vector,
+            gradients: vector,
+            moments: 2 * vector,
+            weights: if is_narrower::<D>() { len * size_of::<D::Elem>() } else { 0 },
+            scalars: Arena::<D>::bytes(|c| {
+                Scalars::carve(c);
+            }),
+        }
+    }
+}
+
+/// Whether the graph computes in narrower numbers than the parameters are.
+fn is_narrower<D: Device>() -> bool {
+    TypeId::of::<D::Elem>() != TypeId::of::<D::Stat>()
+}
+
 impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
     /// Reads every tensor that `specs` names; gradients and moments are zero.
     ///
@@ -113,11 +153,7 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
         let mut parts = Vec::new();
         specs.map(&mut |spec| parts.extend(&spec.parts));
         source.check(&parts)?;
-        let mut sizes = [0, 0];
-        specs.map(&mut |spec| {
-            sizes[usize::from(!is_decayed(spec))] += spec.shape.len().next_multiple_of(ALIGNMENT);
-        });
-        let (len, decayed) = (sizes[0] + sizes[1], sizes[0]);
+        let (len, decayed) = elements(specs);
         let mut next = [0, decayed];
         let places = specs.map(&mut |spec| {
             let next = &mut next[usize::from(!is_decayed(spec))];
@@ -129,9 +165,8 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
         let parameters = vector("the parameters")?;
         let gradients = vector("the gradients")?;
         let moments = [vector("the moments")?, vector("the moments")?];
-        let narrower = TypeId::of::<D::Elem>() != TypeId::of::<D::Stat>();
         let weights = || Arena::sized(device, "the weights", len * size_of::<D::Elem>());
-        let weights = narrower.then(weights).transpose()?;
+        let weights = is_narrower::<D>().then(weights).transpose()?;
         let scalars = Arena::planned(device, "the optimiser's scalars", |c| {
             Scalars::carve(c);
         })?;
@@ -227,6 +262,17 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
             weights: self.weights.as_mut().map(|weights| weights.cursor().take(1, len)),
         })?;
         Ok(f64::from(device.read(scalars.norm.view())?[0]))
+    }
+
+    /// Bytes that are held.
+    pub(super) fn bytes(&self) -> VectorBytes {
+        VectorBytes {
+            parameters: self.parameters.capacity(),
+            gradients: self.gradients.capacity(),
+            moments: self.moments.iter().map(Arena::capacity).sum(),
+            weights: self.weights.as_ref().map_or(0, Arena::capacity),
+            scalars: self.scalars.capacity(),
+        }
     }
 
     /// How many numbers are trained.

@@ -3,16 +3,16 @@
 use super::tensor::Tensor;
 use super::{Cost, Kernels};
 use crate::measured::Measured;
-use qformer::Result;
 use qformer::ops::adamw::{AdamW, AdamWStep};
 use qformer::ops::fold::{FoldBackward, FoldForward};
 use qformer::ops::norm::{Norm, PARTIAL_SUMS};
 use qformer::params::Tree;
 use qformer::train::Stage1Parameters;
+use qformer::{Matching, Result};
 
 pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
     let mut count = 0;
-    Stage1Parameters::spec(kernels.config).map(&mut |spec| {
+    Stage1Parameters::spec(kernels.config, Matching::Classifier).map(&mut |spec| {
         count += spec.parts.iter().map(qformer::params::Part::len).sum::<usize>();
     });
     optimiser(kernels, count)?;

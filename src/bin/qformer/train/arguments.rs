@@ -111,6 +111,13 @@ pub(super) struct SettingsArguments {
     /// Differentiate each direction of ITC by its own side, as LAVIS does, or by both [default: one-sided]
     #[arg(long, value_parser = PossibleValuesParser::new(["one-sided", "full"]))]
     itc_gradient: Option<String>,
+    /// What ITM tells pairs by: a two-class head, or the largest cosine of a query [default: classifier]
+    #[arg(long, value_parser = PossibleValuesParser::new(["classifier", "max-similarity"]))]
+    matching: Option<String>,
+    /// Compute what is within the blocks again in the backward pass: less memory for more time [default: none]
+    #[arg(long, num_args = 0..=1, default_missing_value = "blocks",
+        value_parser = PossibleValuesParser::new(["none", "blocks"]))]
+    grad_checkpointing: Option<String>,
     /// Order of an epoch's examples [default: shuffled]
     #[arg(long, value_parser = PossibleValuesParser::new(["shuffled", "given"]))]
     order: Option<String>,

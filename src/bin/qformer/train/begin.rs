@@ -5,7 +5,7 @@ use crate::Remarks;
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, TensorSource};
-use qformer::train::{Companions, Model, Stage1Parameters};
+use qformer::train::{Companions, Model, Settings, Stage1Parameters};
 use qformer::vision::image::ImageProcessor;
 use qformer::{Config, Error, Result, Tokenizer};
 use std::path::Path;
@@ -15,10 +15,11 @@ impl ModelArguments {
     /// Opens the model that is begun with, and hands it to `take`.
     pub(super) fn open<R>(
         &self,
-        seed: u32,
+        settings: &Settings,
         remarks: Remarks,
         take: impl FnOnce(Model<'_>) -> Result<R>,
     ) -> Result<R> {
+        let seed = settings.seed.into();
         let bert = self.bert.as_deref().map(Bert::open).transpose()?;
         match (&self.model, self.preset.as_deref()) {
             (Some(folder), _) => {
@@ -27,8 +28,8 @@ impl ModelArguments {
                     if has_tokenizer(folder) { folder } else { self.bert.as_deref().unwrap_or(folder) };
                 let open = Checkpoint::open(folder)?;
                 let named = NamedCheckpoint::new(&open)?;
-                let source = Layered::new(&named, Initial::new(&config, seed.into(), bert.as_ref()));
-                let begun = source.begun(&Stage1Parameters::spec(&config));
+                let source = Layered::new(&named, Initial::new(&config, seed, bert.as_ref()));
+                let begun = source.begun(&Stage1Parameters::spec(&config, settings.matching));
                 if !begun.is_empty() {
                     remarks.note(format_args!(
                         "begun anew, as {} lacks them: {}",
@@ -43,7 +44,7 @@ impl ModelArguments {
                 let folder =
                     TempDir::new().map_err(|error| Error::io(&std::env::temp_dir(), "write to", error))?;
                 Tokenizer::write_tiny(folder.path())?;
-                let source = Initial::new(&config, seed.into(), bert.as_ref());
+                let source = Initial::new(&config, seed, bert.as_ref());
                 take(model(&config, ImageProcessor::blip2(config.vision.image_size), folder.path(), &source)?)
             }
             (None, Some(_)) => {
@@ -53,7 +54,7 @@ impl ModelArguments {
                         "--preset blip2-vit-g takes --bert DIR, bert-base-uncased with its tokenizer",
                     ));
                 };
-                let source = Initial::new(&config, seed.into(), bert.as_ref());
+                let source = Initial::new(&config, seed, bert.as_ref());
                 take(model(&config, ImageProcessor::blip2(config.vision.image_size), tokenizer, &source)?)
             }
             (None, None) => Err(Error::usage("no model is given; give --model DIR or --preset blip2-vit-g")),

@@ -16,6 +16,18 @@ pub(super) fn tell(report: &Report, first: usize, every: usize, remarks: Remarks
     }
 }
 
+/// Tells how much memory the run takes, and what for.
+pub(super) fn memory(purposes: &[(&str, usize)], remarks: Remarks) {
+    let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    let peak = purposes.iter().map(|(_, bytes)| bytes).sum();
+    let parts: Vec<String> = purposes
+        .iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(purpose, bytes)| format!("{purpose} {}", mib(*bytes)))
+        .collect();
+    remarks.note(format_args!("steps take {} of memory: {}", mib(peak), parts.join(", ")));
+}
+
 fn line(report: &Report) -> String {
     let (record, steps) = (&report.record, report.steps.to_string());
     format!(

@@ -115,17 +115,18 @@ fn section<T: DeserializeOwned>(folder: &Path, config: &Table, name: &str) -> Re
 fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks) -> Result<ExitCode> {
     let (folder, saved) = (run.folder().to_owned(), run.saved().map(|saved| saved.folder.clone()));
     let Begun { model, settings, dataset, .. } = begun;
-    let (seed, every) = (settings.seed, settings.log_every_n_steps);
-    let prepare = |model: Model<'_>| Trainer::new(device, settings, model, dataset, run);
+    let (stop, every) = (stop::watch()?, settings.log_every_n_steps);
+    let prepare = |model: Model<'_>| Trainer::new(device, settings.clone(), model, dataset, run);
     let mut trainer = match &saved {
         Some(folder) => begin::reopen(folder, prepare)?,
-        None => model.open(seed, remarks, prepare)?,
+        None => model.open(&settings, remarks, prepare)?,
     };
     if let Some(saved) = &saved {
         remarks.note(format_args!("continuing from {}", saved.display()));
     }
+    report::memory(&trainer.memory(), remarks);
     let first = trainer.steps_done() + 1;
-    let ending = trainer.run(stop::watch()?, &mut |step| report::tell(step, first, every, remarks))?;
+    let ending = trainer.run(stop, &mut |step| report::tell(step, first, every, remarks))?;
     match ending {
         Ending::Done => {
             if let Some(saved) = trainer.saved() {

@@ -1,0 +1,352 @@
+//! The passes of a step, forward and backward.
+
+use super::acts::{Constants, FirstPhaseActs, FoldActs, SecondPhaseActs, WholeActs};
+use super::batch::Whole;
+use super::captioning::Captioning;
+use super::contrastive::{Contrastive, HardNegatives};
+use super::matching::{MatchingGradients, MatchingHead};
+use super::plan::Plan;
+use super::second::Second;
+use super::trunk::{Qkv, Trunk, TrunkGradients};
+use super::{Batch, Hardness, Losses, Recompute, Stage1Options, Stage1Parameters};
+use crate::arena::Cursor;
+use crate::config::Config;
+use crate::device::{M, S, SM, V, Write};
+use crate::error::Result;
+use crate::layers::dropout::PassDropout;
+use crate::layers::linear::Linear;
+use crate::ops::Backend;
+use crate::ops::contrastive::Negatives;
+use crate::ops::fold::{FoldBackward, FoldForward};
+use crate::ops::gemm::GemmBackward;
+use crate::ops::layer_norm::LayerNormForward;
+use crate::qformer::RetrievalHeads;
+
+/// The site of the negatives' draw, which dropout does not use.
+const NEGATIVES_SITE: u32 = u32::MAX;
+
+/// One step.
+pub(super) struct Pass<'a, B: Backend> {
+    pub(super) b: &'a B,
+    pub(super) config: &'a Config,
+    pub(super) options: &'a Stage1Options,
+    /// What the graph reads.
+    pub(super) parameters: &'a Stage1Parameters<V<'a, B>>,
+    /// The numbers themselves.
+    pub(super) exact: &'a Stage1Parameters<S<'a, B>>,
+    pub(super) constants: Constants<'a, B>,
+    pub(super) whole: &'a Whole<'a>,
+}
+
+/// A micro-batch in its first phase.
+#[derive(Clone, Copy)]
+pub(super) struct First<'a> {
+    /// Which one.
+    pub(super) index: usize,
+    pub(super) batch: &'a Batch,
+    pub(super) plan: &'a Plan,
+}
+
+impl First<'_> {
+    /// What it works in.
+    pub(super) fn carve<'a, B: Backend>(
+        &self,
+        cursor: &mut Cursor<'a, B>,
+        b: &B,
+        config: &Config,
+        recompute: Recompute,
+    ) -> FirstPhaseActs<'a, B> {
+        FirstPhaseActs::carve(cursor, b, self.plan, self.batch.rows(config), config, recompute)
+    }
+}
+
+/// Which pass of the second phase it is.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Which micro-batch's.
+    pub(super) batch: usize,
+    /// Among those of all micro-batches.
+    pub(super) pass: usize,
+    /// Whether it is the micro-batch's first.
+    pub(super) write: Write,
+    /// The part of its pairs in those of all passes.
+    pub(super) share_of_pairs: f64,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    fn heads(&self) -> &RetrievalHeads<V<'_, B>> {
+        self.parameters.qformer.heads.as_ref().expect("stage 1 has heads")
+    }
+
+    fn contrastive(&self) -> Contrastive<'_, B> {
+        Contrastive {
+            heads: self.heads(),
+            temperature: self.exact.temperature,
+            smoothing: self.options.smoothing,
+            gradient: self.options.contrastive_gradient,
+        }
+    }
+
+    fn matching(&self) -> MatchingHead<'_, B> {
+        MatchingHead { heads: self.heads(), logit: self.exact.similarity_logit.as_ref() }
+    }
+
+    fn captioning(&self) -> Captioning<'_, B> {
+        Captioning {
+            head: &self.parameters.language_head,
+            words: self.parameters.qformer.text_embeddings.as_ref().expect("stage 1 reads text").words,
+            activation: self.config.qformer.hidden_act,
+            smoothing: self.options.smoothing,
+        }
+    }
+
+    /// `number` is of this pass alone, but for its repetition.
+    fn trunk<'s>(
+        &'s self,
+        number: usize,
+        projections: &'s Linear<V<'s, B>>,
+        keys_values: V<'s, B>,
+    ) -> Trunk<'s, B> {
+        let (p, key) = (self.options.dropout, self.constants.key.view());
+        let pass = u32::try_from(number).expect("a step has few passes");
+        Trunk {
+            config: &self.config.qformer,
+            parameters: &self.parameters.qformer,
+            image_kv: projections,
+            keys_values,
+            dropout: PassDropout { probabilities: p, hidden: p, pass, key },
+        }
+    }
+
+    /// The number of a pass of the second phase: after those of all first phases.
+    fn number(&self, place: Place) -> usize {
+        self.whole.batches() + place.pass
+    }
+
+    /// The projections of the images, the same for all micro-batches.
+    pub(super) fn fold_forward(&self, acts: &mut FoldActs<'_, B>) -> Result<()> {
+        let parameters = &self.parameters.qformer;
+        self.b.clear(acts.dweight.reborrow())?;
+        self.b.clear(acts.dbias.reborrow())?;
+        self.b.fold_forward(FoldForward {
+            weight: parameters.image_kv.weight,
+            bias: parameters.image_kv.bias,
+            norm_weight: parameters.image_norm.weight,
+            norm_bias: parameters.image_norm.bias,
+            folded_weight: acts.weight.reborrow(),
+            folded_bias: acts.bias.reborrow(),
+        })
+    }
+
+    pub(super) fn first_forward(
+        &self,
+        first: First<'_>,
+        acts: &mut FirstPhaseActs<'_, B>,
+        whole: &mut WholeActs<'_, B>,
+    ) -> Result<()> {
+        let b = self.b;
+        b.write(&first.batch.vision_output.values, 0, acts.vision_output.reborrow())?;
+        b.layer_norm_forward(LayerNormForward {
+            x: acts.vision_output.view(),
+            dropout: None,
+            residual: None,
+            weight: self.constants.ones.view(),
+            bias: self.constants.zeros.view(),
+            epsilon: self.parameters.qformer.image_norm.epsilon,
+            sum: None,
+            statistics: None,
+            y: acts.features.reborrow(),
+        })?;
+        let projections = whole.fold.projections();
+        projections.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
+        let trunk = self.trunk(first.index, &projections, acts.keys_values.view());
+        trunk.forward(b, first.plan, &mut acts.trunk, None)?;
+        let (images, output) = (self.whole.images_of(first.index), acts.trunk.output());
+        let (features, all) = (&mut acts.contrastive, &mut whole.contrastive);
+        self.contrastive().features(b, first.plan, images, output, features, all)
+    }
+
+    /// ITC of the features of all first phases, with the gradients of these and of the temperature.
+    pub(super) fn contrast(
+        &self,
+        whole: &mut WholeActs<'_, B>,
+        dtemperature: SM<'_, B>,
+    ) -> Result<HardNegatives> {
+        let negatives = match self.options.hardness {
+            Hardness::Hardest => Negatives::Hardest,
+            Hardness::Sampled => Negatives::Sampled { key: self.constants.key.view(), site: NEGATIVES_SITE },
+        };
+        let (contrastive, acts) = (self.contrastive(), &mut whole.contrastive);
+        contrastive.forward(self.b, &self.whole.image_ids, negatives, acts)?;
+        contrastive.backward(self.b, self.options.weights[0], acts, dtemperature)?;
+        acts.hard_negatives(self.b)
+    }
+
+    pub(super) fn second_forward(
+        &self,
+        second: &Second,
+        place: Place,
+        first: &FirstPhaseActs<'_, B>,
+        whole: &mut WholeActs<'_, B>,
+        acts: &mut SecondPhaseActs<'_, B>,
+    ) -> Result<()> {
+        let b = self.b;
+        let projections = whole.fold.projections();
+        let trunk = self.trunk(self.number(place), &projections, first.keys_values.view());
+        trunk.forward(b, &second.plan, &mut acts.trunk, Some(&first.trunk))?;
+        let output = acts.trunk.output();
+        acts.picked.take(b, &second.picked, output)?;
+        let [queries, hidden, cls] = read_by_heads(second, output, &acts.picked.rows);
+        let (findings, matching) = (&mut whole.findings, &mut acts.matching);
+        self.matching().forward(b, &second.labels, queries, cls, matching, findings.told(place.pass))?;
+        if second.predictions.rows.is_empty() {
+            return Ok(());
+        }
+        let loss = findings.captioning(place.batch);
+        self.captioning().forward(b, &second.predictions, hidden, &mut acts.captioning, loss)
+    }
+
+    pub(super) fn second_backward(
+        &self,
+        second: &Second,
+        place: Place,
+        first: &mut FirstPhaseActs<'_, B>,
+        whole: &WholeActs<'_, B>,
+        acts: &mut SecondPhaseActs<'_, B>,
+        gradients: &mut Stage1Parameters<SM<'_, B>>,
+    ) -> Result<()> {
+        let (b, plan) = (self.b, &second.plan);
+        let [_, of_matching, of_captioning] = self.options.weights;
+        let [dy, dx] = &mut acts.d;
+        let (dqueries, dtext) = dy.reborrow().split_rows(plan.query_rows());
+        let [queries, hidden, cls] = read_by_heads(second, acts.trunk.output(), &acts.picked.rows);
+        let (dhidden, drest) = acts.picked.drows.reborrow().split_rows(second.predictions.rows.len());
+        let matching = MatchingGradients {
+            heads: gradients.qformer.heads.as_mut().expect("stage 1 has heads"),
+            logit: gradients.similarity_logit.as_mut(),
+        };
+        self.matching().backward(
+            b,
+            of_matching * place.share_of_pairs,
+            whole.findings.correct(place.pass),
+            [queries, cls],
+            &mut acts.matching,
+            matching,
+            dqueries,
+            drest.split_rows(cls.rows()).0,
+        )?;
+        if !second.predictions.rows.is_empty() {
+            let words = gradients.qformer.text_embeddings.as_mut().expect("stage 1 reads text");
+            self.captioning().backward(
+                b,
+                of_captioning * self.whole.share_of_predicted(place.batch),
+                hidden,
+                &mut acts.captioning,
+                &mut gradients.language_head,
+                words.words.reborrow(),
+                &mut acts.scratch.layers.partials,
+                dhidden,
+            )?;
+        }
+        acts.picked.put_back(b, &second.picked, plan, dtext)?;
+        if place.write == Write::Replace {
+            for dqkv in &mut first.dqkv {
+                b.clear(dqkv.reborrow())?;
+            }
+        }
+        let projections = whole.fold.projections();
+        let trunk = self.trunk(self.number(place), &projections, first.keys_values.view());
+        let to = TrunkGradients {
+            keys_values: (place.write, first.dkeys_values.reborrow()),
+            qkv: Qkv::One(acts.dqkv.reborrow()),
+            earlier: Some(first.dqkv.iter_mut().map(M::<B>::reborrow).collect()),
+        };
+        let d = [dy.reborrow(), dx.reborrow()];
+        let (earlier, gradients) = (Some(&first.trunk), &mut gradients.qformer);
+        trunk.backward(b, plan, &mut acts.trunk, earlier, gradients, to, d, &mut acts.scratch)
+    }
+
+    pub(super) fn first_backward(
+        &self,
+        first: First<'_>,
+        acts: &mut FirstPhaseActs<'_, B>,
+        whole: &mut WholeActs<'_, B>,
+        gradients: &mut Stage1Parameters<SM<'_, B>>,
+    ) -> Result<()> {
+        let (b, plan) = (self.b, first.plan);
+        let [dy, dx] = &mut acts.d;
+        self.contrastive().features_backward(
+            b,
+            plan,
+            self.whole.images_of(first.index),
+            acts.trunk.output(),
+            &mut acts.contrastive,
+            &whole.contrastive,
+            gradients.qformer.heads.as_mut().expect("stage 1 has heads"),
+            dy.reborrow(),
+        )?;
+        let projections = Linear { weight: whole.fold.weight.view(), bias: whole.fold.bias.view() };
+        let trunk = self.trunk(first.index, &projections, acts.keys_values.view());
+        let to = TrunkGradients {
+            keys_values: (Write::Add, acts.dkeys_values.reborrow()),
+            qkv: Qkv::Each(acts.dqkv.iter_mut().map(M::<B>::reborrow).collect()),
+            earlier: None,
+        };
+        let d = [dy.reborrow(), dx.reborrow()];
+        trunk.backward(b, plan, &mut acts.trunk, None, &mut gradients.qformer, to, d, &mut acts.scratch)?;
+        b.gemm_backward(GemmBackward {
+            x: acts.features.view(),
+            weight: projections.weight,
+            dy: acts.dkeys_values.view(),
+            dx: None,
+            dweight: whole.fold.dweight.reborrow(),
+            dbias: Some(whole.fold.dbias.reborrow()),
+        })
+    }
+
+    /// The gradients of what was folded, from those of all micro-batches' projections.
+    pub(super) fn fold_backward(
+        &self,
+        acts: &FoldActs<'_, B>,
+        gradients: &mut Stage1Parameters<SM<'_, B>>,
+    ) -> Result<()> {
+        let (parameters, gradients) = (&self.parameters.qformer, &mut gradients.qformer);
+        self.b.fold_backward(FoldBackward {
+            weight: parameters.image_kv.weight,
+            norm_weight: parameters.image_norm.weight,
+            norm_bias: parameters.image_norm.bias,
+            dfolded_weight: acts.dweight.view(),
+            dfolded_bias: acts.dbias.view(),
+            dweight: gradients.image_kv.weight.reborrow(),
+            dbias: gradients.image_kv.bias.reborrow(),
+            dnorm_weight: gradients.image_norm.weight.reborrow(),
+            dnorm_bias: gradients.image_norm.bias.reborrow(),
+        })
+    }
+
+    /// What was found out; `shares` are those of the passes' pairs. Waits for the device.
+    pub(super) fn losses(&self, whole: &WholeActs<'_, B>, shares: &[f64]) -> Result<Losses> {
+        let (contrastive, recall) = whole.contrastive.read(self.b)?;
+        let (of_passes, correct, of_batches) = whole.findings.read(self.b, shares.len())?;
+        let matching = of_passes.iter().zip(shares).map(|(&loss, share)| f64::from(loss) * share).sum();
+        let shares = (0..self.whole.batches()).map(|batch| self.whole.share_of_predicted(batch));
+        let captioning = of_batches.iter().zip(shares).map(|(&loss, share)| f64::from(loss) * share).sum();
+        let count = |which: usize| correct.iter().skip(which).step_by(2).map(|&n| f64::from(n)).sum::<f64>();
+        let [of_contrastive, of_matching, of_captioning] = self.options.weights;
+        let total = of_contrastive * contrastive + of_matching * matching + of_captioning * captioning;
+        let matching_accuracy = count(0) / count(1);
+        Ok(Losses { total, contrastive, matching, captioning, matching_accuracy, recall })
+    }
+}
+
+/// What heads read of a pass's output [rows, D] and the rows picked of it: the query outputs [P·Q, D],
+/// the outputs that predict [R, D], and the first ones of the pairs' texts [P, D], if ITM reads them.
+fn read_by_heads<'s, B: Backend>(second: &Second, output: V<'s, B>, picked: &'s M<'_, B>) -> [V<'s, B>; 3] {
+    let predicting = second.predictions.rows.len();
+    let picked = picked.view();
+    [
+        output.row_range(0..second.plan.query_rows()),
+        picked.row_range(0..predicting),
+        picked.row_range(predicting..picked.rows()),
+    ]
+}
