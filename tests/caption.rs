@@ -22,9 +22,16 @@ fn golden() -> PathBuf {
     paths::path("tests/golden/stage1")
 }
 
+/// The batch's images have 17 tokens, as those of 4 by 4 patches.
+fn config() -> Config {
+    let mut config = Config::load(&golden()).unwrap();
+    config.vision.image_size = 4 * config.vision.patch_size;
+    config
+}
+
 fn captioner<B: Backend>(device: B) -> Captioner<B> {
-    let (config, checkpoint) = (Config::load(&golden()).unwrap(), Checkpoint::open(&golden()).unwrap());
-    Captioner::from_checkpoint(device, config, &checkpoint, ENDS, &mut |_, _| ()).unwrap()
+    let checkpoint = Checkpoint::open(&golden()).unwrap();
+    Captioner::from_checkpoint(device, config(), &checkpoint, ENDS, &mut |_, _| ()).unwrap()
 }
 
 fn numbers(file: &str, name: &str) -> Vec<f64> {
@@ -220,9 +227,9 @@ fn a_batch_of_several_passes_is_captioned_as_its_members_are() {
 
 #[test]
 fn what_cannot_be_captioned_is_refused_with_the_remedy() {
-    let (config, checkpoint) = (Config::load(&golden()).unwrap(), Checkpoint::open(&golden()).unwrap());
+    let checkpoint = Checkpoint::open(&golden()).unwrap();
     let named = NamedCheckpoint::new(&checkpoint).unwrap();
-    let model = || QFormer::from_checkpoint(Cpu::<f32>::new(), config.clone(), &checkpoint, &mut |_, _| ()).unwrap();
+    let model = || QFormer::from_checkpoint(Cpu::<f32>::new(), config(), &checkpoint, &mut |_, _| ()).unwrap();
     let error = Captioner::new(model(), &named, [139, 3]).err().unwrap().to_string();
     assert!(error.contains("139") && error.contains("vocab_size"), "{error}");
 

@@ -111,8 +111,8 @@ impl<B: Backend> Captioner<B> {
     }
 
     /// Tensors with values that are infinite or not a number, and how many.
-    pub fn not_finite(&self) -> impl Iterator<Item = &(String, usize)> {
-        self.model.not_finite().iter().chain(&self.head.not_finite)
+    pub fn not_finite(&self) -> Vec<(String, usize)> {
+        [self.model.not_finite(), &self.head.not_finite].concat()
     }
 
     /// Captions for each image of `vision_output` [I, N, W], before its last norm; the best first.

@@ -163,7 +163,7 @@ pub(crate) fn load<B: Backend + Clone>(
             progress.set(done, total);
         })?;
     drop(progress);
-    warn_of_not_finite(captioner.not_finite(), remarks);
+    warn_of_not_finite(&captioner.not_finite(), remarks);
     Ok(captioner)
 }
 
