@@ -28,7 +28,8 @@ struct Toy {
 impl Toy {
     fn new(model: &Value) -> Self {
         let table = |name: &str| -> Vec<Vec<f32>> {
-            let numbers = |row: &Value| row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+            let numbers =
+                |row: &Value| row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
             model[name].as_array().unwrap().iter().map(numbers).collect()
         };
         let [last, before, prompt, place] = ["last", "before", "prompt", "place"].map(table);
@@ -144,7 +145,11 @@ fn tokens_are_drawn_as_often_as_they_are_likely() {
         let drawn = found[0].iter().filter(|hypothesis| hypothesis.tokens[0] == token as u32).count() as f64;
         let (p, n) = (share[token] / kept, count as f64);
         // Five standard deviations.
-        assert!((drawn - n * p).abs() <= 5.0 * (n * p * (1.0 - p)).sqrt(), "token {token}: {drawn}, not {}", n * p);
+        assert!(
+            (drawn - n * p).abs() <= 5.0 * (n * p * (1.0 - p)).sqrt(),
+            "token {token}: {drawn}, not {}",
+            n * p
+        );
     }
 }
 

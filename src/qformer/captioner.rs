@@ -242,7 +242,9 @@ impl<B: Backend> Captioner<B> {
     ) -> Result<()> {
         let images = self.model.check_images(vision_output)?;
         let per_image = vision_output.values.len() / images.max(1);
-        for (index, values) in vision_output.values.chunks((B::IMAGES_PER_PASS * per_image).max(1)).enumerate() {
+        for (index, values) in
+            vision_output.values.chunks((B::IMAGES_PER_PASS * per_image).max(1)).enumerate()
+        {
             pass(values, index * B::IMAGES_PER_PASS, values.len() / per_image)?;
         }
         Ok(())

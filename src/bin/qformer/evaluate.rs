@@ -97,7 +97,8 @@ impl Arguments {
         let tokenizer = Tokenizer::load(&self.model)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
         let (texts, owners) = texts(dataset, remarks);
-        let tokens = tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;
+        let tokens =
+            tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;
         let checkpoint = Checkpoint::open(&self.model)?;
         let model = if Captioner::<B>::is_in(&NamedCheckpoint::new(&checkpoint)?) {
             Model::Captioning(caption::load(&device, &config, &checkpoint, &tokenizer, remarks)?)
@@ -154,7 +155,8 @@ impl Arguments {
 /// The captions as LAVIS evaluates them, but for blank ones, and the image of each.
 fn texts(dataset: &Dataset, remarks: Remarks) -> (Vec<String>, Vec<u32>) {
     let captions = dataset.captions().iter().map(|caption| (clean_caption(&caption.text), caption.image));
-    let (texts, owners): (Vec<String>, Vec<u32>) = captions.filter(|(text, _)| !text.trim().is_empty()).unzip();
+    let (texts, owners): (Vec<String>, Vec<u32>) =
+        captions.filter(|(text, _)| !text.trim().is_empty()).unzip();
     let blank = dataset.captions().len() - texts.len();
     if blank > 0 {
         remarks.warning(format_args!("{blank} captions are blank and left out"));
@@ -219,7 +221,9 @@ impl Evaluation {
 
     fn table(&self) -> String {
         let Self { images, captions, rerank, retrieval, captioning } = self;
-        let mut table = format!("{images} images, {captions} captions\n\nrecall in %                    R@1    R@5   R@10\n");
+        let mut table = format!(
+            "{images} images, {captions} captions\n\nrecall in %                    R@1    R@5   R@10\n"
+        );
         let reranked = format!("reranked {rerank}");
         for (how, recalls) in [("ITC", &retrieval.itc), (&*reranked, &retrieval.reranked)] {
             let directions =
@@ -236,7 +240,8 @@ impl Evaluation {
         );
         if let Some(found) = captioning {
             let (perplexity, loss, tokens) = (found.perplexity(), found.loss, found.tokens);
-            table += &format!("caption perplexity  {perplexity:.3} a token (loss {loss:.4}, {tokens} tokens)\n");
+            table +=
+                &format!("caption perplexity  {perplexity:.3} a token (loss {loss:.4}, {tokens} tokens)\n");
         }
         table
     }
