@@ -22,9 +22,16 @@ fn golden() -> PathBuf {
     paths::path("tests/golden/stage1")
 }
 
+/// The batch's images have 17 tokens, as those of 4 by 4 patches.
+fn config() -> Config {
+    let mut config = Config::load(&golden()).unwrap();
+    config.vision.image_size = 4 * config.vision.patch_size;
+    config
+}
+
 fn captioner<B: Backend>(device: B) -> Captioner<B> {
-    let (config, checkpoint) = (Config::load(&golden()).unwrap(), Checkpoint::open(&golden()).unwrap());
-    Captioner::from_checkpoint(device, config, &checkpoint, ENDS, &mut |_, _| ()).unwrap()
+    let checkpoint = Checkpoint::open(&golden()).unwrap();
+    Captioner::from_checkpoint(device, config(), &checkpoint, ENDS, &mut |_, _| ()).unwrap()
 }
 
 fn numbers(file: &str, name: &str) -> Vec<f64> {
@@ -45,7 +52,8 @@ fn batch() -> (HostTensor, Vec<Vec<u32>>) {
     let values: Vec<f32> =
         numbers("batch.safetensors", "vision_output").into_iter().map(|x| x as f32).collect();
     let tokens = values.len() / (5 * 64);
-    let (ids, mask) = (numbers("batch.safetensors", "input_ids"), numbers("batch.safetensors", "attention_mask"));
+    let (ids, mask) =
+        (numbers("batch.safetensors", "input_ids"), numbers("batch.safetensors", "attention_mask"));
     let rows = ids.chunks(16).zip(mask.chunks(16));
     let real = |(ids, mask): (&[f64], &[f64])| {
         ids.iter().zip(mask).filter(|(_, m)| **m == 1.0).map(|(&id, _)| id as u32).collect()
@@ -55,7 +63,11 @@ fn batch() -> (HostTensor, Vec<Vec<u32>>) {
 
 /// Log-probabilities [V] of each token that follows, read token by token: for every text one row after
 /// each of its tokens but the last.
-fn token_by_token<B: Backend>(captioner: &Captioner<B>, images: &HostTensor, texts: &[Vec<u32>]) -> Vec<Vec<Vec<f64>>> {
+fn token_by_token<B: Backend>(
+    captioner: &Captioner<B>,
+    images: &HostTensor,
+    texts: &[Vec<u32>],
+) -> Vec<Vec<Vec<f64>>> {
     let longest = texts.iter().map(Vec::len).max().unwrap();
     let mut found = vec![Vec::new(); texts.len()];
     captioner
@@ -64,7 +76,8 @@ fn token_by_token<B: Backend>(captioner: &Captioner<B>, images: &HostTensor, tex
             let mut last: Vec<usize> = (0..texts.len()).collect();
             for place in 0..longest - 1 {
                 // In another order each time.
-                let mut now: Vec<usize> = (0..texts.len()).filter(|&text| texts[text].len() > place + 1).collect();
+                let mut now: Vec<usize> =
+                    (0..texts.len()).filter(|&text| texts[text].len() > place + 1).collect();
                 let turn = place % now.len();
                 now.rotate_left(turn);
                 let parents: Vec<usize> =
@@ -183,7 +196,8 @@ fn beams_are_in_order_and_their_scores_those_of_the_whole_texts() {
             if text.len() < 9 {
                 text.push(ENDS[1]);
             }
-            let loss = captioner.caption_loss(&images, std::slice::from_ref(&text), &[(image, 0)]).unwrap()[0];
+            let loss =
+                captioner.caption_loss(&images, std::slice::from_ref(&text), &[(image, 0)]).unwrap()[0];
             let score = -loss.loss / (loss.tokens as f64).sqrt();
             assert!((caption.score - score).abs() < 1e-5, "{caption:?} {score}");
         }
@@ -209,7 +223,8 @@ fn a_batch_of_several_passes_is_captioned_as_its_members_are() {
         let place = image % 5 * per_image;
         let values = images.values[place..place + per_image].to_vec();
         let one = HostTensor::new(&[1, images.shape[1], 64], values);
-        let tokens = |captions: &[qformer::Caption]| captions.iter().map(|c| c.tokens.clone()).collect::<Vec<_>>();
+        let tokens =
+            |captions: &[qformer::Caption]| captions.iter().map(|c| c.tokens.clone()).collect::<Vec<_>>();
         let alone = captioner.caption(&one, &drawn(image as u64)).unwrap();
         assert_eq!(tokens(&alone[0]), tokens(&all_drawn[image]), "image {image}");
         let alone = captioner.caption(&one, &searched).unwrap();
@@ -220,9 +235,10 @@ fn a_batch_of_several_passes_is_captioned_as_its_members_are() {
 
 #[test]
 fn what_cannot_be_captioned_is_refused_with_the_remedy() {
-    let (config, checkpoint) = (Config::load(&golden()).unwrap(), Checkpoint::open(&golden()).unwrap());
+    let checkpoint = Checkpoint::open(&golden()).unwrap();
     let named = NamedCheckpoint::new(&checkpoint).unwrap();
-    let model = || QFormer::from_checkpoint(Cpu::<f32>::new(), config.clone(), &checkpoint, &mut |_, _| ()).unwrap();
+    let model =
+        || QFormer::from_checkpoint(Cpu::<f32>::new(), config(), &checkpoint, &mut |_, _| ()).unwrap();
     let error = Captioner::new(model(), &named, [139, 3]).err().unwrap().to_string();
     assert!(error.contains("139") && error.contains("vocab_size"), "{error}");
 
@@ -245,7 +261,8 @@ fn what_cannot_be_captioned_is_refused_with_the_remedy() {
 
 #[test]
 fn a_checkpoint_of_hugging_face_is_refused_since_it_has_no_head() {
-    let error = Captioner::load(Cpu::<f32>::new(), paths::path("tests/golden/retrieval/model")).err().unwrap();
+    let error =
+        Captioner::load(Cpu::<f32>::new(), paths::path("tests/golden/retrieval/model")).err().unwrap();
     let error = error.to_string();
     for fragment in ["cls.predictions", "Hugging Face", ".pth", "qformer train"] {
         assert!(error.contains(fragment), "{error}");

@@ -13,11 +13,12 @@ fn expected() -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// Logits follow from the last two tokens and the prompt.
+/// Logits follow from the last two tokens, the prompt, and how many tokens there are.
 struct Toy {
     last: Vec<Vec<f32>>,
     before: Vec<Vec<f32>>,
     prompt: Vec<Vec<f32>>,
+    place: Vec<Vec<f32>>,
     /// The prompt, the last token but one, and the last of each sequence.
     sequences: Vec<(usize, Option<u32>, u32)>,
     /// How many sequences were asked for in each call.
@@ -27,11 +28,12 @@ struct Toy {
 impl Toy {
     fn new(model: &Value) -> Self {
         let table = |name: &str| -> Vec<Vec<f32>> {
-            let numbers = |row: &Value| row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+            let numbers =
+                |row: &Value| row.as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
             model[name].as_array().unwrap().iter().map(numbers).collect()
         };
-        let [last, before, prompt] = ["last", "before", "prompt"].map(table);
-        Self { last, before, prompt, sequences: Vec::new(), calls: Vec::new() }
+        let [last, before, prompt, place] = ["last", "before", "prompt", "place"].map(table);
+        Self { last, before, prompt, place, sequences: Vec::new(), calls: Vec::new() }
     }
 }
 
@@ -42,12 +44,14 @@ impl NextToken for Toy {
             false => (self.sequences[parent].0, Some(self.sequences[parent].2), token),
         });
         self.sequences = grown.collect();
+        let place = &self.place[self.calls.len()];
         self.calls.push(tokens.len());
         let mut logits = Vec::new();
         for &(prompt, before, last) in &self.sequences {
             for token in 0..self.last.len() {
                 let before = before.map_or(0.0, |before| self.before[before as usize][token]);
-                logits.push(self.last[last as usize][token] + before + self.prompt[prompt][token]);
+                let of_last = self.last[last as usize][token];
+                logits.push(of_last + before + self.prompt[prompt][token] + place[token]);
             }
         }
         Ok(logits)
@@ -123,7 +127,8 @@ fn tokens_are_drawn_as_often_as_they_are_likely() {
     let found = nucleus(0.9, temperature, 11, count).run(&mut Toy::new(model), 1, ends(&expected)).unwrap();
     let start = ends(&expected)[0] as usize;
     let weights: Vec<f64> = (0..12)
-        .map(|token| (f64::from(toy.last[start][token] + toy.prompt[0][token]) / temperature).exp())
+        .map(|token| toy.last[start][token] + toy.prompt[0][token] + toy.place[0][token])
+        .map(|logit| (f64::from(logit) / temperature).exp())
         .collect();
     let total: f64 = weights.iter().sum();
     let mut order: Vec<usize> = (0..12).collect();
@@ -140,7 +145,11 @@ fn tokens_are_drawn_as_often_as_they_are_likely() {
         let drawn = found[0].iter().filter(|hypothesis| hypothesis.tokens[0] == token as u32).count() as f64;
         let (p, n) = (share[token] / kept, count as f64);
         // Five standard deviations.
-        assert!((drawn - n * p).abs() <= 5.0 * (n * p * (1.0 - p)).sqrt(), "token {token}: {drawn}, not {}", n * p);
+        assert!(
+            (drawn - n * p).abs() <= 5.0 * (n * p * (1.0 - p)).sqrt(),
+            "token {token}: {drawn}, not {}",
+            n * p
+        );
     }
 }
 

@@ -93,7 +93,9 @@ impl Captions<'_> {
         }
         match self.images.iter().find(|&&image| image as usize >= images) {
             None => Ok(()),
-            Some(image) => Err(Error::value(format!("a text is of image {image}, but there are {images} images"))),
+            Some(image) => {
+                Err(Error::value(format!("a text is of image {image}, but there are {images} images")))
+            }
         }
     }
 }
@@ -116,7 +118,8 @@ pub fn retrieval<B: Backend>(
     let texts = model.encode_text(captions.tokens)?;
     let mut values = Vec::with_capacity(count * captions.tokens.len());
     for_each_pass::<B>(count, |pass| {
-        let features = model.encode_image(&read(pass.clone())?)?.features.expect("a model that compares texts");
+        let features =
+            model.encode_image(&read(pass.clone())?)?.features.expect("a model that compares texts");
         values.extend(model.similarity(&features, &texts)?.values);
         progress("comparing images with texts", pass.end, count);
         Ok(())
@@ -142,9 +145,11 @@ pub fn retrieval<B: Backend>(
     let mut logits: Vec<Vec<[f32; 2]>> = Vec::with_capacity(count);
     for_each_pass::<B>(count, |pass| {
         let of_pass = wanted[pass.clone()].iter().enumerate();
-        let pairs: Vec<(usize, usize)> =
-            of_pass.flat_map(|(image, texts)| texts.iter().map(move |&text| (image, text as usize))).collect();
-        let matches = model.match_score(&read(pass.clone())?, captions.tokens, &pairs, Matching::Classifier)?;
+        let pairs: Vec<(usize, usize)> = of_pass
+            .flat_map(|(image, texts)| texts.iter().map(move |&text| (image, text as usize)))
+            .collect();
+        let matches =
+            model.match_score(&read(pass.clone())?, captions.tokens, &pairs, Matching::Classifier)?;
         let mut matches = matches.into_iter().map(|found| found.logits.expect("of the classifier"));
         logits.extend(wanted[pass].iter().map(|texts| matches.by_ref().take(texts.len()).collect()));
         done += pairs.len();
@@ -191,8 +196,9 @@ pub fn captioning<B: Backend>(
     let (mut loss, mut tokens) = (0.0, 0);
     for_each_pass::<B>(count, |pass| {
         let of_pass = || of_images[pass.clone()].iter().enumerate();
-        let texts: Vec<Vec<u32>> =
-            of_pass().flat_map(|(_, texts)| texts.iter().map(|&text| captions.tokens[text].clone())).collect();
+        let texts: Vec<Vec<u32>> = of_pass()
+            .flat_map(|(_, texts)| texts.iter().map(|&text| captions.tokens[text].clone()))
+            .collect();
         let images = of_pass().flat_map(|(image, texts)| texts.iter().map(move |_| image));
         let pairs: Vec<(usize, usize)> = images.zip(0..).collect();
         for found in captioner.caption_loss(&read(pass.clone())?, &texts, &pairs)? {

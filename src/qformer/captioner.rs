@@ -111,8 +111,8 @@ impl<B: Backend> Captioner<B> {
     }
 
     /// Tensors with values that are infinite or not a number, and how many.
-    pub fn not_finite(&self) -> impl Iterator<Item = &(String, usize)> {
-        self.model.not_finite().iter().chain(&self.head.not_finite)
+    pub fn not_finite(&self) -> Vec<(String, usize)> {
+        [self.model.not_finite(), &self.head.not_finite].concat()
     }
 
     /// Captions for each image of `vision_output` [I, N, W], before its last norm; the best first.
@@ -242,7 +242,9 @@ impl<B: Backend> Captioner<B> {
     ) -> Result<()> {
         let images = self.model.check_images(vision_output)?;
         let per_image = vision_output.values.len() / images.max(1);
-        for (index, values) in vision_output.values.chunks((B::IMAGES_PER_PASS * per_image).max(1)).enumerate() {
+        for (index, values) in
+            vision_output.values.chunks((B::IMAGES_PER_PASS * per_image).max(1)).enumerate()
+        {
             pass(values, index * B::IMAGES_PER_PASS, values.len() / per_image)?;
         }
         Ok(())

@@ -28,7 +28,11 @@ pub(super) struct DecoderState<'a, B: Backend> {
 
 impl<'a, B: Backend> DecoderState<'a, B> {
     /// For so many images, and so many tokens of all sequences together.
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, [images, tokens]: [usize; 2]) -> Self {
+    pub(super) fn carve(
+        cursor: &mut Cursor<'a, B>,
+        model: &QFormer<B>,
+        [images, tokens]: [usize; 2],
+    ) -> Self {
         let config = &model.config.qformer;
         let (blocks, width) = (config.num_hidden_layers, 3 * config.hidden_size);
         let rows = images * model.config.num_query_tokens;
@@ -55,7 +59,13 @@ struct TokenActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> TokenActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, model: &QFormer<B>, rows: usize, from: usize, own: &Sequences) -> Self {
+    fn carve(
+        cursor: &mut Cursor<'a, B>,
+        model: &QFormer<B>,
+        rows: usize,
+        from: usize,
+        own: &Sequences,
+    ) -> Self {
         let (config, hidden) = (&model.config.qformer, model.config.qformer.hidden_size);
         Self {
             embedding: TextEmbeddingActs::carve(cursor, rows, hidden),
@@ -123,7 +133,8 @@ impl<B: Backend> Decoder<'_, B> {
         let (rows, queries) = (parents.len(), model.config.num_query_tokens);
         let (earlier, place) = (images.len() * *length, *length);
         // Of the first token the parents are the images themselves.
-        let continued = if place == 0 { parents.to_vec() } else { parents.iter().map(|&p| images[p]).collect() };
+        let continued =
+            if place == 0 { parents.to_vec() } else { parents.iter().map(|&p| images[p]).collect() };
         let from = parents.iter().enumerate().flat_map(|(row, parent)| {
             (0..place).map(move |token| parent * place + token).chain([earlier + row])
         });

@@ -133,7 +133,10 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocabulary_size) {
             let count = self.vocabulary_size;
-            return Err(Error::input(&self.path, format_args!("has {count} tokens, none of them of id {id}")));
+            return Err(Error::input(
+                &self.path,
+                format_args!("has {count} tokens, none of them of id {id}"),
+            ));
         }
         self.inner
             .decode(ids, true)

@@ -1,10 +1,12 @@
 //! The command line, run as a user runs it.
 
+mod caption;
 mod checkpoints;
 mod common;
 mod device;
 mod embed;
 mod errors;
+mod evaluate;
 mod init;
 mod inspect;
 #[path = "../support/paths.rs"]

@@ -138,7 +138,8 @@ impl Arguments {
         images.for_each_batch(self.batch_size, remarks, |batch| {
             let first = captioned.len();
             for captions in captioner.caption(batch, &decoding.starting_at(first as u64))? {
-                let text = |caption: qformer::Caption| Ok((tokenizer.decode(&caption.tokens)?, caption.score));
+                let text =
+                    |caption: qformer::Caption| Ok((tokenizer.decode(&caption.tokens)?, caption.score));
                 let captions = captions.into_iter().map(text).collect::<Result<_>>()?;
                 captioned.push(Captioned { image: images.names[captioned.len()].clone(), captions });
             }
@@ -163,15 +164,18 @@ pub(crate) fn load<B: Backend + Clone>(
             progress.set(done, total);
         })?;
     drop(progress);
-    warn_of_not_finite(captioner.not_finite(), remarks);
+    warn_of_not_finite(&captioner.not_finite(), remarks);
     Ok(captioner)
 }
 
 impl Captioned {
     /// The best caption is at the top, where COCO's result files have it.
     fn json(&self) -> Value {
-        let captions: Vec<Value> =
-            self.captions.iter().map(|(caption, score)| json!({"caption": caption, "score": score})).collect();
+        let captions: Vec<Value> = self
+            .captions
+            .iter()
+            .map(|(caption, score)| json!({"caption": caption, "score": score}))
+            .collect();
         let best = self.captions.first().map(|(caption, _)| caption);
         json!({"image": self.image, "caption": best, "captions": captions})
     }

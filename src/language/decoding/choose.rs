@@ -34,7 +34,8 @@ impl Chosen {
             Search::Nucleus { top_p, temperature, seed, first } => {
                 scores.iter_mut().for_each(|score| *score /= temperature);
                 let prompt = first + self.prompt as u64;
-                let place = [prompt as u32, (prompt >> 32) as u32, self.tokens.len() as u32, self.draw as u32];
+                let place =
+                    [prompt as u32, (prompt >> 32) as u32, self.tokens.len() as u32, self.draw as u32];
                 draw(&nucleus(&scores, top_p), uniform(seed, place))
             }
         };

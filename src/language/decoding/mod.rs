@@ -98,7 +98,10 @@ impl Decoding {
     pub fn validate(&self) -> Result<()> {
         let refuse = |what: String| Err(Error::usage(what));
         if self.max_length < 2 {
-            return refuse(format!("--max-length {} leaves no room for a token; give 2 or more", self.max_length));
+            return refuse(format!(
+                "--max-length {} leaves no room for a token; give 2 or more",
+                self.max_length
+            ));
         }
         if self.min_length > self.max_length {
             return refuse(format!(

@@ -1,7 +1,7 @@
 """Writes expected.json: what transformers' `generate` makes of a toy language model.
 
-Run with torch and transformers 5.23. The model's logits follow from the last two tokens alone: the
-sum of a row of one table and a row of another, with nothing in place of a token before the first.
+Run with torch and transformers 5.23. The model's logits are the sum of rows of four tables: for the
+last token, for the one before it (nothing where there is none), for the prompt, and for the number of tokens.
 """
 
 import json
@@ -12,7 +12,7 @@ from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, Pr
 from transformers.generation import TopPLogitsWarper
 from transformers.modeling_outputs import CausalLMOutput
 
-VOCABULARY, START, END, PROMPTS = 12, 1, 2, 3
+VOCABULARY, START, END, PROMPTS, LONGEST = 12, 1, 2, 3, 30
 
 
 class ToyConfig(PretrainedConfig):
@@ -26,13 +26,15 @@ class Toy(PreTrainedModel, GenerationMixin):
 
     config_class = ToyConfig
 
-    def __init__(self, config, last, before, prompt):
+    def __init__(self, config, last, before, prompt, place):
         super().__init__(config)
-        self.last, self.before, self.prompt = (torch.nn.Parameter(t) for t in (last, before, prompt))
+        tables = (last, before, prompt, place)
+        self.last, self.before, self.prompt, self.place = (torch.nn.Parameter(t) for t in tables)
 
     def forward(self, input_ids, prompts=None, **unused):
         logits = self.last[input_ids]
         logits[:, 1:] = logits[:, 1:] + self.before[input_ids[:, :-1]]
+        logits = logits + self.place[: input_ids.shape[1]]
         return CausalLMOutput(logits=logits + self.prompt[prompts][:, None])
 
     def prepare_inputs_for_generation(self, input_ids, prompts=None, **unused):
@@ -41,8 +43,8 @@ class Toy(PreTrainedModel, GenerationMixin):
 
 def tables(seed, scale):
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda rows: (torch.randn(rows, VOCABULARY, generator=generator) * scale * 64).round() / 64
-    return draw(VOCABULARY), draw(VOCABULARY), draw(PROMPTS)
+    draw = lambda rows: (torch.randn(rows, VOCABULARY, generator=generator) * scale * 4096).round() / 4096
+    return draw(VOCABULARY), draw(VOCABULARY), draw(PROMPTS), draw(LONGEST)
 
 
 CASES = [
@@ -67,8 +69,8 @@ CASES = [
 def main():
     expected = {"vocabulary": VOCABULARY, "start": START, "end": END, "models": []}
     for seed, scale in [(1, 1.0), (2, 2.0), (3, 0.5)]:
-        last, before, prompt = tables(seed, scale)
-        model = Toy(ToyConfig(), last, before, prompt).eval()
+        last, before, prompt, place = tables(seed, scale)
+        model = Toy(ToyConfig(), last, before, prompt, place).eval()
         cases = []
         for case in CASES:
             sequences = case["num_beams"]
@@ -97,7 +99,8 @@ def main():
         for top_p in [0.1, 0.5, 0.9, 1.0]:
             kept = TopPLogitsWarper(top_p)(None, last).softmax(-1)
             nuclei.append({"top_p": top_p, "probabilities": kept.tolist()})
-        as_lists = {"last": last.tolist(), "before": before.tolist(), "prompt": prompt.tolist()}
+        names = ["last", "before", "prompt", "place"]
+        as_lists = {name: table.tolist() for name, table in zip(names, [last, before, prompt, place])}
         expected["models"].append({**as_lists, "cases": cases, "nuclei": nuclei})
     path = pathlib.Path(__file__).with_name("expected.json")
     path.write_text(json.dumps(expected, separators=(",", ":")) + "\n")
