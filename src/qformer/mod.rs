@@ -2,6 +2,7 @@
 
 mod captioner;
 mod decoder_pass;
+mod attention_maps;
 mod image_pass;
 mod joint_pass;
 mod params;

@@ -2,6 +2,7 @@
 
 mod caption;
 mod data;
+mod demo;
 mod device;
 mod embed;
 mod evaluate;
@@ -54,6 +55,7 @@ enum Command {
     Init(init::Arguments),
     Inspect(inspect::Arguments),
     Train(train::Arguments),
+    Demo(demo::Arguments),
 }
 
 /// Where a run's remarks go: all but results, which are on the standard output.
@@ -115,6 +117,7 @@ fn run(session: &Session, command: Command) -> Result<ExitCode> {
         Command::Evaluate(arguments) => evaluate::run(&arguments, remarks),
         Command::Init(arguments) => init::run(&arguments, remarks),
         Command::Inspect(arguments) => inspect::run(&arguments, remarks),
+        Command::Demo(arguments) => demo::run(&arguments, remarks),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
