@@ -12,6 +12,7 @@ use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequences};
 use crate::tensor::{HostTensor, ViewMut};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// What the pass to a block works in.
 struct MapActs<'a, B: Backend> {
@@ -83,7 +84,7 @@ impl<B: Backend> QFormer<B> {
         for values in vision_output.values.chunks((B::IMAGES_PER_PASS * per_image).max(1)) {
             let images = values.len() / per_image;
             let of_pass = self.device.enter(|| {
-                self.pass_to(values, images, block, &mut |acts, columns| {
+                self.pass_to(values, images, block, |acts, columns| {
                     let b = &self.device;
                     let q = b.read(acts.block.cross_attention.q.view())?;
                     let keys = b.read(acts.keys_values.view().columns(columns[0].clone()))?;
@@ -102,7 +103,7 @@ impl<B: Backend> QFormer<B> {
         values: &[f32],
         images: usize,
         block: usize,
-        read: &mut dyn FnMut(&MapActs<'_, B>, [std::ops::Range<usize>; 2]) -> Result<R>,
+        read: impl FnOnce(&MapActs<'_, B>, [Range<usize>; 2]) -> Result<R>,
     ) -> Result<R> {
         let (b, parameters) = (&self.device, self.weights.view());
         let (queries, hidden) = (self.config.num_query_tokens, self.config.qformer.hidden_size);
@@ -160,6 +161,7 @@ fn weights(q: &[f32], keys: &[f32], [images, heads, queries, tokens]: [usize; 4]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Device;
     use crate::params::init;
     use crate::params::sources::Initial;
     use crate::qformer::Abilities;
@@ -189,7 +191,7 @@ mod tests {
             let maps = model.cross_attention_maps(&images, block).unwrap();
             assert_eq!(maps.shape, [3, heads, queries, tokens]);
             let (values, context) = model
-                .pass_to(&images.values, 3, block, &mut |acts, [_, columns]| {
+                .pass_to(&images.values, 3, block, |acts, [_, columns]| {
                     let b = &model.device;
                     let values = b.read(acts.keys_values.view().columns(columns))?;
                     Ok((values, b.read(acts.block.cross_attention.context.view())?))

@@ -57,15 +57,15 @@ impl Group {
         let (radius, count) = (RADII[self.size], self.count + 1);
         // Along the row or column, and across it.
         let (along, across) = if self.place < 2 { (1, 0) } else { (0, 1) };
-        let step = 2.0 * radius + stream.between(0.03, 0.05);
+        let step = 2.0 * radius + 0.04;
         let reach = radius + step * self.count as f64 / 2.0;
-        let drift = stream.between(-1.0, 1.0) * (0.48 - reach).min(0.1);
-        let aside = stream.between(-0.07, 0.07);
+        let drift = stream.between(-1.0, 1.0) * (0.48 - reach).min(0.03);
+        let aside = stream.between(-0.03, 0.03);
         (0..count)
             .map(|index| {
                 let mut centre = CENTRES[self.place];
                 centre[along] += drift + step * (index as f64 - self.count as f64 / 2.0);
-                centre[across] += aside + stream.between(-0.02, 0.02);
+                centre[across] += aside + stream.between(-0.01, 0.01);
                 Thing {
                     centre,
                     radius: radius * stream.between(0.95, 1.05),
@@ -96,11 +96,11 @@ impl Thing {
     }
 }
 
-/// How far outside its rim a point is, of a shape around 0 of about unit radius; all cover about the same
-/// area, so that size and shape are told apart.
+/// How far outside its rim a point is, of a shape around 0 of about unit radius. The shapes
+/// cover areas that are alike, so that size and shape are told apart.
 fn distance(shape: usize, x: f64, y: f64) -> f64 {
     match shape {
-        0 => ((x * x + y * y).sqrt() - 0.8).abs() - 0.3,
+        0 => ((x * x + y * y).sqrt() - 0.84).abs() - 0.22,
         1 => x.abs().max(y.abs()) - 0.86,
         // Three sides alike, one of them level.
         _ => (y - 0.72).max(0.75_f64.sqrt() * x.abs() - 0.5 * (y + 1.0)),

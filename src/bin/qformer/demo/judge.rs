@@ -6,7 +6,7 @@ use crate::progress::Progress;
 use qformer::data::Dataset;
 use qformer::evaluate::{Captions, Images, Retrieval, retrieval};
 use qformer::language::decoding::{Decoding, Search};
-use qformer::{Captioner, Cpu, HostTensor, Matching, Result, Tokenizer};
+use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer, Result, Tokenizer};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -36,8 +36,14 @@ pub(super) struct Judgement {
     pub(super) retrieval: Retrieval,
     /// The caption generated for each picture.
     pub(super) said: Vec<String>,
-    /// Of each picture and caption: cosine, and for the likeliest of either the logit of a match added [I, I]
-    scores: Vec<f32>,
+}
+
+/// Pictures held out and their captions, compared with one another.
+pub(super) struct Ranking<'a> {
+    held_out: &'a HeldOut,
+    model: &'a QFormer,
+    /// Of each picture with each caption [I, I]
+    cosines: Vec<f32>,
 }
 
 impl HeldOut {
@@ -52,7 +58,7 @@ impl HeldOut {
     /// Judges the model in `folder`.
     pub(super) fn judge(&self, folder: &Path, remarks: Remarks) -> Result<Judgement> {
         let tokenizer = Tokenizer::load(folder)?;
-        let captioner = Captioner::load(Cpu::new(), folder)?;
+        let captioner = Captioner::load(Cpu::<f32>::new(), folder)?;
         let progress = Progress::of_steps("matching", remarks);
         let [count, tokens, width] = self.vision_output.shape[..] else { unreachable!("features [I, N, W]") };
         let per_image = tokens * width;
@@ -73,46 +79,51 @@ impl HeldOut {
         for captions in captioner.caption(&self.vision_output, &DECODING)? {
             said.push(tokenizer.decode(&captions[0].tokens)?);
         }
-        let scores = self.scores(captioner.model())?;
-        Ok(Judgement { retrieval, said, scores })
+        Ok(Judgement { retrieval, said })
     }
 
-    fn scores(&self, model: &qformer::QFormer) -> Result<Vec<f32>> {
-        let count = self.scenes.len();
+    /// Compares all pictures with all captions.
+    pub(super) fn ranking<'a>(&'a self, model: &'a QFormer) -> Result<Ranking<'a>> {
         let features = model.encode_image(&self.vision_output)?.features.expect("a model that compares");
-        let mut scores = model.similarity(&features, &model.encode_text(&self.texts)?)?.values;
-        let mut pairs = Vec::new();
-        for query in 0..count {
-            let likeliest = |score: &dyn Fn(usize) -> f32| ranked(count, score).into_iter().take(RERANKED);
-            pairs.extend(likeliest(&|text| scores[query * count + text]).map(|text| (query, text)));
-            pairs.extend(likeliest(&|image| scores[image * count + query]).map(|image| (image, query)));
-        }
-        pairs.sort_unstable();
-        pairs.dedup();
-        let found = model.match_score(&self.vision_output, &self.texts, &pairs, Matching::Classifier)?;
-        // What was matched comes before what was not: cosines are within ±1.
-        scores.iter_mut().for_each(|score| *score -= 1e3);
-        for ((image, text), found) in pairs.into_iter().zip(found) {
-            let [_, matches] = found.logits.expect("of the classifier");
-            scores[image * count + text] += 1e3 + matches;
-        }
-        Ok(scores)
+        let cosines = model.similarity(&features, &model.encode_text(&self.texts)?)?.values;
+        Ok(Ranking { held_out: self, model, cosines })
+    }
+}
+
+impl Ranking<'_> {
+    /// Pictures by how well caption `text` fits, the likeliest in order.
+    pub(super) fn pictures_of(&self, text: usize) -> Result<Vec<usize>> {
+        self.ranked(|image| (image, text))
+    }
+
+    /// Captions by how well they fit picture `image`, the likeliest in order.
+    pub(super) fn captions_of(&self, image: usize) -> Result<Vec<usize>> {
+        self.ranked(|text| (image, text))
+    }
+
+    /// Candidates, each with the query a `pair` of picture and caption, by cosine and then by cosine and the
+    /// logit of a match, as [`retrieval`] ranks them.
+    fn ranked(&self, pair: impl Fn(usize) -> (usize, usize)) -> Result<Vec<usize>> {
+        let count = self.held_out.scenes.len();
+        let cosine = |candidate: usize| {
+            let (image, text) = pair(candidate);
+            self.cosines[image * count + text]
+        };
+        let mut candidates: Vec<usize> = (0..count).collect();
+        candidates.sort_by(|&a, &b| cosine(b).total_cmp(&cosine(a)));
+        candidates.truncate(RERANKED);
+        let pairs: Vec<(usize, usize)> = candidates.iter().map(|&candidate| pair(candidate)).collect();
+        let HeldOut { vision_output, texts, .. } = self.held_out;
+        let found = self.model.match_score(vision_output, texts, &pairs, Matching::Classifier)?;
+        let logits = found.iter().map(|found| found.logits.expect("of the classifier")[1]);
+        let mut scored: Vec<(f32, usize)> =
+            logits.zip(candidates).map(|(logit, candidate)| (logit + cosine(candidate), candidate)).collect();
+        scored.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        Ok(scored.into_iter().map(|(_, candidate)| candidate).collect())
     }
 }
 
 impl Judgement {
-    /// Pictures by how well caption `text` fits, best first.
-    pub(super) fn pictures_of(&self, text: usize) -> Vec<usize> {
-        let count = self.said.len();
-        ranked(count, &|image| self.scores[image * count + text])
-    }
-
-    /// Captions by how well they fit picture `image`, best first.
-    pub(super) fn captions_of(&self, image: usize) -> Vec<usize> {
-        let count = self.said.len();
-        ranked(count, &|text| self.scores[image * count + text])
-    }
-
     /// Share of generated captions that are right in every word.
     pub(super) fn captions_right(&self, held_out: &HeldOut) -> f64 {
         let right = self.said.iter().zip(&held_out.scenes).filter(|(said, scene)| **said == scene.caption());
@@ -131,11 +142,4 @@ impl Judgement {
             "captions": self.said,
         })
     }
-}
-
-/// 0..`count` by score, the largest first.
-fn ranked(count: usize, score: &dyn Fn(usize) -> f32) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..count).collect();
-    order.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
-    order
 }

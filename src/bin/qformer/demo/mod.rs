@@ -52,7 +52,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = learn::STEPS, value_parser = value_parser!(u32).range(1..))]
     steps: u32,
     /// Pictures to learn from
-    #[arg(long, value_name = "N", default_value_t = 5000, value_parser = value_parser!(u32).range(64..=20_000))]
+    #[arg(long, value_name = "N", default_value_t = 8000, value_parser = value_parser!(u32).range(64..=20_000))]
     pictures: u32,
 }
 

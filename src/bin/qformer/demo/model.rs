@@ -30,7 +30,7 @@ const START: &str = "[DEC]";
 /// Standard deviation of the position embeddings, beside patches whose embeddings have about 1.
 const POSITION_DEVIATION: f64 = 0.5;
 
-/// A Q-Former of 0.7 million parameters over an image encoder of one layer.
+/// A Q-Former of half a million parameters over an image encoder of one layer.
 pub(super) fn config() -> Config {
     let mut config = Config::tiny();
     config.num_query_tokens = 8;
@@ -42,7 +42,7 @@ pub(super) fn config() -> Config {
     let qformer = &mut config.qformer;
     qformer.vocab_size = SPECIAL.len() + world::words().len() + 1;
     (qformer.hidden_size, qformer.intermediate_size) = (HIDDEN, 2 * HIDDEN);
-    (qformer.num_hidden_layers, qformer.num_attention_heads) = (4, HEADS);
+    (qformer.num_hidden_layers, qformer.num_attention_heads) = (3, HEADS);
     qformer.cross_attention_frequency = 1;
     qformer.encoder_hidden_size = IMAGE_WIDTH;
     qformer.max_position_embeddings = LONGEST;

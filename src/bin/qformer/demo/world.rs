@@ -19,7 +19,7 @@ const AND: &str = "and";
 /// Share of all captions that are held out: no picture that is learnt from has one of them.
 const HELD_OUT: f64 = 0.2;
 /// Share of scenes with two groups, as long as there are others.
-const TWO_GROUPS: f64 = 0.5;
+const TWO_GROUPS: f64 = 0.7;
 
 /// Random numbers, one after another.
 pub(crate) struct Stream {

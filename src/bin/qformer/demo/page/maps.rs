@@ -14,7 +14,7 @@ impl Page<'_> {
         let per_image = config.image_tokens() * config.vision.hidden_size;
         let shape = [PICTURES, config.image_tokens(), config.vision.hidden_size];
         let values = self.held_out.vision_output.values[..PICTURES * per_image].to_vec();
-        let block = config.qformer.cross_attention_layers().last().expect("block 0 has cross-attention");
+        let block = config.qformer.cross_attention_layers().next_back().expect("block 0 has cross-attention");
         let maps = self.model.cross_attention_maps(&HostTensor::new(&shape, values), block)?;
         let mut html = String::new();
         for image in 0..PICTURES {

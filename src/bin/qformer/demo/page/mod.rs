@@ -59,7 +59,7 @@ impl Page<'_> {
         for (index, scene) in self.learnt.iter().take(LEARNT).enumerate() {
             page.push_str(&figure(&self.uri("train", index)?, &scene.caption()));
         }
-        let _ = write!(page, "</div>\n<h2>How it learns</h2><div class=\"curves\">{curves}</div>\n");
+        let _ = write!(page, "</div>\n<h2>How it learns</h2><div class=\"curves\">{curves}</div>");
         self.retrieval(&mut page)?;
         self.captions(&mut page)?;
         let looks = self.looks()?;
@@ -68,7 +68,7 @@ impl Page<'_> {
             page,
             "<h2>Where the queries look</h2><p class=\"soft\">Each query’s cross-attention in the last of {block} \
              blocks, the mean over its heads: patches are the darker, the less a query takes from them; the \
-             brightest is full.</p>{looks}\n"
+             brightest is full.</p>{looks}"
         );
         let (model, folder) = ("run/checkpoints/latest", self.folder.display());
         let _ = write!(
@@ -92,7 +92,7 @@ impl Page<'_> {
                 page,
                 "<div class=\"tile\"><div class=\"what\">{what}</div><div class=\"share\">{:.0}<small> %</small></div>\
                  <div class=\"bar\"><i style=\"width:{of_after}\"></i><b style=\"left:{of_least}\"></b></div>\
-                 <div class=\"from\">{} before · goal {} <span class=\"{class}\">{verdict}</span></div></div>\n",
+                 <div class=\"from\">{} before · goal {} <span class=\"{class}\">{verdict}</span></div></div>",
                 100.0 * after,
                 percent(*before),
                 percent(*least),
@@ -102,6 +102,7 @@ impl Page<'_> {
     }
 
     fn retrieval(&self, page: &mut String) -> Result<()> {
+        let ranking = self.held_out.ranking(self.model)?;
         page.push_str(
             "<h2>What it finds</h2><p class=\"soft\">By contrastive similarity, the nearest put in order by \
              matching; what belongs together is framed or printed green.</p><h3>A caption, and the five of \
@@ -110,7 +111,7 @@ impl Page<'_> {
         for text in 0..CAPTION_QUERIES {
             let caption = self.held_out.scenes[text].caption();
             let _ = write!(page, "<div class=\"query\"><div>{caption}</div><div class=\"hits\">");
-            for (place, image) in self.after.pictures_of(text).into_iter().take(5).enumerate() {
+            for (place, image) in ranking.pictures_of(text)?.into_iter().take(5).enumerate() {
                 let class = if image == text { "is-right" } else { "" };
                 let (uri, place) = (self.held_out_uri(image)?, place + 1);
                 let _ = write!(
@@ -129,7 +130,7 @@ impl Page<'_> {
                 "<div class=\"card pair\"><img src=\"{}\" alt=\"\"><ol>",
                 self.held_out_uri(image)?
             );
-            for text in self.after.captions_of(image).into_iter().take(4) {
+            for text in ranking.captions_of(image)?.into_iter().take(4) {
                 let class = if image == text { "is-right" } else { "" };
                 let _ = write!(page, "<li class=\"{class}\">{}</li>", self.held_out.scenes[text].caption());
             }
