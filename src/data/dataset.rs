@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::Source;
 use super::features::Features;
 use super::records::{self, Listing};
 use super::webdataset::Shards;
-use super::Source;
 use crate::error::{Error, Result};
 use crate::output::folder_of;
 use crate::tensor::HostTensor;
@@ -47,10 +47,16 @@ pub struct Dataset {
 
 #[derive(Debug)]
 enum Images {
-    Files { folder: PathBuf, names: Vec<String> },
+    Files {
+        folder: PathBuf,
+        names: Vec<String>,
+    },
     Shards(Shards, usize),
     /// Names are empty where the captions file has none.
-    Features { features: Features, names: Vec<String> },
+    Features {
+        features: Features,
+        names: Vec<String>,
+    },
 }
 
 impl Dataset {

@@ -285,9 +285,8 @@ impl Producer {
         while samples.len() < batch_size {
             let places: Vec<Place> = (samples.len()..batch_size).map(|_| self.advance()).collect();
             let preparation = &self.preparation;
-            let prepared: Vec<_> = self
-                .pool
-                .install(|| places.into_par_iter().map(|place| preparation.sample(place)).collect());
+            let prepared: Vec<_> =
+                self.pool.install(|| places.into_par_iter().map(|place| preparation.sample(place)).collect());
             if self.preparation.stop.load(Ordering::Relaxed) {
                 return Err(Error::value("the loader was stopped"));
             }

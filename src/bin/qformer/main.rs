@@ -3,6 +3,7 @@
 mod data;
 mod device;
 mod embed;
+mod encode;
 mod images;
 mod init;
 mod inputs;
@@ -45,6 +46,7 @@ struct Session {
 #[derive(Subcommand)]
 enum Command {
     Embed(embed::Arguments),
+    Encode(encode::Arguments),
     Score(score::Arguments),
     Init(init::Arguments),
     Inspect(inspect::Arguments),
@@ -102,6 +104,7 @@ fn run(session: &Session, command: Command) -> Result<()> {
     let remarks = if session.quiet { Remarks::Quiet } else { Remarks::Shown };
     match command {
         Command::Embed(arguments) => embed::run(&arguments, remarks),
+        Command::Encode(arguments) => encode::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
         Command::Init(arguments) => init::run(&arguments, remarks),
         Command::Inspect(arguments) => inspect::run(&arguments, remarks),
