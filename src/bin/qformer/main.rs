@@ -5,6 +5,7 @@ mod data;
 mod demo;
 mod device;
 mod embed;
+mod encode;
 mod evaluate;
 mod images;
 mod init;
@@ -49,6 +50,7 @@ struct Session {
 #[derive(Subcommand)]
 enum Command {
     Embed(embed::Arguments),
+    Encode(encode::Arguments),
     Score(score::Arguments),
     Caption(caption::Arguments),
     Evaluate(evaluate::Arguments),
@@ -112,6 +114,7 @@ fn run(session: &Session, command: Command) -> Result<ExitCode> {
         // It may also be stopped.
         Command::Train(arguments) => return train::run(&arguments, remarks),
         Command::Embed(arguments) => embed::run(&arguments, remarks),
+        Command::Encode(arguments) => encode::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
         Command::Caption(arguments) => caption::run(&arguments, remarks),
         Command::Evaluate(arguments) => evaluate::run(&arguments, remarks),
