@@ -208,18 +208,18 @@ fn bombs() -> Vec<(&'static str, Vec<u8>)> {
     }
     vec![
         ("memo", memo),
-        ("tuples within tuples", [&b")"[..], &repeated(b"\x85", 8 << 20), b"."].concat()),
+        ("tuples within tuples", [&b")"[..], &repeated(b"\x85", 4 << 20), b"."].concat()),
         ("lists within lists", [repeated(b"]", 400_000), repeated(b"a", 399_999), b".".to_vec()].concat()),
-        ("dicts", repeated(b"}", 16 << 20)),
-        ("marks", repeated(b"(", 16 << 20)),
-        ("nothing", repeated(b"N", 16 << 20)),
-        ("kept", (0..5_000_000_u32).flat_map(|i| [&b"Nr"[..], &i.to_le_bytes()].concat()).collect()),
+        ("dicts", repeated(b"}", 4 << 20)),
+        ("marks", repeated(b"(", 4 << 20)),
+        ("nothing", repeated(b"N", 4 << 20)),
+        ("kept", (0..2_000_000_u32).flat_map(|i| [&b"Nr"[..], &i.to_le_bytes()].concat()).collect()),
         ("appended", [&b"]"[..], &[&b"("[..], &repeated(b"N", 1 << 19), b"e"].concat().repeat(30)].concat()),
-        ("texts", repeated(b"X\0\0\0\0", 4_000_000)),
+        ("texts", repeated(b"X\0\0\0\0", 2_000_000)),
         ("names", repeated(b"ctorch\nSize\n", 2_000_000)),
-        ("dicts by name", [&b"ccollections\nOrderedDict\nq\0"[..], &repeated(b"h\0)R", 4_000_000)].concat()),
-        ("a list in itself", [&b"]q\0"[..], &repeated(b"h\0a", 3_000_000), b"."].concat()),
-        ("frames", repeated(b"\x95\0\0\0\0\0\0\0\0", 3_000_000)),
+        ("dicts by name", [&b"ccollections\nOrderedDict\nq\0"[..], &repeated(b"h\0)R", 2_000_000)].concat()),
+        ("a list in itself", [&b"]q\0"[..], &repeated(b"h\0a", 1_000_000), b"."].concat()),
+        ("frames", repeated(b"\x95\0\0\0\0\0\0\0\0", 1_000_000)),
     ]
 }
 
