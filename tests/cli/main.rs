@@ -4,6 +4,7 @@ mod checkpoints;
 mod common;
 mod device;
 mod embed;
+mod encode;
 mod errors;
 mod init;
 mod inspect;

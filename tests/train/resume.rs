@@ -70,6 +70,8 @@ fn a_second_interrupt_ends_at_once() {
     command.arg("--features").arg(place.path("features.safetensors"));
     command.arg("--captions").arg(place.path("captions.jsonl"));
     let child = start(command.arg("--output").arg(&output), &output, 1);
+    // The first step has begun, and takes longer than this.
+    sleep(Duration::from_millis(200));
     signal(&child, "-INT");
     sleep(Duration::from_millis(50));
     signal(&child, "-INT");

@@ -39,15 +39,14 @@ fn a_folder_that_is_not_empty_is_left_alone() {
 fn settings_out_of_bounds_are_named() {
     let place = Workplace::new();
     for (flags, told) in [
-        (["--lr", "-1"], "--lr is -1; it has to be above 0"),
+        (["--lr", "0"], "--lr is 0; it has to be above 0"),
         (["--dropout", "1"], "--dropout is 1; it has to be from 0 to below 1"),
         (["--text-length", "65"], "--text-length is 65; the model reads texts of 3 to 64 tokens"),
         (["--warmup", "9"], "--warmup is 9; the run has 3 steps"),
         (["--loss-weights", "1,2"], "--loss-weights takes three numbers"),
         (["--keep", "0"], "--keep is 0; it has to be 1 or more"),
     ] {
-        let flag = format!("{}={}", flags[0], flags[1]);
-        run(&mut place.train(&flags[0][2..], 3, &[&flag])).with(2, &[told]);
+        run(&mut place.train(&flags[0][2..], 3, &flags)).with(2, &[told]);
         assert!(!place.path(&flags[0][2..]).join("checkpoints").exists());
     }
 }

@@ -3,6 +3,7 @@
 mod data;
 mod device;
 mod embed;
+mod encode;
 mod images;
 mod init;
 mod inputs;
@@ -46,6 +47,7 @@ struct Session {
 #[derive(Subcommand)]
 enum Command {
     Embed(embed::Arguments),
+    Encode(encode::Arguments),
     Score(score::Arguments),
     Init(init::Arguments),
     Inspect(inspect::Arguments),
@@ -106,6 +108,7 @@ fn run(session: &Session, command: Command) -> Result<ExitCode> {
         // It may also be stopped.
         Command::Train(arguments) => return train::run(&arguments, remarks),
         Command::Embed(arguments) => embed::run(&arguments, remarks),
+        Command::Encode(arguments) => encode::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
         Command::Init(arguments) => init::run(&arguments, remarks),
         Command::Inspect(arguments) => inspect::run(&arguments, remarks),
