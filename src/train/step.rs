@@ -142,11 +142,10 @@ impl<B: Backend> Stage1<B> {
 
         let pairs = (whole.images() + negatives.count()) as f64;
         let mut shares = Vec::new();
-        let mut last = true;
         for first in firsts().rev() {
             let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
-            // What the last one's first phase worked out is still in its place.
-            if !std::mem::take(&mut last) {
+            // What the last one worked out is still in its place.
+            if first.index + 1 < batches.len() {
                 pass.first_forward(first, &mut acts, &mut all)?;
             }
             let most = PAIRS_OF_IMAGE * whole.largest();

@@ -147,6 +147,22 @@ fn forward_matches_a_plain_computation() {
 }
 
 #[test]
+fn smoothing_sets_a_floor() {
+    // Logits whose softmax is the targets, over the model's vocabulary.
+    let words = 30_523;
+    let at_all = 0.1 / words as f64;
+    let (labels, target) = (vec![17, 30_522], 0.9 + at_all);
+    let logit = |r: usize, word: usize| if labels[r] as usize == word { (target / at_all).ln() } else { 0.0 };
+    let rows = Rows { smoothing: 0.1, logits: Matrix::from_fn(2, words, logit), labels: labels.clone() };
+    let floor = -target * target.ln() - (1.0 - target) * at_all.ln();
+    assert!((floor - 1.3577).abs() < 5e-5, "{floor}");
+    // Log-sum-exps of size 10 in single precision.
+    assert!((rows.forward::<Cpu<f32>>().loss.at(0, 0) - floor).abs() < 1e-5);
+    // The gradient is 0 there; a label's is 0.5 where no word is likelier than another.
+    assert!(rows.backward::<Cpu<f32>>(1.0).values.iter().all(|d| d.abs() < 1e-6));
+}
+
+#[test]
 fn backward_matches_finite_differences() {
     for shape in [[3, 7], [1, 2], [4, 33]] {
         for smoothing in [0.0, 0.3] {
