@@ -51,7 +51,7 @@ pub struct ImageFeatures {
 
 impl<B: Backend> QFormer<B> {
     /// Reads a model from a folder as `save_pretrained` writes it: `config.json` and
-    /// `model.safetensors`, whole or in shards, with Hugging Face's or LAVIS's tensor names.
+    /// `model.safetensors`, whole or in shards, or a `.pth` file, with Hugging Face's or LAVIS's tensor names.
     ///
     /// # Errors
     /// Fails if a file is missing or malformed, naming every tensor that is missing, surplus or of

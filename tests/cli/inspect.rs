@@ -1,9 +1,12 @@
 //! `qformer inspect`
 
 use crate::common::*;
-use qformer::params::safetensors::Dtype;
+use crate::paths::path;
+use qformer::params::safetensors::{Dtype, NewTensor, write};
 use qformer::tensor::HostTensor;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
 use std::path::Path;
 
 fn inspect(path: &Path) -> Value {
@@ -80,4 +83,49 @@ fn a_file_by_itself_is_told_without_a_configuration() {
     let report = inspect(&golden().join("expected.safetensors"));
     assert!(report["naming"].is_null());
     assert_eq!(obstacle(&report, "read images"), "there is no Q-Former");
+}
+
+#[test]
+fn a_checkpoint_of_lavis_is_told_as_others_are() {
+    let folder = path("tests/golden/pth");
+    let own = tempfile::tempdir().unwrap();
+    for file in ["config.json", "lavis.pth"] {
+        fs::copy(folder.join(file), own.path().join(file)).unwrap();
+    }
+    let (by_itself, in_folder) = (inspect(&folder.join("lavis.pth")), inspect(own.path()));
+    assert_eq!(in_folder["faults"], json!([]));
+    for report in [by_itself, in_folder] {
+        assert_eq!(report["naming"], "LAVIS");
+        assert_eq!(report["dtypes"], json!({ "F32": 104, "F16": 1, "BF16": 1, "F64": 1, "I64": 1 }));
+        assert_eq!((&report["tensors"], &report["not_finite"]), (&json!(108), &json!({})));
+        for name in ["ITC", "ITM", "ITG", "stage 1"] {
+            assert!(obstacle(&report, name).is_null(), "{name}");
+        }
+        assert!(obstacle(&report, "read images").as_str().unwrap().contains("no image encoder"));
+    }
+}
+
+#[test]
+fn what_training_keeps_beside_a_checkpoint_is_told() {
+    let workplace = Workplace::new();
+    let head = |name: &'static str, shape: &[usize]| {
+        NewTensor::new(name, Dtype::F32, shape, |_, values| {
+            values.fill(0.5);
+            Ok(())
+        })
+    };
+    let tensors = vec![
+        head("temp", &[]),
+        head("cls.predictions.bias", &[139]),
+        head("cls.predictions.transform.dense.weight", &[128, 128]),
+    ];
+    write(&workplace.model().join("stage1.safetensors"), &BTreeMap::new(), tensors).unwrap();
+    let report = inspect(&workplace.model());
+    assert_eq!(
+        (&report["files"], &report["tensors"], &report["faults"]),
+        (&json!(2), &json!(130), &json!([]))
+    );
+    for name in ["ITC", "ITM", "ITG", "stage 1"] {
+        assert!(obstacle(&report, name).is_null(), "{name}");
+    }
 }

@@ -36,6 +36,25 @@ fn shards_are_one_checkpoint() {
 }
 
 #[test]
+fn what_stage_1_adds_is_of_the_checkpoint_too() {
+    let map = json!({ "a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors" });
+    let sharded = folder_with(&json!({ "weight_map": map }));
+    let whole = tempfile::tempdir().unwrap();
+    write_shard(&whole.path().join("model.safetensors"), &[("a", &[1.0, 2.0]), ("b", &[3.0]), ("c", &[4.0])]);
+    for folder in [sharded, whole] {
+        let stage1 = folder.path().join("stage1.safetensors");
+        write_shard(&stage1, &[("temp", &[0.07]), ("cls.predictions.bias", &[5.0, 6.0])]);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "c", "cls.predictions.bias", "temp"]);
+        assert_eq!(values(&checkpoint, "cls.predictions.bias").0, [5.0, 6.0]);
+        assert_eq!(values(&checkpoint, "b").0, [3.0]);
+        write_shard(&stage1, &[("temp", &[0.07]), ("b", &[3.0])]);
+        let message = refusal(folder.path());
+        assert!(message.contains("stage1.safetensors: tensor \"b\" is in another"), "{message}");
+    }
+}
+
+#[test]
 fn an_index_that_disagrees_with_its_shards_is_refused() {
     let cases = [
         (

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Arguments of commands that run a model.
 #[derive(Args)]
 pub(crate) struct Inputs {
-    /// Folder of the checkpoint, as save_pretrained writes it
+    /// Folder of the checkpoint, as save_pretrained writes it, or of a .pth file beside its config.json
     #[arg(long, alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
     pub(crate) model: PathBuf,
     /// Where to compute

@@ -4,6 +4,7 @@
 //! Values are read from the file when they are asked for, as those of safetensors are.
 
 mod pickle;
+mod value;
 mod zip;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use ::safetensors::Dtype;
 use super::safetensors::{DIMENSIONS, NAME_BYTES, TENSORS, read_exact_at};
 use crate::error::{Error, Result};
 use crate::input::printable;
-use pickle::{Pickle, Tensor, Value};
+use value::{Pickle, Tensor, Value};
 
 /// Longest pickle read, in bytes: that of a checkpoint with its optimiser's state is below a megabyte.
 const PICKLE_BYTES: u64 = 64 << 20;
@@ -163,7 +164,7 @@ impl Archive<'_> {
     /// Where a storage is; `known` holds those asked for before.
     fn place<'p>(
         &self,
-        storage: &pickle::Storage<'p>,
+        storage: &value::Storage<'p>,
         known: &mut BTreeMap<&'p str, Arc<Storage>>,
     ) -> std::result::Result<Arc<Storage>, String> {
         let key = storage.key;
@@ -188,7 +189,7 @@ fn element_bytes(dtype: Dtype) -> u64 {
 /// A tensor that lies within its storage.
 fn entry(
     tensor: &Tensor,
-    storage: &pickle::Storage<'_>,
+    storage: &value::Storage<'_>,
     place: Arc<Storage>,
 ) -> std::result::Result<Entry, String> {
     let Tensor { offset, shape, strides, .. } = tensor;

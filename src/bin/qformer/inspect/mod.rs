@@ -21,7 +21,7 @@ use std::path::PathBuf;
 /// Show what a checkpoint holds and what can be done with it
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Folder of a checkpoint, or a .safetensors file by itself
+    /// Folder of a checkpoint, or a .safetensors or .pth file by itself
     #[arg(value_name = "PATH")]
     path: PathBuf,
     /// Print JSON
@@ -177,8 +177,8 @@ fn uses(config: Option<&Config>, checkpoint: &NamedCheckpoint<'_>, has: impl Fn(
         ("read images", no_qformer.or(no_image_encoder)),
         ("compare images with texts (ITC)", no_text.or(no_projections)),
         ("match images with texts (ITM)", no_text.or(no_matching_head)),
-        ("write captions with the Q-Former (ITG)", no_text.or(no_language_head).or(not_yet)),
-        ("go on with stage 1 of training", no_text.or(no_temperature).or(no_language_head).or(not_yet)),
+        ("write captions with the Q-Former (ITG)", no_text.or(no_language_head)),
+        ("go on with stage 1 of training", no_text.or(no_temperature).or(no_language_head)),
         ("write texts with a language model", no_language_model.or(not_yet)),
     ]
     .map(|(name, obstacle)| Use { name, obstacle })
