@@ -29,7 +29,9 @@ impl Workplace {
         let colours = ["red", "green", "blue", "black", "white"];
         let caption = |i: usize| {
             let (first, second) = (colours[i % 5], colours[(i / 2) % 5]);
-            format!("{{\"image\": \"image {i}\", \"caption\": [\"a {first} cat\", \"a {second} dog in the {first} snow\"]}}\n")
+            format!(
+                "{{\"image\": \"image {i}\", \"caption\": [\"a {first} cat\", \"a {second} dog in the {first} snow\"]}}\n"
+            )
         };
         fs::write(place.path("captions.jsonl"), (0..IMAGES).map(caption).collect::<String>()).unwrap();
         place

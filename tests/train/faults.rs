@@ -23,7 +23,8 @@ fn a_torn_checkpoint_is_told_and_the_one_before_it_taken() {
     let result = place.result("run", 6);
     for file in ["model.safetensors", "optimizer.safetensors", "config.json"] {
         tear(&place.checkpoint("run", 6).join(file));
-        run(&mut place.resume("run")).with(0, &["warning: ", file, "its checksum is", "step-00000003 before it"]);
+        run(&mut place.resume("run"))
+            .with(0, &["warning: ", file, "its checksum is", "step-00000003 before it"]);
         assert!(result == place.result("run", 6), "{file}");
     }
     fs::remove_file(place.checkpoint("run", 6).join("trainer_state.json")).unwrap();
@@ -32,7 +33,8 @@ fn a_torn_checkpoint_is_told_and_the_one_before_it_taken() {
     for step in [3, 6] {
         tear(&place.checkpoint("run", step).join("stage1.safetensors"));
     }
-    run(&mut place.resume("run")).with(1, &["no checkpoint is whole", "stage1.safetensors", "start the run anew"]);
+    run(&mut place.resume("run"))
+        .with(1, &["no checkpoint is whole", "stage1.safetensors", "start the run anew"]);
 }
 
 #[test]
@@ -55,7 +57,8 @@ fn moments_of_another_model_are_refused() {
 #[test]
 fn a_full_disk_leaves_the_last_checkpoint() {
     let place = Workplace::new();
-    run(&mut place.train("whole", 6, &[])).with(0, &[]);
+    let more = ["--matching", "max-similarity", "--grad-checkpointing", "--itc-gradient", "full"];
+    run(&mut place.train("whole", 6, &more)).with(0, &[]);
     copy_folder(&place.path("whole"), &place.path("run"));
     fs::remove_dir_all(place.checkpoint("run", 6)).unwrap();
     // No file may become longer than 100 blocks, of 512 or 1024 bytes; the weights take millions.
