@@ -25,7 +25,10 @@ pub(crate) struct Workplace {
 impl Workplace {
     pub(crate) fn new() -> Self {
         let place = Self { folder: TempDir::new().unwrap() };
-        place.write_features(&values());
+        let shape = [IMAGES, TOKENS, WIDTH];
+        let values = values();
+        let features = NewTensor::from_slice("vision_output", Dtype::F32, &shape, &values);
+        write(&place.path("features.safetensors"), &BTreeMap::new(), vec![features]).unwrap();
         let colours = ["red", "green", "blue", "black", "white"];
         let caption = |i: usize| {
             let (first, second) = (colours[i % 5], colours[(i / 2) % 5]);
@@ -35,11 +38,6 @@ impl Workplace {
         };
         fs::write(place.path("captions.jsonl"), (0..IMAGES).map(caption).collect::<String>()).unwrap();
         place
-    }
-
-    pub(crate) fn write_features(&self, values: &[f32]) {
-        let features = NewTensor::from_slice("vision_output", Dtype::F32, &[IMAGES, TOKENS, WIDTH], values);
-        write(&self.path("features.safetensors"), &BTreeMap::new(), vec![features]).unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
