@@ -23,7 +23,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
         "vision",
         &["error", "input", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"],
     ),
-    ("data", &["error", "input", "tensor", "random", "params", "tokenizer", "vision"]),
+    ("data", &["error", "input", "output", "tensor", "random", "params", "tokenizer", "vision"]),
     (
         "train",
         &[
