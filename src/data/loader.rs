@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use rayon::ThreadPoolBuilder;
+use serde::{Deserialize, Serialize};
 
 use super::producer::{Preparation, Producer, panic_message};
 use super::{Augmentation, Dataset, Examples, Kind, Position};
@@ -35,7 +36,8 @@ pub struct LoaderOptions {
 }
 
 /// Order of an epoch's examples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Order {
     /// Another in every epoch.
     Shuffled,
@@ -58,7 +60,7 @@ pub struct Loaded {
 /// An endless sequence of batches, epoch after epoch; a batch may have examples of two.
 ///
 /// Which examples a batch has, and what they look like, is a function of the data set, the options and
-/// the position alone. Captions are cleaned as LAVIS does ([`clean_caption`]) and tokenized. An example
+/// the position alone. Captions of pictures are cleaned as LAVIS does ([`clean_caption`]). An example
 /// that cannot be read is left out, and the next takes its place. The threads end with this value.
 #[derive(Debug)]
 pub struct Loader {

@@ -1,6 +1,7 @@
 //! The thread that makes a loader's batches.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -78,7 +79,12 @@ impl Preparation {
 
     fn prepare(&self, place: Place) -> std::result::Result<Sample, String> {
         let image = self.image_of(place);
-        let text = clean_caption(&self.dataset.captions()[place.caption as usize].text);
+        let text = &self.dataset.captions()[place.caption as usize].text;
+        let text = match self.dataset.kind() {
+            Kind::Pictures => Cow::Owned(clean_caption(text)),
+            // They were prepared with the images, and stand as they are.
+            Kind::Features { .. } => Cow::Borrowed(&**text),
+        };
         let tokens = self.tokenizer.encode(&text, self.options.text_length).map_err(|error| {
             format!("{}: caption {}: {error}", self.dataset.name(image as usize), place.caption)
         })?;

@@ -8,6 +8,7 @@
 //! | image encoder, for which BLIP-2 takes trained weights | N(0, 0.02), biases 0 |
 //! | layer norms | 1, biases 0 |
 //! | temperature | 0.07 |
+//! | scale and bias of matching by cosines | 10, −5 |
 //!
 //! Every value is a function of the seed, the tensor's name and the place within it alone, so neither
 //! the order of the tensors nor the number of threads changes it.
@@ -18,6 +19,10 @@ use super::safetensors::{Dtype, NewTensor};
 use super::{Part, Spec, Tree};
 use crate::config::Config;
 
+/// What matching by cosines begins with: a pair of cosine 0 is told a match with 0.7 %, one of 1 with 99.3 %.
+/// Both move by the learning rate a step at most, so they begin where they can stay.
+const SIMILARITY_SCALE: f32 = 10.0;
+const SIMILARITY_BIAS: f32 = -5.0;
 /// LAVIS's temperature to begin with.
 const TEMPERATURE: f32 = 0.07;
 /// Standard deviation of the image encoder's weights.
@@ -74,6 +79,10 @@ impl Distribution {
         let is_norm = ["norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight"];
         if name == "temp" {
             Self::Constant(TEMPERATURE)
+        } else if name == "itm_scale" {
+            Self::Constant(SIMILARITY_SCALE)
+        } else if name == "itm_bias" {
+            Self::Constant(SIMILARITY_BIAS)
         } else if is_head.iter().any(|prefix| name.starts_with(prefix)) {
             Self::Uniform { bound: 1.0 / (config.qformer.hidden_size as f64).sqrt() }
         } else if is_norm.iter().any(|suffix| name.ends_with(suffix)) {

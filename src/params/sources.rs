@@ -159,7 +159,7 @@ impl TensorSource for Initial<'_> {
 }
 
 /// A checkpoint to go on from; if it lacks the language-modelling head or the temperature, as Hugging Face's
-/// do, these begin anew.
+/// do, or what matching by cosines is scaled by, these begin anew.
 pub struct Layered<'a> {
     checkpoint: &'a NamedCheckpoint<'a>,
     initial: Initial<'a>,
@@ -183,7 +183,8 @@ impl<'a> Layered<'a> {
 
     /// Whether `part` begins anew.
     fn begins(&self, part: &Part) -> bool {
-        let may = part.name == "temp" || part.name.starts_with("cls.");
+        let scalars = ["temp", "itm_scale", "itm_bias"];
+        let may = scalars.contains(&&*part.name) || part.name.starts_with("cls.");
         may && !self.checkpoint.contains(&part.name)
     }
 }

@@ -24,6 +24,7 @@ use crate::vision::encoder;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -205,10 +206,8 @@ fn fill(folder: &Path, mut state: State, companions: &Companions, tensors: Tenso
     write(&folder.join(OPTIMIZER_FILE_NAME), &none, tensors.moments)?;
     for entry in folder.read_dir().map_err(|error| Error::io(folder, "list", error))? {
         let name = entry.map_err(|error| Error::io(folder, "list", error))?.file_name();
-        let name = name.to_string_lossy().into_owned();
-        if !sums.contains_key(&name) {
-            let sum = checksum(&folder.join(&name))?;
-            sums.insert(name, sum);
+        if let Entry::Vacant(sum) = sums.entry(name.to_string_lossy().into_owned()) {
+            sum.insert(checksum(&folder.join(&name))?);
         }
     }
     state.checksums = sums;

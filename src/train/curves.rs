@@ -80,7 +80,7 @@ pub fn svg(title: &str, steps: usize, history: &[Record]) -> String {
     let mut svg = String::new();
     let done = history.last().map_or(0, |record| record.step);
     let (title, done_text, steps_text) = (escaped(title), grouped(done), grouped(steps));
-    let _ = write!(
+    let _ = writeln!(
         svg,
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{HEIGHT}\" \
          viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" font-family=\"system-ui, -apple-system, 'Segoe UI', \
@@ -88,7 +88,7 @@ pub fn svg(title: &str, steps: usize, history: &[Record]) -> String {
          <title>Training curves of {title}</title>\n<style>{STYLE}</style>\n\
          <rect class=\"qf-paper\" x=\"0.5\" y=\"0.5\" width=\"{}\" height=\"{}\" rx=\"10\"/>\n\
          <text class=\"qf-ink\" x=\"24\" y=\"42\" font-size=\"20\" font-weight=\"600\">{title}</text>\n\
-         <text class=\"qf-soft\" x=\"24\" y=\"64\" font-size=\"13\">step {done_text} of {steps_text}</text>\n",
+         <text class=\"qf-soft\" x=\"24\" y=\"64\" font-size=\"13\">step {done_text} of {steps_text}</text>",
         WIDTH - 1.0,
         HEIGHT - 1.0,
     );
@@ -155,18 +155,18 @@ impl Panel {
             })
             .collect();
         let axis = Axis::of(self.scale, drawn.iter().flat_map(|(raw, smooth)| [&raw[..], &smooth[..]]));
-        let _ = write!(svg, "<g transform=\"translate({left} {top})\">\n");
-        let _ = write!(
+        let _ = writeln!(svg, "<g transform=\"translate({left} {top})\">");
+        let _ = writeln!(
             svg,
-            "<text class=\"qf-ink\" x=\"0\" y=\"-34\" font-size=\"14\" font-weight=\"600\">{}</text>\n",
+            "<text class=\"qf-ink\" x=\"0\" y=\"-34\" font-size=\"14\" font-weight=\"600\">{}</text>",
             self.title
         );
         for &tick in &axis.ticks {
             let y = axis.place(tick);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<line class=\"qf-grid\" x1=\"0\" y1=\"{y:.1}\" x2=\"{width}\" y2=\"{y:.1}\"/>\
-                 <text class=\"qf-soft\" x=\"-8\" y=\"{:.1}\" text-anchor=\"end\">{}</text>\n",
+                 <text class=\"qf-soft\" x=\"-8\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
                 y + 4.0,
                 (self.label)(tick)
             );
@@ -183,16 +183,16 @@ impl Panel {
         while step <= last {
             let (x, y) = (x_of(step), height + 18.0);
             let label = grouped(step as usize);
-            let _ = write!(
+            let _ = writeln!(
                 svg,
-                "<text class=\"qf-soft\" x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{label}</text>\n"
+                "<text class=\"qf-soft\" x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{label}</text>"
             );
             step += tick;
         }
-        let _ = write!(
+        let _ = writeln!(
             svg,
             "<clipPath id=\"qf-plot-{index}\"><rect x=\"0\" y=\"-2\" width=\"{width}\" height=\"{}\"/></clipPath>\n\
-             <g fill=\"none\" stroke-linejoin=\"round\" stroke-linecap=\"round\" clip-path=\"url(#qf-plot-{index})\">\n",
+             <g fill=\"none\" stroke-linejoin=\"round\" stroke-linecap=\"round\" clip-path=\"url(#qf-plot-{index})\">",
             height + 4.0
         );
         let steps: Vec<f64> = history.iter().map(|record| x_of(record.step as f64)).collect();
@@ -216,10 +216,10 @@ impl Panel {
             let value = smooth.last().map_or(String::new(), |&last| (self.label)(last));
             let name = if line.name.is_empty() { String::new() } else { format!("{} ", line.name) };
             let stroke = line.stroke();
-            let _ = write!(
+            let _ = writeln!(
                 svg,
                 "<line {stroke} x1=\"{x}\" y1=\"-18\" x2=\"{}\" y2=\"-18\" stroke-width=\"3\" stroke-linecap=\"round\"/>\
-                 <text class=\"qf-soft\" x=\"{}\" y=\"-14\">{name}<tspan class=\"qf-ink\" font-weight=\"600\">{value}</tspan></text>\n",
+                 <text class=\"qf-soft\" x=\"{}\" y=\"-14\">{name}<tspan class=\"qf-ink\" font-weight=\"600\">{value}</tspan></text>",
                 x + 14.0,
                 x + 20.0,
             );
@@ -278,21 +278,23 @@ impl Axis {
     }
 }
 
-/// The mean of two exponential averages, one from each side: as smooth as one, without its delay.
+/// The mean of every value and its neighbours on both sides, with weights that fall exponentially.
 fn smoothed(values: &[f64]) -> Vec<f64> {
     let decay = 1.0 - 1.0 / (1.0 + values.len() as f64 * SMOOTHING);
-    let average = |values: &mut dyn Iterator<Item = &f64>| -> Vec<f64> {
+    // Of a value and all before it: the weighted sum, and the sum of weights.
+    let sums = |values: &mut dyn Iterator<Item = &f64>| -> Vec<(f64, f64)> {
         let (mut sum, mut weight) = (0.0, 0.0);
         values
             .map(|&value| {
                 (sum, weight) = (sum * decay + value, weight * decay + 1.0);
-                sum / weight
+                (sum, weight)
             })
             .collect()
     };
-    let forward = average(&mut values.iter());
-    let backward = average(&mut values.iter().rev());
-    forward.iter().zip(backward.iter().rev()).map(|(f, b)| (f + b) / 2.0).collect()
+    let (before, after) = (sums(&mut values.iter()), sums(&mut values.iter().rev()));
+    let both = before.iter().zip(after.iter().rev()).zip(values);
+    // The value itself is in both.
+    both.map(|(((s, w), (t, v)), value)| (s + t - value) / (w + v - 1.0)).collect()
 }
 
 /// At most [`POINTS`] of a line, evenly, with both ends.
@@ -380,7 +382,7 @@ mod tests {
     #[test]
     fn a_smoothed_line_has_no_delay() {
         let ramp: Vec<f64> = (0..1000).map(f64::from).collect();
-        // Half-way between its own delays, which end where the run does.
+        // As many neighbours count on either side.
         assert!((smoothed(&ramp)[500] - 500.0).abs() < 1e-6);
         assert_eq!(smoothed(&[3.0]), [3.0]);
     }

@@ -352,12 +352,15 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
 /// What takes a block of values.
 type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
+/// What takes a block of a place's values.
+type Take<'a> = &'a mut dyn FnMut(&Place, usize, &[f32]) -> Result<()>;
+
 /// Calls `take(place, first element, values)` with one block after the other of what `read` streams of
 /// every tensor.
 fn each_block<P: Tree<Place>>(
     places: &P,
     read: &mut dyn FnMut(&Part, Sink<'_>) -> Result<()>,
-    take: &mut dyn FnMut(&Place, usize, &[f32]) -> Result<()>,
+    take: Take<'_>,
 ) -> Result<()> {
     let mut result = Ok(());
     places.map(&mut |place| {

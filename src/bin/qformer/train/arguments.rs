@@ -42,7 +42,7 @@ pub(crate) struct Arguments {
 pub(super) struct ModelArguments {
     /// Folder of the checkpoint to begin with; a language-modelling head and a temperature that it lacks are
     /// begun anew
-    #[arg(long, value_name = "DIR", conflicts_with = "preset", env = "QFORMER_MODEL")]
+    #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     pub(super) model: Option<PathBuf>,
     /// Begin with a new model of these sizes
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(["blip2-vit-g", "tiny"]))]

@@ -1,0 +1,11 @@
+//! Training from the command line: what is learnt, what is written, and what happens when it is
+//! interrupted.
+
+mod common;
+mod faults;
+mod golden;
+#[path = "../support/paths.rs"]
+mod paths;
+mod pictures;
+mod resume;
+mod settings;

@@ -1,0 +1,45 @@
+//! Training from picture files, with a frozen image encoder.
+
+use crate::common::*;
+use crate::paths::path;
+use qformer::params::safetensors::Checkpoint;
+use std::fs;
+
+#[test]
+fn checkpoints_of_a_run_on_pictures_carry_the_image_encoder() {
+    let (place, golden) = (Workplace::new(), path("tests/golden/retrieval"));
+    let line = |(name, caption): (&str, &str)| {
+        let image = golden.join(format!("images/{name}.png"));
+        format!("{}\n", serde_json::json!({ "image": image, "caption": caption }))
+    };
+    let examples =
+        [("astronaut", "a smiling astronaut"), ("chelsea", "a red cat"), ("coffee", "a cup of coffee")];
+    fs::write(place.path("data.jsonl"), examples.map(line).concat()).unwrap();
+    let mut command = command();
+    command.args(["train", "stage1", "--model"]).arg(golden.join("model"));
+    command.arg("--data").arg(place.path("data.jsonl"));
+    command.args(["--batch-size", "3", "--steps", "2", "--save-frequency", "1", "--lr", "1e-3"]);
+    run(command.arg("--output").arg(place.path("run"))).with(0, &["begun anew", "temp", "cls.predictions"]);
+
+    let folder = place.checkpoint("run", 2);
+    let (trained, begun) =
+        (Checkpoint::open(&folder).unwrap(), Checkpoint::open(&golden.join("model")).unwrap());
+    let read = |checkpoint: &Checkpoint, name: &str| {
+        let mut values = Vec::new();
+        checkpoint.read_f32(name, |_, block| values.extend_from_slice(block)).unwrap();
+        values
+    };
+    // What is frozen stays, to the bit; what is trained does not.
+    let frozen = "vision_model.encoder.layers.0.mlp.fc1.weight";
+    assert!(read(&trained, frozen) == read(&begun, frozen));
+    for name in ["query_tokens", "vision_model.post_layernorm.weight", "qformer.layernorm.bias"] {
+        assert!(read(&trained, name) != read(&begun, name), "{name}");
+    }
+    // The program reads its own checkpoint.
+    let mut score = crate::common::command();
+    score.args(["score", "--text", "a red cat", "--model"]).arg(&folder);
+    let scored = score.arg("--images").arg(golden.join("images/chelsea.png")).output().unwrap();
+    assert!(scored.status.success() && !scored.stdout.is_empty(), "{scored:?}");
+    // And the run goes on from it.
+    run(&mut place.resume("run")).with(0, &["continuing from"]);
+}

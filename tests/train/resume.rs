@@ -1,0 +1,89 @@
+//! A run that is interrupted goes on as if nothing had happened.
+
+use crate::common::*;
+use std::fs;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+#[test]
+fn a_run_killed_at_random_times_ends_with_the_same_bytes() {
+    const STEPS: usize = 30;
+    let place = Workplace::new();
+    let begun = SystemTime::now();
+    run(&mut place.train("whole", STEPS, &[])).with(0, &["step 30/30"]);
+    let time = begun.elapsed().unwrap();
+    // Times that differ from test to test; a failure shows them.
+    let mut random = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    let mut kills = Vec::new();
+    while kills.len() < 6 {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let after = time.mul_f64(0.5 * f64::from(random) / f64::from(u32::MAX));
+        let mut command = place.train("killed", STEPS, &["--resume"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills.push(after);
+    }
+    run(&mut place.train("killed", STEPS, &["--resume"])).with(0, &[]);
+    let (found, expected) = (place.result("killed", STEPS), place.result("whole", STEPS));
+    for (found, expected) in found.0.iter().zip(&expected.0) {
+        assert!(found == expected, "{} differs after kills at {kills:?} of {time:?}", found.0);
+    }
+    assert_eq!((found.0.len(), found.1), (expected.0.len(), expected.1), "{kills:?} of {time:?}");
+    assert_eq!(place.checkpoints("killed"), ["latest", "step-00000027", "step-00000030"]);
+    let latest = fs::read_link(place.path("killed/checkpoints/latest")).unwrap();
+    assert_eq!(latest.to_str(), Some("step-00000030"));
+}
+
+#[test]
+fn sigterm_saves_and_tells_how_to_go_on() {
+    let place = Workplace::new();
+    let output = place.path("run");
+    let mut last = 0;
+    for (attempt, more) in [&[][..], &["--resume"]].iter().enumerate() {
+        // Two lines of beginnings, three checkpoints at most, and a step or more each time.
+        let child = start(&mut place.train("run", 100_000, more), &output, last + 6 * (attempt + 1));
+        signal(&child, if attempt == 0 { "-TERM" } else { "-INT" });
+        let ended = Ended::of(child.wait_with_output().unwrap());
+        let resume = format!("qformer train stage1 --output {} --resume", output.display());
+        ended.with(75, &["stopping after this step", &resume]);
+        let steps = place.steps("run");
+        assert!(steps.len() > last);
+        last = steps.len();
+        assert!(steps.iter().zip(1..).all(|(line, step)| line["step"] == step));
+        assert!(place.checkpoint("run", last).join("trainer_state.json").exists());
+    }
+    let events = lines(&output.join("metrics.jsonl"));
+    assert_eq!(events.last().unwrap()["reason"], "stopped");
+    assert_eq!(events.iter().filter(|line| line["event"] == "run_resume").count(), 1);
+}
+
+#[test]
+fn a_second_interrupt_ends_at_once() {
+    let place = Workplace::new();
+    let output = place.path("run");
+    // Steps long enough for two signals: their batches are large.
+    let mut command = command();
+    command.args(["train", "stage1", "--preset", "tiny", "--batch-size", "1500", "--steps", "3"]);
+    command.arg("--features").arg(place.path("features.safetensors"));
+    command.arg("--captions").arg(place.path("captions.jsonl"));
+    let child = start(command.arg("--output").arg(&output), &output, 1);
+    // The first step has begun, and takes longer than this.
+    sleep(Duration::from_millis(200));
+    signal(&child, "-INT");
+    sleep(Duration::from_millis(50));
+    signal(&child, "-INT");
+    Ended::of(child.wait_with_output().unwrap()).with(130, &["once more to stop at once"]);
+    assert!(!output.join("checkpoints").exists());
+}
+
+#[test]
+fn a_finished_run_has_nothing_left_to_do() {
+    let place = Workplace::new();
+    run(&mut place.train("run", 3, &[])).with(0, &[]);
+    let result = place.result("run", 3);
+    run(&mut place.resume("run")).with(0, &["continuing from", "done; the model is"]);
+    assert!(result == place.result("run", 3));
+}
