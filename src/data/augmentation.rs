@@ -93,3 +93,72 @@ impl Crop {
         rows.flat_map(|row| &row[self.left * 3..(self.left + self.width) * 3]).copied().collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::draws::Purpose;
+    use super::*;
+
+    fn draws(example: u32) -> Draws {
+        Draws::new(42, Purpose::Augmentation, 0, example)
+    }
+
+    fn gradient(height: usize, width: usize) -> Rgb {
+        let pixel = |at: usize| [at % width, at / width, at * at].map(|value| value as u8);
+        Rgb { pixels: (0..height * width).flat_map(pixel).collect(), width, height }
+    }
+
+    #[test]
+    fn crops_have_half_to_all_of_the_area_and_reach_every_border() {
+        let (height, width) = (200, 230);
+        let (mut areas, mut borders) = (0.0, [false; 4]);
+        for example in 0..2000 {
+            let crop = Crop::draw(height, width, &mut draws(example));
+            let Crop { top, left, .. } = crop;
+            let share = (crop.height * crop.width) as f64 / (height * width) as f64;
+            let ratio = crop.width as f64 / crop.height as f64;
+            assert!(top + crop.height <= height && left + crop.width <= width, "{crop:?}");
+            // Sides are rounded to whole pixels of more than a hundred: by less than half a percent each.
+            assert!((0.495..=1.0).contains(&share) && (0.744..=1.344).contains(&ratio), "{crop:?}");
+            areas += share / 2000.0;
+            let at = [top == 0, left == 0, top + crop.height == height, left + crop.width == width];
+            borders.iter_mut().zip(at).for_each(|(seen, at)| *seen |= at);
+        }
+        // Uniform from 0.5 to 1 but for the large ones that do not fit in their shape.
+        assert!((0.68..0.75).contains(&areas) && borders == [true; 4], "{areas} {borders:?}");
+    }
+
+    #[test]
+    fn an_image_too_long_for_any_crop_is_cropped_in_its_centre() {
+        let crop = |height, width| {
+            let Crop { top, left, height, width } = Crop::draw(height, width, &mut draws(0));
+            [top, left, height, width]
+        };
+        assert_eq!(crop(30, 300), [0, 130, 30, 40]);
+        assert_eq!(crop(300, 30), [130, 0, 40, 30]);
+        assert_eq!(crop(1, 1), [0, 0, 1, 1]);
+        assert_eq!(crop(1, 9), [0, 4, 1, 1]);
+    }
+
+    #[test]
+    fn a_view_is_the_crop_scaled_and_half_of_them_are_mirrored() {
+        let (image, processor) = (gradient(40, 30), ImageProcessor::blip2(8));
+        let mut mirrored = 0;
+        for example in 0..200 {
+            let values =
+                Augmentation::Blip2Train.pixel_values(&image, &processor, &mut draws(example)).unwrap();
+            let Crop { top, left, height, width } = Crop::draw(40, 30, &mut draws(example));
+            let part: Vec<u8> = (top..top + height)
+                .flat_map(|row| image.pixels[(row * 30 + left) * 3..][..width * 3].to_vec())
+                .collect();
+            let mut expected = processor.process(&part, width, height).unwrap();
+            if values != expected {
+                expected.chunks_mut(8).for_each(<[f32]>::reverse);
+                mirrored += 1;
+            }
+            assert_eq!(values, expected);
+        }
+        // 100, with a standard deviation of 7.
+        assert!((70..130).contains(&mirrored), "{mirrored}");
+    }
+}

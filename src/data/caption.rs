@@ -27,3 +27,36 @@ pub fn clean_caption(text: &str) -> String {
 fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\x1c'..='\x1f').contains(&character)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::clean_caption;
+
+    /// What Python's `re` and `str` make of them by LAVIS's four steps.
+    #[test]
+    fn captions_are_cleaned_as_lavis_does() {
+        for (text, cleaned) in [
+            ("A man, riding a \"wave\" (on a surf-board)!", "a man, riding a wave on a surf-board"),
+            ("  Two\t\tdogs\nrun.\n", "two dogs\nrun"),
+            ("a\tb", "a\tb"),
+            ("...", ""),
+            ("It's 5:30~ish; #sun *hot*", "it's 5 30 ish sun hot"),
+            ("É ÇA\u{a0} VA", "é ça va"),
+            ("one\n\n", "one"),
+            ("\ta cat \n", "\ta cat"),
+            ("a\u{1c}\u{1d}b", "a b"),
+            ("x .\n", "x"),
+            ("ΟΔΟΣ.", "οδος"),
+            ("İstanbul", "i\u{307}stanbul"),
+        ] {
+            assert_eq!(clean_caption(text), cleaned, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn fifty_words_are_kept() {
+        let words = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(clean_caption(&words(60)), words(50));
+        assert_eq!(clean_caption(&words(50)), words(50));
+    }
+}

@@ -67,3 +67,40 @@ pub(super) fn permutation(seed: u64, epoch: u64, count: u32) -> Vec<u32> {
     }
     order
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_holds_every_number_once_and_changes_with_seed_and_epoch() {
+        let order = permutation(42, 0, 1000);
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(0..1000));
+        assert_eq!(order, permutation(42, 0, 1000));
+        assert_ne!(order, permutation(42, 1, 1000));
+        assert_ne!(order, permutation(43, 0, 1000));
+        assert_ne!(order, permutation(42 | 1 << 40, 0, 1000));
+    }
+
+    #[test]
+    fn every_order_of_three_is_as_likely_as_any_other() {
+        let mut seen = std::collections::HashMap::new();
+        for epoch in 0..6000 {
+            *seen.entry(permutation(7, epoch, 3)).or_insert(0_i32) += 1;
+        }
+        // 1000 each, with a standard deviation of 29.
+        assert!(seen.len() == 6 && seen.values().all(|&count| (count - 1000).abs() < 120), "{seen:?}");
+    }
+
+    #[test]
+    fn numbers_below_a_bound_are_as_likely_as_each_other() {
+        let mut draws = Draws::new(1, Purpose::Augmentation, 0, 0);
+        let mut seen = [0_i32; 7];
+        for _ in 0..7000 {
+            seen[draws.below(7) as usize] += 1;
+        }
+        assert!(seen.iter().all(|&count| (count - 1000).abs() < 120), "{seen:?}");
+    }
+}

@@ -9,6 +9,7 @@ mod dataset;
 mod draws;
 mod features;
 mod loader;
+mod producer;
 mod records;
 mod source;
 mod webdataset;

@@ -2,5 +2,6 @@
 
 mod decode;
 pub mod encoder;
+pub mod identity;
 pub mod image;
 mod resize;

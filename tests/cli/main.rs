@@ -5,6 +5,7 @@ mod checkpoints;
 mod common;
 mod device;
 mod embed;
+mod encode;
 mod errors;
 mod evaluate;
 mod init;

@@ -41,6 +41,9 @@ impl DataArguments {
             Some(captions) if !self.features.is_empty() => {
                 Ok(Source::Features { features: self.features.clone(), captions: captions.clone() })
             }
+            _ if self.images.data.is_empty() => {
+                Err(Error::usage("no data set is given; give --data, or --features with --captions"))
+            }
             _ => self.images.source(),
         }
     }

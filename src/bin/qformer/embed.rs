@@ -2,10 +2,11 @@
 
 use crate::Remarks;
 use crate::device::Opened;
-use crate::images::{NAMES, VISION_OUTPUT};
+use crate::images::NAMES;
 use crate::inputs::{Inputs, Loaded};
 use crate::spool::Spool;
 use clap::{ArgGroup, Args};
+use qformer::data::VISION_OUTPUT;
 use qformer::ops::Backend;
 use qformer::params::safetensors::{self, Dtype, NewTensor};
 use qformer::{Error, Result};
@@ -68,15 +69,15 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
         metadata.insert("texts".to_owned(), json_array(&texts.texts));
     }
     if !images.names.is_empty() {
-        tensors.push(query_output.into_tensor("query_output")?);
+        tensors.push(query_output.into_tensor("query_output", Dtype::F32)?);
         metadata.insert(NAMES.to_owned(), json_array(&images.names));
         if model.abilities().retrieval {
-            tensors.push(image_features.into_tensor("image_features")?);
+            tensors.push(image_features.into_tensor("image_features", Dtype::F32)?);
         }
     }
     if let (Some(spool), Some(path)) = (vision_output, &arguments.save_vision_output) {
         let names = BTreeMap::from([(NAMES.to_owned(), json_array(&images.names))]);
-        safetensors::write(path, &names, vec![spool.into_tensor(VISION_OUTPUT)?])?;
+        safetensors::write(path, &names, vec![spool.into_tensor(VISION_OUTPUT, Dtype::F32)?])?;
     }
     safetensors::write(&arguments.output, &metadata, tensors)
 }

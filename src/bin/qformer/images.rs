@@ -3,6 +3,7 @@
 use crate::Remarks;
 use crate::inputs::{ImageArguments, warn_of_not_finite};
 use crate::progress::Progress;
+use qformer::data::VISION_OUTPUT;
 use qformer::ops::Backend;
 use qformer::params::safetensors::Checkpoint;
 use qformer::tensor::HostTensor;
@@ -14,8 +15,6 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Name of the tensor with the image encoder's output, before its last norm.
-pub(crate) const VISION_OUTPUT: &str = "vision_output";
 /// Key of the metadata that holds the images' names, a JSON array.
 pub(crate) const NAMES: &str = "images";
 
@@ -162,8 +161,9 @@ fn names_in(checkpoint: &Checkpoint, config: &Config) -> Result<Vec<String>> {
             return Err(Error::input(checkpoint.path(), what));
         }
         None => {
-            let what =
-                format!("has no tensor \"{VISION_OUTPUT}\" {expected}; --save-vision-output writes it");
+            let what = format!(
+                "has no tensor \"{VISION_OUTPUT}\" {expected}; --save-vision-output and qformer encode write it"
+            );
             return Err(Error::input(checkpoint.path(), what));
         }
     };

@@ -4,6 +4,7 @@ mod caption;
 mod data;
 mod device;
 mod embed;
+mod encode;
 mod evaluate;
 mod images;
 mod init;
@@ -47,6 +48,7 @@ struct Session {
 #[derive(Subcommand)]
 enum Command {
     Embed(embed::Arguments),
+    Encode(encode::Arguments),
     Score(score::Arguments),
     Caption(caption::Arguments),
     Evaluate(evaluate::Arguments),
@@ -106,6 +108,7 @@ fn run(session: &Session, command: Command) -> Result<()> {
     let remarks = if session.quiet { Remarks::Quiet } else { Remarks::Shown };
     match command {
         Command::Embed(arguments) => embed::run(&arguments, remarks),
+        Command::Encode(arguments) => encode::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
         Command::Caption(arguments) => caption::run(&arguments, remarks),
         Command::Evaluate(arguments) => evaluate::run(&arguments, remarks),

@@ -40,15 +40,15 @@ impl Spool {
             .map_err(|error| Error::io(&self.output, "make room for", error))
     }
 
-    /// The tensor by the name `name`, to be written.
-    pub(crate) fn into_tensor(self, name: &str) -> Result<NewTensor<'static>> {
+    /// The tensor by the name `name`, to be written as `dtype`.
+    pub(crate) fn into_tensor(self, name: &str, dtype: Dtype) -> Result<NewTensor<'static>> {
         let Self { output, file, shape } = self;
         let mut file =
             file.into_inner().map_err(|error| Error::io(&output, "make room for", error.into_error()))?;
         file.rewind().map_err(|error| Error::io(&output, "make room for", error))?;
         let mut file = BufReader::new(file);
         // Blocks are asked for one after the other, as they stand in the file.
-        Ok(NewTensor::new(name, Dtype::F32, &shape, move |_, values| {
+        Ok(NewTensor::new(name, dtype, &shape, move |_, values| {
             file.read_exact(cast_slice_mut(values)).map_err(|error| Error::io(&output, "write", error))
         }))
     }
