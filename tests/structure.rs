@@ -24,7 +24,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
         "vision",
         &["error", "input", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers"],
     ),
-    ("data", &["error", "input", "tensor", "random", "params", "tokenizer", "vision"]),
+    ("data", &["error", "input", "output", "tensor", "random", "params", "tokenizer", "vision"]),
     (
         "train",
         &["error", "tensor", "arena", "device", "config", "ops", "params", "workspace", "layers", "qformer"],

@@ -64,7 +64,7 @@ impl Dataset {
     ///
     /// # Errors
     /// Fails if a file is missing, broken (lines are named by their numbers) or truncated, if features
-    /// and captions are not of one number, and if there is no image at all.
+    /// and captions are not of one number or of different images, and if there is no image at all.
     pub fn open(source: &Source) -> Result<Self> {
         match source {
             Source::Jsonl(path) => {
@@ -108,6 +108,7 @@ impl Dataset {
             names.push(record.image.unwrap_or_default());
             texts.extend(record.captions.into_vec().into_iter().map(|text| (image, text)));
         }
+        features.check_names(captions, &names)?;
         Self::new(captions, Images::Features { features, names }, texts)
     }
 

@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::input::printable;
 use crate::params::safetensors::Checkpoint;
 
 /// Name of the tensor with the image encoder's output [images, N, W], before its last norm.
 pub const VISION_OUTPUT: &str = "vision_output";
 /// Key of the metadata that tells which encoder's output it is.
 pub const ENCODER: &str = "encoder";
+/// Key of the metadata that holds the images' names, a JSON array.
+pub const NAMES: &str = "images";
 
 /// Feature files, read as one.
 #[derive(Debug)]
@@ -82,6 +85,30 @@ impl Features {
         let (shard, row) = self.place(image);
         let file = shard.path().file_name().unwrap_or_default();
         format!("{} row {row}", Path::new(file).display())
+    }
+
+    /// Checks that the rows which `qformer encode` wrote are of the images of these names, blank where
+    /// one is unknown. Names that came from elsewhere say nothing: they may be other paths of the same.
+    pub(super) fn check_names(&self, captions: &Path, names: &[String]) -> Result<()> {
+        for (shard, &start) in self.shards.iter().zip(&self.starts) {
+            let metadata = shard.metadata();
+            let (Some(list), true) = (metadata.get(NAMES), metadata.contains_key(ENCODER)) else { continue };
+            let own: Vec<String> = serde_json::from_str(list).unwrap_or_default();
+            for (row, (own, name)) in own.iter().zip(names.iter().skip(start)).enumerate() {
+                if !name.is_empty() && name != own {
+                    let what = format!(
+                        "line {} is of image \"{}\", but row {row} of {} of \"{}\"; give the captions.jsonl that \
+                         qformer encode wrote beside the features, and all shards in their order",
+                        start + row + 1,
+                        printable(name),
+                        shard.path().display(),
+                        printable(own)
+                    );
+                    return Err(Error::input(captions, what));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Appends an image's features [N, W] to `values`.

@@ -121,6 +121,7 @@ impl Loader {
     /// # Errors
     /// Fails if more samples than allowed cannot be read, naming the first of them, and if a thread
     /// has failed. After an error there is no further batch.
+    #[expect(clippy::should_implement_trait, reason = "there is always a next batch, or an error")]
     pub fn next(&mut self) -> Result<Loaded> {
         let batches = self.batches.as_ref().expect("there until the value is dropped");
         batches.recv().unwrap_or_else(|_| {

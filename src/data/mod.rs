@@ -17,7 +17,7 @@ mod webdataset;
 pub use augmentation::Augmentation;
 pub use caption::clean_caption;
 pub use dataset::{Caption, Dataset, Kind};
-pub use features::{ENCODER, VISION_OUTPUT};
+pub use features::{ENCODER, NAMES, VISION_OUTPUT};
 pub use loader::{Loaded, Loader, LoaderOptions, Order};
 pub use source::Source;
 

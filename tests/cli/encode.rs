@@ -3,6 +3,7 @@
 use crate::common::*;
 use half::bf16;
 use image::{Rgb, RgbImage};
+use qformer::data::{Dataset, Source};
 use qformer::params::safetensors::{Checkpoint, Dtype};
 use qformer::tensor::HostTensor;
 use std::collections::BTreeMap;
@@ -13,14 +14,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// A tiny model, and images with a caption each.
-struct Encoding {
-    folder: TempDir,
-    images: usize,
-}
+struct Encoding(TempDir);
 
 impl Encoding {
     fn new(images: usize) -> Self {
-        let encoding = Self { folder: TempDir::new().unwrap(), images };
+        let encoding = Self(TempDir::new().unwrap());
         run(["init", "--preset", "tiny", "--output", &shown(&encoding.path("model"))]).succeeds();
         let mut lines = String::new();
         for image in 0..images as u32 {
@@ -35,7 +33,7 @@ impl Encoding {
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.0.path().join(name)
     }
 
     fn arguments(&self, output: &str, more: &[&str]) -> Vec<String> {
@@ -91,6 +89,10 @@ fn shards_hold_what_the_encoder_gives_in_bf16() {
     }
     let captions = fs::read_to_string(folder.join("captions.jsonl")).unwrap();
     let line = |image: usize| serde_json::json!({ "image": format!("{image}.png"), "caption": ["a cat", format!("number {image}")] });
+    let features = [0, 1, 2].map(|number| shard(&folder, number)).into();
+    let source = Source::Features { features, captions: folder.join("captions.jsonl") };
+    let dataset = Dataset::open(&source).unwrap();
+    assert_eq!((dataset.images(), dataset.captions().len(), dataset.name(6)), (7, 14, "6.png".into()));
     assert_eq!(captions, (0..7).map(|image| format!("{}\n", line(image))).collect::<String>());
 }
 

@@ -1,8 +1,11 @@
 //! Data sets that are not what they should be.
 
 use crate::common::*;
-use qformer::data::{Dataset, Source};
+use qformer::data::{Dataset, Source, VISION_OUTPUT};
+use qformer::params::safetensors::{Dtype, NewTensor, write};
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
 #[test]
 fn a_broken_line_is_named_by_its_number() {
@@ -119,7 +122,6 @@ fn features_and_captions_have_to_be_of_one_number_and_shape() {
     is_refused(&source(vec![three.clone()]), &["captions.jsonl: has 2 lines, but the features have 3 rows"]);
     let other = workplace.path("other.safetensors");
     let save = |name: &str, shape: &[usize]| {
-        use qformer::params::safetensors::{Dtype, NewTensor, write};
         let values = vec![0.0; shape.iter().product()];
         let tensor = NewTensor::from_slice(name, Dtype::F32, shape, &values);
         write(&other, &[("encoder".to_owned(), "b".to_owned())].into(), vec![tensor]).unwrap();
@@ -130,6 +132,37 @@ fn features_and_captions_have_to_be_of_one_number_and_shape() {
     is_refused(&source(vec![three, save("vision_output", &[1, 2, 4])]), &["another image encoder's output"]);
     is_refused(&source(vec![save("vision_output", &[2, 4])]), &["there is [2, 4]"]);
     is_refused(&source(vec![save("features", &[1, 2, 4])]), &["there is no such tensor"]);
+}
+
+#[test]
+fn features_of_other_images_than_the_captions_are_refused() {
+    let workplace = Workplace::new();
+    let save = |file: &str, names: &str, encoder: Option<&str>| {
+        let mut metadata = BTreeMap::from([("images".to_owned(), names.to_owned())]);
+        metadata.extend(encoder.map(|encoder| ("encoder".to_owned(), encoder.to_owned())));
+        let tensor = NewTensor::from_slice(VISION_OUTPUT, Dtype::F32, &[2, 1, 1], &[0.0; 2]);
+        write(&workplace.path(file), &metadata, vec![tensor]).unwrap();
+        workplace.path(file)
+    };
+    let lines = ["a", "b", "c", "d"].map(|name| format!("{{\"image\": \"{name}\", \"caption\": \"\"}}"));
+    let captions = workplace.write("captions.jsonl", lines.join("\n"));
+    let source = |features: [&PathBuf; 2]| {
+        let features = features.map(PathBuf::clone).into();
+        Source::Features { features, captions: captions.clone() }
+    };
+    let first = save("0.safetensors", r#"["a", "b"]"#, Some("e"));
+    let second = save("1.safetensors", r#"["c", "d"]"#, Some("e"));
+    assert_eq!(Dataset::open(&source([&first, &second])).unwrap().encoder(), Some("e"));
+    is_refused(
+        &source([&second, &first]),
+        &["captions.jsonl: line 1 is of image \"a\"", "1.safetensors of \"c\""],
+    );
+    let other = save("2.safetensors", r#"["c", "x"]"#, Some("e"));
+    is_refused(&source([&first, &other]), &["line 4 is of image \"d\"", "row 1 of", "of \"x\""]);
+    // Names that are not those of encode may be other paths of the same images.
+    let [saved, too] = [("3.safetensors", r#"["./a", "./b"]"#), ("4.safetensors", r#"["./c", "./d"]"#)]
+        .map(|(file, names)| save(file, names, None));
+    assert_eq!(Dataset::open(&source([&saved, &too])).unwrap().images(), 4);
 }
 
 #[test]

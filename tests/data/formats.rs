@@ -80,14 +80,15 @@ fn a_split_of_karpathy_is_chosen_and_restval_is_trained_on() {
     let images = [image("a", "test"), image("b", "restval"), image("c", "train")].join(",");
     let path =
         workplace.write("dataset_coco.json", format!(r#"{{"images": [{images}], "dataset": "coco"}}"#));
-    let open =
-        |split| Dataset::open(&Source::of_images(&[path.clone()], None, Some(split)).unwrap()).unwrap();
+    let open = |split| {
+        Dataset::open(&Source::of_images(std::slice::from_ref(&path), None, Some(split)).unwrap()).unwrap()
+    };
     is(&open("test"), &[("val2014/a", "a 1"), ("val2014/a", "a 2")]);
     is(
         &open("train"),
         &[("val2014/b", "b 1"), ("val2014/b", "b 2"), ("val2014/c", "c 1"), ("val2014/c", "c 2")],
     );
-    let source = |split| Source::of_images(&[path.clone()], None, split).unwrap();
+    let source = |split| Source::of_images(std::slice::from_ref(&path), None, split).unwrap();
     is_refused(&source(None), &["dataset_coco.json", "restval, test, train", "--split"]);
     is_refused(&source(Some("val")), &["no image of split val"]);
 }

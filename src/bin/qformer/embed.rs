@@ -2,11 +2,10 @@
 
 use crate::Remarks;
 use crate::device::Opened;
-use crate::images::NAMES;
 use crate::inputs::{Inputs, Loaded};
 use crate::spool::Spool;
 use clap::{ArgGroup, Args};
-use qformer::data::VISION_OUTPUT;
+use qformer::data::{NAMES, VISION_OUTPUT};
 use qformer::ops::Backend;
 use qformer::params::safetensors::{self, Dtype, NewTensor};
 use qformer::{Error, Result};

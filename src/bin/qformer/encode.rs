@@ -3,12 +3,12 @@
 use crate::Remarks;
 use crate::data::ImageDataArguments;
 use crate::device::{Device, Opened};
-use crate::images::{NAMES, processor};
+use crate::images::processor;
 use crate::inputs::warn_of_not_finite;
 use crate::progress::Progress;
 use crate::spool::Spool;
 use clap::Args;
-use qformer::data::{Dataset, ENCODER, VISION_OUTPUT};
+use qformer::data::{Dataset, ENCODER, NAMES, VISION_OUTPUT};
 use qformer::ops::Backend;
 use qformer::output::write_atomically;
 use qformer::params::safetensors::{self, Checkpoint, Dtype};

@@ -3,7 +3,7 @@
 use crate::Remarks;
 use crate::inputs::{ImageArguments, warn_of_not_finite};
 use crate::progress::Progress;
-use qformer::data::VISION_OUTPUT;
+use qformer::data::{NAMES, VISION_OUTPUT};
 use qformer::ops::Backend;
 use qformer::params::safetensors::Checkpoint;
 use qformer::tensor::HostTensor;
@@ -14,9 +14,6 @@ use rayon::prelude::*;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// Key of the metadata that holds the images' names, a JSON array.
-pub(crate) const NAMES: &str = "images";
 
 /// Images to be read.
 pub(crate) struct Images<B: Backend> {
