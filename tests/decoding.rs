@@ -141,9 +141,9 @@ fn tokens_are_drawn_as_often_as_they_are_likely() {
             share[token] = weights[token];
         }
     }
-    for token in 0..12 {
-        let drawn = found[0].iter().filter(|hypothesis| hypothesis.tokens[0] == token as u32).count() as f64;
-        let (p, n) = (share[token] / kept, count as f64);
+    for (token, share) in (0u32..).zip(share) {
+        let drawn = found[0].iter().filter(|hypothesis| hypothesis.tokens[0] == token).count() as f64;
+        let (p, n) = (share / kept, count as f64);
         // Five standard deviations.
         assert!(
             (drawn - n * p).abs() <= 5.0 * (n * p * (1.0 - p)).sqrt(),

@@ -134,6 +134,7 @@ impl<B: Backend> SelfAttention<V<'_, B>> {
 
     /// The same in inference for one more token of each sequence, x [rows, D]. A sequence may continue
     /// any earlier one, so the keys and values of all it has read are laid out for it anew.
+    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one operation here")]
     pub fn growing_forward(
         &self,
         b: &B,

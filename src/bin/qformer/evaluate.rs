@@ -82,8 +82,8 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
 
 /// A model, with its language-modelling head if it has one.
 enum Model<B: Backend> {
-    Retrieving(QFormer<B>),
-    Captioning(Captioner<B>),
+    Retrieving(Box<QFormer<B>>),
+    Captioning(Box<Captioner<B>>),
 }
 
 impl Arguments {
@@ -101,7 +101,7 @@ impl Arguments {
             tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;
         let checkpoint = Checkpoint::open(&self.model)?;
         let model = if Captioner::<B>::is_in(&NamedCheckpoint::new(&checkpoint)?) {
-            Model::Captioning(caption::load(&device, &config, &checkpoint, &tokenizer, remarks)?)
+            Model::Captioning(Box::new(caption::load(&device, &config, &checkpoint, &tokenizer, remarks)?))
         } else {
             remarks.note("no caption perplexity, since the checkpoint has no language-modelling head");
             let progress = Progress::of_bytes("loading the Q-Former", remarks);
@@ -110,7 +110,7 @@ impl Arguments {
                     progress.set(done, total);
                 })?;
             warn_of_not_finite(model.not_finite(), remarks);
-            Model::Retrieving(model)
+            Model::Retrieving(Box::new(model))
         };
         let mut reader = match dataset.kind() {
             Kind::Features { .. } => Reader::Features(dataset),
@@ -122,7 +122,7 @@ impl Arguments {
                     })?;
                 warn_of_not_finite(encoder.not_finite(), remarks);
                 let processor = processor(&self.model, &config)?;
-                Reader::Pictures { dataset, processor, encoder, encoded: Vec::new() }
+                Reader::Pictures { dataset, processor, encoder: Box::new(encoder), encoded: Vec::new() }
             }
         };
         let (count, captions) = (dataset.images(), Captions { tokens: &tokens, images: &owners });
@@ -170,7 +170,7 @@ enum Reader<'a, B: Backend> {
     Pictures {
         dataset: &'a Dataset,
         processor: ImageProcessor,
-        encoder: VisionEncoder<B>,
+        encoder: Box<VisionEncoder<B>>,
         /// The output of the images read so far, in order: each is encoded once.
         encoded: Vec<f32>,
     },
