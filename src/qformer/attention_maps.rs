@@ -161,11 +161,11 @@ fn weights(q: &[f32], keys: &[f32], [images, heads, queries, tokens]: [usize; 4]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::Device;
+    use crate::config::Config;
+    use crate::device::{Cpu, Device};
     use crate::params::init;
     use crate::params::sources::Initial;
     use crate::qformer::Abilities;
-    use crate::{Config, Cpu};
 
     /// A small random model whose attention is far from even, and images for it.
     fn model() -> (QFormer<Cpu<f32>>, HostTensor) {

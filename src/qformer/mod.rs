@@ -1,8 +1,8 @@
 //! The Q-Former: its passes over images and texts, and what it makes of them.
 
+mod attention_maps;
 mod captioner;
 mod decoder_pass;
-mod attention_maps;
 mod image_pass;
 mod joint_pass;
 mod params;
