@@ -18,8 +18,8 @@ const AND: &str = "and";
 
 /// Share of all captions that are held out: no picture that is learnt from has one of them.
 const HELD_OUT: f64 = 0.2;
-/// Share of scenes with two groups, as long as there are others.
-const TWO_GROUPS: f64 = 0.7;
+/// Share of scenes with two groups.
+const TWO_GROUPS: f64 = 0.6;
 
 /// Random numbers, one after another.
 pub(crate) struct Stream {
@@ -109,22 +109,18 @@ pub(crate) struct Scenes {
 }
 
 impl Scenes {
-    /// So many of each, every one with a caption of its own. Which captions are held out is a matter of the
-    /// caption and the seed, so no scene to learn from has the attributes of one held out.
+    /// So many of each; those held out have a caption of their own each. Which captions are held out is a
+    /// matter of the caption and the seed, so no scene to learn from has the attributes of one held out.
     pub(crate) fn new(seed: u64, learnt: usize, held_out: usize) -> Self {
         let mut stream = Stream::new(seed, "scenes");
         let mut scenes = Self { learnt: Vec::new(), held_out: Vec::new() };
-        let mut seen = std::collections::HashSet::new();
         while scenes.learnt.len() < learnt || scenes.held_out.len() < held_out {
             let scene = Scene::random(&mut stream);
-            let caption = scene.caption();
-            let is_held_out = uniform(key(seed, "held out"), key(0, &caption)) < HELD_OUT;
-            let (kind, wanted) = match is_held_out {
-                true => (&mut scenes.held_out, held_out),
-                false => (&mut scenes.learnt, learnt),
-            };
-            if kind.len() < wanted && seen.insert(caption) {
-                kind.push(scene);
+            let is_held_out = uniform(key(seed, "held out"), key(0, &scene.caption())) < HELD_OUT;
+            if !is_held_out && scenes.learnt.len() < learnt {
+                scenes.learnt.push(scene);
+            } else if is_held_out && scenes.held_out.len() < held_out && !scenes.held_out.contains(&scene) {
+                scenes.held_out.push(scene);
             }
         }
         scenes
