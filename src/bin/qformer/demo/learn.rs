@@ -38,7 +38,7 @@ fn settings(steps: usize, seed: u32) -> Settings {
         // No example is met often enough to be learnt by heart.
         dropout: 0.0,
         // Retrieval comes by itself; matches take longer to tell, and words longest.
-        loss_weights: [1.0, 2.0, 4.0],
+        loss_weights: [1.0, 2.0, 6.0],
         // Few of the drawn negatives of a batch differ in one attribute alone, which is what is to be told.
         negatives: Hardness::Hardest,
         // A picture's gradient by both directions: twice as much is learnt from as few examples.
