@@ -2,9 +2,6 @@
 #pragma once
 #include "activation.cuh"
 
-// Along what the rows of an operand in memory run: along k, over which is summed, or along m or n.
-enum class Major { K, MN };
-
 // Results in bf16: y = f(product + bias) + residual. Twin of `Finish` in src/ops/gemm/cuda.rs.
 struct Finish {
     In<bf16> bias;            // [1, n]; may be absent

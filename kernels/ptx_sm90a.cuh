@@ -36,6 +36,11 @@ __device__ inline bool mbarrier_try_wait_parity(u32 barrier, u32 parity) {
     return ended != 0;
 }
 
+// bar.sync: waits until so many of the block's threads, whole warps, have come to this barrier; 0 is __syncthreads'.
+template <int BARRIER, int ARRIVALS> __device__ void bar_sync() {
+    asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(ARRIVALS) : "memory");
+}
+
 // ---- TMA
 
 // A matrix and the box of it that one copy moves, as the driver encodes them: CUtensorMap.

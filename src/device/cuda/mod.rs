@@ -11,7 +11,7 @@ mod tensor_map;
 
 pub(crate) use cublaslt::{LinearProduct, Storage};
 pub use image::{COMPILER, Image, UNITS, Unit};
-pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
+pub(crate) use kernel::{Arguments, Extent, Grid, In, Out, arguments, assert_aligned, count, vector_width};
 pub use limits::Limits;
 pub(crate) use tensor_map::TensorMap;
 

@@ -7,11 +7,17 @@ use qformer::device::{Cpu, Cuda};
 use qformer::ops::contrastive::{ContrastiveGradient, ContrastiveOp, NO_NEGATIVE};
 
 /// Images, queries of each, texts, width: the model's, ragged; more than one block of texts, several
-/// captions of an image; more than one block of images; one of each; primes; no negative for one image.
-const SHAPES: [[usize; 4]; 7] = [
+/// captions of an image; more than one block of images; other numbers of queries and widths that a Hopper
+/// GPU's tensor cores do, one with several steps of four images and two periods of 32 in a block; one of each;
+/// primes; no negative for one image.
+const SHAPES: [[usize; 4]; 11] = [
     [37, 32, 53, 256],
     [33, 32, 130, 256],
     [260, 32, 2, 256],
+    [13, 8, 21, 40],
+    [9, 16, 131, 72],
+    [5, 64, 9, 200],
+    [2500, 32, 1, 8],
     [1, 1, 1, 1],
     [5, 7, 3, 13],
     [3, 2, 11, 8],
@@ -230,7 +236,7 @@ fn lines_without_a_possible_negative_have_none() {
 }
 
 fn nan_reaches_the_loss_of<D: TestDevice + ContrastiveOp>() {
-    for (shape, query) in [([5, 7, 3, 13], 9), ([5, 32, 3, 256], 47)] {
+    for (shape, query) in [([5, 7, 3, 13], 9), ([5, 32, 3, 256], 47), ([5, 64, 3, 24], 101)] {
         let mut case = Case::random::<D>(shape);
         case.queries.set(query, 2, f64::NAN);
         let forward = case.forward::<D>(Choice::Hardest);
