@@ -16,6 +16,7 @@
 //
 // Every sum is of a fixed order.
 #include "contrastive_dense.cuh"
+#include "contrastive_scores.cuh"
 
 // ---- Forward
 

@@ -1,4 +1,5 @@
-//! Launches of `kernels/contrastive.cu`, for every GPU, and of `kernels/contrastive_sm90a.cu`, for Hopper.
+//! Launches of `kernels/contrastive.cu`, for every GPU, and of `kernels/contrastive_sm90a.cu` and
+//! `kernels/contrastive_backward_sm90a.cu`, for Hopper.
 
 mod sm90a;
 
@@ -223,12 +224,16 @@ impl ContrastiveOp for Cuda {
             let parts = images.div_ceil(images_of_part);
             let blocks = (images * queries).div_ceil(ROWS_OF_DENSE_BLOCK)
                 + texts.div_ceil(ROWS_OF_DENSE_BLOCK) * parts;
-            let grid = Grid {
-                blocks: [count(blocks), 1, 1],
-                threads: DENSE_THREADS,
-                shared_bytes: count(DENSE_SHARED_BYTES),
-            };
-            self.launch_variant("contrastive_backward_dense", grid, gradients)?;
+            if sm90a::is_for(self.capability()) {
+                sm90a::backward(self, count(blocks), gradients)?;
+            } else {
+                let grid = Grid {
+                    blocks: [count(blocks), 1, 1],
+                    threads: DENSE_THREADS,
+                    shared_bytes: count(DENSE_SHARED_BYTES),
+                };
+                self.launch_variant("contrastive_backward_dense", grid, gradients)?;
+            }
             // A thread four elements.
             let blocks = count(texts * width / 4).div_ceil(THREADS);
             self.launch(

@@ -1,10 +1,10 @@
-//! Launches of `kernels/contrastive_sm90a.cu`.
+//! Launches of `kernels/contrastive_sm90a.cu` and `kernels/contrastive_backward_sm90a.cu`.
 
-use super::BatchArgs;
+use super::{BatchArgs, ContrastiveBackwardArgs};
 use crate::device::Cuda;
 use crate::device::cuda::{Extent, Grid, In, Out, TensorMap, arguments, vector_width};
 use crate::error::Result;
-use crate::ops::contrastive::TEXTS_OF_BLOCK;
+use crate::ops::contrastive::{ROWS_OF_DENSE_BLOCK, TENSOR_CORES, TEXTS_OF_BLOCK};
 
 /// Rows of a box of queries: a step's.
 const STEP_ROWS: u32 = 128;
@@ -14,6 +14,14 @@ const DEPTH: u32 = 64;
 const WIDEST: usize = 256;
 /// Stages of the ring: two steps of the widest.
 const STAGES: u32 = 8;
+
+/// Threads of a block: a warpgroup that copies and two that compute.
+const THREADS: u32 = 3 * 128;
+
+/// Whether these kernels are for a GPU.
+pub(super) fn is_for(capability: (u32, u32)) -> bool {
+    capability == (9, 0)
+}
 
 /// The forward pass's kernel for images of so many queries.
 #[derive(Debug, PartialEq)]
@@ -37,7 +45,7 @@ impl Forward {
         capability: (u32, u32),
     ) -> Option<&'static Self> {
         // How long the rows are is of no account: what is beyond them is not read.
-        let suits = capability == (9, 0) && width <= WIDEST && vector_width(0, &features) > 1;
+        let suits = is_for(capability) && width <= WIDEST && vector_width(0, &features) > 1;
         FORWARD.iter().find(|forward| suits && forward.queries == queries)
     }
 
@@ -62,14 +70,37 @@ impl Forward {
         let rows = batch.images * batch.count;
         let queries = TensorMap::new(batch.queries, [rows, batch.width], STEP_ROWS)?;
         let texts = TensorMap::new(batch.texts, [batch.texts_count, batch.width], TEXTS)?;
-        let grid = Grid { blocks, threads: 3 * 128, shared_bytes };
+        let grid = Grid { blocks, threads: THREADS, shared_bytes };
         let args =
             ContrastiveForwardSm90aArgs { queries, texts, batch, key, winner, workspace, site, unused: 0 };
         gpu.launch_variant(self.kernel, grid, args)
     }
 }
 
+/// Gradients, the texts' in parts, by so many blocks.
+pub(super) fn backward(gpu: &Cuda, blocks: u32, gradients: ContrastiveBackwardArgs<'_>) -> Result<()> {
+    // Twin of `Shared` in kernels/contrastive_backward_sm90a.cu: the block's rows, four stages of 64 of the other
+    // side's, and barriers: two a stage, and the block's rows'.
+    const STAGE_ROWS: u32 = 64;
+    const STAGES: u32 = 4;
+    const ROW: u32 = 2 * TENSOR_CORES[1] as u32;
+    let shared_bytes = (ROWS_OF_DENSE_BLOCK as u32 + STAGES * STAGE_ROWS) * ROW + (2 * STAGES + 1) * 8;
+    let batch = gradients.batch;
+    let queries = TensorMap::new(batch.queries, [batch.images * batch.count, batch.width], STAGE_ROWS)?;
+    let texts = TensorMap::new(batch.texts, [batch.texts_count, batch.width], STAGE_ROWS)?;
+    let grid = Grid { blocks: [blocks, 1, 1], threads: THREADS, shared_bytes };
+    gpu.launch(grid, ContrastiveBackwardSm90aArgs { queries, texts, gradients })
+}
+
 arguments! {
+    struct ContrastiveBackwardSm90aArgs("contrastive_backward_sm90a", "contrastive_backward_sm90a", 512) {
+        /// [images·Q, E]
+        queries: TensorMap<'a>,
+        /// [texts, E]
+        texts: TensorMap<'a>,
+        gradients: ContrastiveBackwardArgs<'a>,
+    }
+
     struct ContrastiveForwardSm90aArgs("contrastive_sm90a", "contrastive_forward_sm90a_32", 448) {
         /// [images·Q, E]
         queries: TensorMap<'a>,
