@@ -14,6 +14,7 @@
 // products of one query instead of Q. Grid [rows / 4, columns / 256]. Bytes moved: a row of the other side for every
 // pair, 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over lines.
 //
+// On Hopper contrastive_sm90a.cu and contrastive_backward_sm90a.cu take the place of what is on tensor cores here.
 // Every sum is of a fixed order.
 #include "contrastive_dense.cuh"
 #include "contrastive_scores.cuh"

@@ -12,7 +12,7 @@
 // once. db is dyᵀ times a vector of ones, by the blocks of the first column of tiles.
 //
 // A dW of few tiles, summed over many rows, would leave multiprocessors idle: then blocks share the rows, [blocks, parts]
-// in the grid, each putting what its part adds up to beside dW, and `gemm_weight_parts` adds these in order. Bytes moved
+// in the grid, each putting what its part adds up to beside dW, and `gemm_parts` adds these in order. Bytes moved
 // for it: 8 a part and element of dW, from L2.
 #include "gemm.cuh"
 
@@ -238,17 +238,17 @@ struct GemmWeightArgs {
 };
 static_assert(sizeof(GemmWeightArgs) == 88);
 
-struct GemmWeightPartsArgs {
+struct GemmPartsArgs {
     Accumulate finish;
     Out<float> dbias;       // [1, out]; may be absent
     In<float> parts;        // [count·out, in], rows at multiples of 16 bytes
     In<float> parts_of_db;  // [1, count·out]
     u32 out, in, count, unused;
 };
-static_assert(sizeof(GemmWeightPartsArgs) == 88);
+static_assert(sizeof(GemmPartsArgs) == 88);
 
 // N elements of a row of dW, from `col` on.
-template <int N> __device__ void add_parts(const GemmWeightPartsArgs &a, u32 row, u32 col) {
+template <int N> __device__ void add_parts(const GemmPartsArgs &a, u32 row, u32 col) {
     float sum[N] = {};
 #pragma unroll 4
     for (u32 part = 0; part < a.count; ++part) {
@@ -261,7 +261,7 @@ template <int N> __device__ void add_parts(const GemmWeightPartsArgs &a, u32 row
 }
 
 // Adds what the parts of dW and db add up to: a thread four columns of a row. Grid: [columns / 512, out].
-extern "C" __global__ void __launch_bounds__(128) gemm_weight_parts(const __grid_constant__ GemmWeightPartsArgs a) {
+extern "C" __global__ void __launch_bounds__(128) gemm_parts(const __grid_constant__ GemmPartsArgs a) {
     const u32 row = blockIdx.y, col = (blockIdx.x * blockDim.x + threadIdx.x) * QUAD;
     if (col == 0 && a.dbias.present()) {
         float sum = 0.0f;

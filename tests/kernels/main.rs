@@ -13,8 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Kernels that multiply matrices, by the beginnings of `unit/kernel`.
-const MATRIX_PRODUCTS: [&str; 6] = [
-    "gemm/",
+const MATRIX_PRODUCTS: [&str; 8] = [
+    "gemm/gemm_forward",
+    "gemm/gemm_input",
+    "gemm/gemm_weight",
     "attention/",
     "absorbed_attention/",
     "similarity/similarity_all_forward",

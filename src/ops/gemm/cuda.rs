@@ -232,7 +232,7 @@ impl GemmOp for Cuda {
             kernels.launch(self, dy, x, sums_of_db, product)?;
             // A thread four columns.
             let grid = Grid { blocks: [inputs.div_ceil(512), outputs, 1], threads: 128, shared_bytes: 0 };
-            let args = GemmWeightPartsArgs {
+            let args = GemmPartsArgs {
                 finish,
                 dbias,
                 parts: parts_of_dw,
@@ -248,7 +248,7 @@ impl GemmOp for Cuda {
 }
 
 arguments! {
-    struct GemmWeightPartsArgs("gemm", "gemm_weight_parts", 88) {
+    struct GemmPartsArgs("gemm", "gemm_parts", 88) {
         finish: Accumulate<'a>,
         /// [1, out]
         dbias: Out<'a, f32>,
