@@ -27,6 +27,9 @@ static_assert(sizeof(In<bf16>) == 16 && sizeof(Out<float>) == 16);
 // Whether a result replaces what stands in its place or is added to it: twin of `device::Write`.
 enum class Write : u32 { Replace = 0, Add = 1 };
 
+// Along what the rows of a product's operand in memory run: along k, over which is summed, or along m or n.
+enum class Major { K, MN };
+
 // ---- Vectors. Kernels that stream memory move 16 bytes at a time where the host found all addresses,
 // pitches and widths fit for it (`vector_width` in kernel.rs), and single elements where not. N says which.
 

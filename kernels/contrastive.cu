@@ -14,20 +14,12 @@
 // products of one query instead of Q. Grid [rows / 4, columns / 256]. Bytes moved: a row of the other side for every
 // pair, 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over lines.
 //
+// On Hopper contrastive_sm90a.cu and contrastive_backward_sm90a.cu take the place of what is on tensor cores here.
 // Every sum is of a fixed order.
 #include "contrastive_dense.cuh"
-#include "random.cuh"
+#include "contrastive_scores.cuh"
 
 // ---- Forward
-
-// Gumbel noise from a word: twin of `noise` in src/ops/contrastive/mod.rs.
-__device__ inline float gumbel(u32 word) {
-    // Of a number in (0, 1) that is finest near 0, where the noise is large. The largest words would round to 1.
-    const float uniform = fminf((static_cast<float>(word) + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
-    // −ln(1 − uniform): the rounding of 1 − uniform is made good by the factor (Kahan).
-    const float rest = 1.0f - uniform;
-    return -logf(rest == 1.0f ? uniform : -logf(rest) * __fdividef(uniform, 1.0f - rest));
-}
 
 struct ContrastiveForwardArgs {
     Batch batch;
@@ -53,8 +45,7 @@ template <class Scores> __device__ void forward(const ContrastiveForwardArgs &a)
     const u32 first_text = blockIdx.x * TEXTS_OF_BLOCK, first_image = blockIdx.y * batch.images_of_block;
     const u32 end_image = min(first_image + batch.images_of_block, batch.images);
     const float inverse = 1.0f / *batch.temperature.data;
-    const bool drawn = a.key.present();
-    const uint2 key = drawn ? make_uint2(a.key.data[0], a.key.data[1]) : make_uint2(0, 0);
+    const Draw draw(a.key, a.site);
     Scores scores(batch, texts, first_text);
     const u32 own_text = first_text + threadIdx.x;
     columns[threadIdx.x] = Part::empty();
@@ -69,14 +60,9 @@ template <class Scores> __device__ void forward(const ContrastiveForwardArgs &a)
                 if (text >= batch.texts_count) continue;
                 a.winner.row(image)[text] = static_cast<u8>(best.query);
                 const float logit = best.score * inverse;
-                float row_score = logit, column_score = logit;
-                if (drawn) {
-                    const uint4 words = philox(make_uint4(text, image, a.site, 0), key);
-                    row_score += gumbel(words.x);
-                    column_score += gumbel(words.y);
-                }
-                row.add(logit, row_score, text, batch.is_positive(image, text));
-                pairs[warp_index() * TEXTS_OF_BLOCK + in_block] = make_float2(logit, column_score);
+                const float2 ranks = draw.ranks(image, text, logit);
+                row.add(logit, ranks.x, text, batch.is_positive(image, text));
+                pairs[warp_index() * TEXTS_OF_BLOCK + in_block] = make_float2(logit, ranks.y);
             }
 #pragma unroll
             for (u32 lanes = WARP / 2; lanes > 0; lanes /= 2) row.add(row.shuffled(lanes));

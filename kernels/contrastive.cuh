@@ -1,6 +1,6 @@
 // What the kernels of the contrastive loss share: the batch, what is known of a line of logits, and the workspace.
 #pragma once
-#include "common.cuh"
+#include "random.cuh"
 
 // Twin of `BatchArgs` in src/ops/contrastive/cuda.rs.
 struct Batch {
@@ -24,6 +24,52 @@ static_assert(sizeof(Batch) == 104);
 constexpr u32 NONE = 0xffffffffu;
 
 constexpr u32 TEXTS_OF_BLOCK = 128;
+
+// The largest score so far, and whose it is.
+struct Best {
+    float score;
+    u32 query;
+
+    // Takes a later query in, without a branch. A NaN must not be passed over.
+    __device__ void add(float other, u32 other_query) {
+        const bool better = (other > score) | isnan(other);
+        score = better ? other : score;
+        query = better ? other_query : query;
+    }
+
+    // The better of two, of equals the first.
+    __device__ static Best of(Best a, Best b) {
+        const bool second = (b.score > a.score) | ((b.score == a.score) & (b.query < a.query)) | isnan(b.score);
+        return second ? b : a;
+    }
+};
+
+// Gumbel noise from a word: twin of `noise` in src/ops/contrastive/mod.rs.
+__device__ inline float gumbel(u32 word) {
+    // Of a number in (0, 1) that is finest near 0, where the noise is large. The largest words would round to 1.
+    const float uniform = fminf((static_cast<float>(word) + 0.5f) * 0x1p-32f, 1.0f - 0x1p-24f);
+    // −ln(1 − uniform): the rounding of 1 − uniform is made good by the factor (Kahan).
+    const float rest = 1.0f - uniform;
+    return -logf(rest == 1.0f ? uniform : -logf(rest) * __fdividef(uniform, 1.0f - rest));
+}
+
+// What negatives are chosen by.
+struct Draw {
+    bool drawn;  // or the hardest
+    uint2 key;
+    u32 site;
+
+    __device__ Draw(const In<u32> &from, u32 site) : drawn(from.present()), site(site) {
+        key = drawn ? make_uint2(from.data[0], from.data[1]) : make_uint2(0, 0);
+    }
+
+    // What the image, and what the text, ranks the pair by.
+    __device__ float2 ranks(u32 image, u32 text, float logit) const {
+        if (!drawn) return make_float2(logit, logit);
+        const uint4 words = philox(make_uint4(text, image, site, 0), key);
+        return make_float2(logit + gumbel(words.x), logit + gumbel(words.y));
+    }
+};
 
 // What is known of some of a line's logits, a line being an image's or a text's.
 struct alignas(16) Part {

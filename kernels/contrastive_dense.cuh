@@ -15,15 +15,12 @@
 // blocks, and 2·4·E/(images of a part) for the parts: from 16 images on 384 at most, at 1024 images and texts 288.
 // The gather for other sizes moves 2·2·E = 1024. Operations: 4·2·32·E a pair, mostly of zeros.
 #pragma once
-#include "contrastive_scores.cuh"
+#include "contrastive_gradients.cuh"
 
 constexpr u32 DENSE_THREADS = 256;
-constexpr u32 WARP_ROWS = 16;
 constexpr u32 OWN_ROWS = DENSE_THREADS / WARP * WARP_ROWS;
-constexpr u32 TILE_ROWS = 32;
 constexpr u32 CHUNKS = WIDTH / VECTOR;  // of 16 bytes in a row
 constexpr u32 COLUMNS = WIDTH / 8;      // fragments along a row
-static_assert(TILE_ROWS == QUERIES && QUERIES == 2 * WARP_ROWS);
 
 // Place of a chunk among rows in shared memory [rows, 256]: of 8 rows, one below the other, it is in different banks.
 __device__ inline u32 chunk_place(u32 row, u32 chunk) { return row * WIDTH + (chunk ^ row % 8) * VECTOR; }
@@ -40,10 +37,6 @@ template <u32 ROWS> __device__ void copy_rows(bf16 *to, const In<bf16> &from, u3
     }
 }
 
-// A warp's 16 rows by the 32 of a tile, as `mma` leaves them: of each fragment of 8 columns the lane has, with
-// g = lane/4 and t = 2·(lane%4), [g][t], [g][t + 1], [g + 8][t], [g + 8][t + 1].
-using Products = float[TILE_ROWS / 8][4];
-
 // products = own [16, 256] · tile [32, 256]ᵀ
 __device__ inline void multiply(Products &products, const bf16 *own, const bf16 *tile) {
     const u32 matrix = lane_index() / 8, row = lane_index() % 8;
@@ -57,74 +50,6 @@ __device__ inline void multiply(Products &products, const bf16 *own, const bf16 
             ldmatrix(b, shared_address(tile + chunk_place(n * 8 + matrix / 2 * 8 + row, chunk + matrix % 2)));
             mma(products[n], a, b[0], b[1]);
             mma(products[n + 1], a, b[2], b[3]);
-        }
-    }
-}
-
-// Makes of the products of 16 queries of an image and 32 texts their gradients; adds Σ gradient·logit to `sum`.
-__device__ inline void differentiate_queries(const ContrastiveBackwardArgs &a, Products &products, u32 first_row,
-                                             u32 first_text, float inverse, float &sum) {
-    const u32 image = first_row / QUERIES, text = first_text + text_of_lane();
-    // The winner's row among the warp's, if it is below 16. A lane a text.
-    u32 own = NONE;
-    if (text < a.batch.texts_count) own = a.winner.row(image)[text] - first_row % QUERIES;
-    // The same of the lane's eight columns, and of their winners' products those that the lane has.
-    u32 rows[8];
-    float scores[8];
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-        rows[i] = __shfl_sync(ALL_LANES, own, i * 4 + lane_index() % 4);
-        const u32 n = i / 2, odd = i % 2;
-        scores[i] = rows[i] == lane_index() / 4       ? products[n][odd]
-                    : rows[i] == lane_index() / 4 + 8 ? products[n][odd + 2]
-                                                      : 0.0f;
-    }
-    // As in `TensorScores::best`: the lane is left with its own text's.
-#pragma unroll
-    for (u32 left = 4; left > 0; left /= 2) {
-        const bool upper = lane_index() & left * 4;
-#pragma unroll
-        for (u32 i = 0; i < left; ++i) {
-            const float keep = upper ? scores[i + left] : scores[i], give = upper ? scores[i] : scores[i + left];
-            scores[i] = keep + __shfl_xor_sync(ALL_LANES, give, left * 4);
-        }
-    }
-    float gradient = 0.0f;
-    if (own < WARP_ROWS) {
-        const float logit = scores[0] * inverse;
-        const float2 both = a.dlogit(image, text, logit);
-        sum += (both.x + both.y) * logit;
-        gradient = a.of_side<Side::Queries>(both) * inverse;
-    }
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-        const float of_column = __shfl_sync(ALL_LANES, gradient, i * 4 + lane_index() % 4);
-        products[i / 2][i % 2] = rows[i] == lane_index() / 4 ? of_column : 0.0f;
-        products[i / 2][i % 2 + 2] = rows[i] == lane_index() / 4 + 8 ? of_column : 0.0f;
-    }
-}
-
-// Makes of the products of 16 texts and an image's 32 queries their gradients.
-__device__ inline void differentiate_texts(const ContrastiveBackwardArgs &a, Products &products, u32 first_text,
-                                           u32 image, float inverse) {
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-        const u32 text = first_text + half * 8 + lane_index() / 4;
-        const bool there = text < a.batch.texts_count;
-        const u32 winner = there ? a.winner.row(image)[text] : NONE;
-        // One lane of the four that share the row has it.
-        float score = 0.0f;
-#pragma unroll
-        for (u32 i = 0; i < 8; ++i)
-            if (winner == i / 2 * 8 + lane_index() % 4 * 2 + i % 2) score = products[i / 2][half * 2 + i % 2];
-        score += __shfl_xor_sync(ALL_LANES, score, 1);
-        score += __shfl_xor_sync(ALL_LANES, score, 2);
-        float gradient = 0.0f;
-        if (there) gradient = a.of_side<Side::Texts>(a.dlogit(image, text, score * inverse)) * inverse;
-#pragma unroll
-        for (u32 i = 0; i < 8; ++i) {
-            const bool won = winner == i / 2 * 8 + lane_index() % 4 * 2 + i % 2;
-            products[i / 2][half * 2 + i % 2] = won ? gradient : 0.0f;
         }
     }
 }
@@ -145,17 +70,6 @@ __device__ inline void accumulate(float (&gradient)[COLUMNS][4], const Products 
         }
     }
 }
-
-// Scratch of the backward pass: twin of `backward_words` in src/ops/contrastive/mod.rs.
-struct BackwardWorkspace {
-    float *products;  // Σ gradient·logit: [2·images], of half an image's queries; without tensor cores [texts]
-    float *parts;     // [parts, texts, 256]: what the images of a part add to dtexts
-
-    __device__ BackwardWorkspace(u32 *words, const Batch &batch) {
-        products = reinterpret_cast<float *>(words);
-        parts = products + ceil_div(2 * batch.images, QUAD) * QUAD;
-    }
-};
 
 // One block: 128 rows of a side and the tiles of the other from `first` on.
 template <Side SIDE>
@@ -191,7 +105,7 @@ __device__ void backward_dense(const ContrastiveBackwardArgs &a, bf16 *own, u32 
             if constexpr (OF_QUERIES)
                 differentiate_queries(a, products, first_row, tile * TILE_ROWS, inverse, sum);
             else
-                differentiate_texts(a, products, first_row, tile, inverse);
+                differentiate_texts(a, products, first_row, tile, end, inverse);
             accumulate(gradient, products, stage);
         }
         // The next but one goes where this one is.

@@ -1,39 +1,11 @@
 // Winners: which of an image's queries is the most similar to a text, for a warp's image and 32 texts, a lane a text;
 // on tensor cores at BLIP-2's sizes, without them at others.
 #pragma once
-#include "contrastive.cuh"
+#include "contrastive_gradients.cuh"
 
 constexpr u32 IMAGES_OF_STEP = 4;
 constexpr u32 THREADS = IMAGES_OF_STEP * WARP;
 static_assert(THREADS == TEXTS_OF_BLOCK, "in the end a thread has a text");
-
-// What tensor cores do.
-constexpr u32 QUERIES = 32, WIDTH = 256;
-
-// The largest score so far, and whose it is.
-struct Best {
-    float score;
-    u32 query;
-
-    // Takes a later query in. A NaN must not be passed over.
-    __device__ void add(float other, u32 other_query) {
-        if (other > score || isnan(other)) {
-            score = other;
-            query = other_query;
-        }
-    }
-
-    // The better of two, of equals the first.
-    __device__ static Best of(Best a, Best b) {
-        const bool second = b.score > a.score || (b.score == a.score && b.query < a.query) || isnan(b.score);
-        return second ? b : a;
-    }
-};
-
-// Of the 32 texts of a tile, the one that a lane has.
-__device__ inline u32 text_of_lane() {
-    return lane_index() / 8 * 8 + lane_index() % 4 * 2 + lane_index() / 4 % 2;
-}
 
 // Scores of a warp's image with 32 texts, a lane a text, without tensor cores.
 struct ScalarScores {

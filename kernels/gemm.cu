@@ -10,6 +10,10 @@
 // tile is small and the grid too, groups of warps take turns along k and their sums are added in a fixed order, so
 // results are the same bits every time. Bytes moved: a once for each column of tiles, b once for each row of tiles, c
 // once. db is dyᵀ times a vector of ones, by the blocks of the first column of tiles.
+//
+// A dW of few tiles, summed over many rows, would leave multiprocessors idle: then blocks share the rows, [blocks, parts]
+// in the grid, each putting what its part adds up to beside dW, and `gemm_parts` adds these in order. Bytes moved
+// for it: 8 a part and element of dW, from L2.
 #include "gemm.cuh"
 
 // A block's work. Twin of `Tile` in src/ops/gemm/cuda/mma.rs.
@@ -94,9 +98,11 @@ template <Major MAJOR, u32 OUTER, u32 DEPTH> struct Panel {
 // The ring's memory, and after it the results'.
 extern __shared__ __align__(128) unsigned char shared[];
 
-// c = a·bᵀ and what is done to it. SUMS: the sum of a's rows is added to `sums` [1, m] (null: not wanted).
+// c = a·bᵀ and what is done to it. SUMS: the sum of a's rows is added to `sums` [1, m] (null: not wanted); and a block
+// sums over its part of k alone.
 template <Tile T, Major A_MAJOR, Major B_MAJOR, Load LOAD, bool SUMS, class Finishing>
-__device__ void gemm(In<bf16> a, In<bf16> b, u32 m, u32 n, u32 k, const Finishing &finish, float *sums) {
+__device__ void gemm(In<bf16> a, In<bf16> b, u32 m, u32 n, u32 k, const Finishing &whole, float *sums,
+                     u32 k_of_part) {
     using A = Panel<A_MAJOR, T.m, T.k>;
     using B = Panel<B_MAJOR, T.n, T.k>;
     constexpr u32 STAGE = A::BYTES + B::BYTES;
@@ -110,13 +116,16 @@ __device__ void gemm(In<bf16> a, In<bf16> b, u32 m, u32 n, u32 k, const Finishin
     const u32 warp = warp_index(), part = warp / (T.warps_m * T.warps_n);
     const u32 warp_m = warp / T.warps_n % T.warps_m * WARP_M, warp_n = warp % T.warps_n * WARP_N;
     const bool sum_here = SUMS && sums != nullptr && first_n == 0 && warp_n == 0;
-    const u32 steps = ceil_div(k, T.k);
+    const u32 first_k = SUMS ? blockIdx.y * k_of_part : 0;
+    const u32 steps = ceil_div(SUMS ? min(k_of_part, k - first_k) : k, T.k);
+    Finishing finish = whole;
+    if constexpr (SUMS) finish = whole.of_part(blockIdx.y, m);
 
     const auto fill = [&](u32 step) {
         if (step < steps) {
             unsigned char *stage = shared + step % T.stages * STAGE;
-            A::template fill<LOAD, T.threads()>(stage, a, first_m, step * T.k, m, k);
-            B::template fill<LOAD, T.threads()>(stage + A::BYTES, b, first_n, step * T.k, n, k);
+            A::template fill<LOAD, T.threads()>(stage, a, first_m, first_k + step * T.k, m, k);
+            B::template fill<LOAD, T.threads()>(stage + A::BYTES, b, first_n, first_k + step * T.k, n, k);
         }
         // Empty groups at the end keep the count of those under way.
         cp_async_commit_group();
@@ -194,7 +203,7 @@ __device__ void gemm(In<bf16> a, In<bf16> b, u32 m, u32 n, u32 k, const Finishin
                 float sum = 0.0f;
 #pragma unroll
                 for (u32 p = 0; p < T.parts; ++p) sum += partial_sums[p * T.m + row];
-                sums[first_m + row] += sum;
+                finish.add_sum(sums + blockIdx.y * m + first_m + row, sum);
             }
         }
     }
@@ -224,22 +233,60 @@ struct GemmWeightArgs {
     In<bf16> x;
     Accumulate finish;
     Out<float> dbias;
-    u32 rows, out, in, unused;
+    u32 rows, out, in;
+    u32 rows_of_part;  // those of all; or fewer, a multiple of 64: then parts of dW and db are put one below the other
 };
 static_assert(sizeof(GemmWeightArgs) == 88);
+
+struct GemmPartsArgs {
+    Accumulate finish;
+    Out<float> dbias;       // [1, out]; may be absent
+    In<float> parts;        // [count·out, in], rows at multiples of 16 bytes
+    In<float> parts_of_db;  // [1, count·out]
+    u32 out, in, count, unused;
+};
+static_assert(sizeof(GemmPartsArgs) == 88);
+
+// N elements of a row of dW, from `col` on.
+template <int N> __device__ void add_parts(const GemmPartsArgs &a, u32 row, u32 col) {
+    float sum[N] = {};
+#pragma unroll 4
+    for (u32 part = 0; part < a.count; ++part) {
+        float x[N];
+        load(x, a.parts.row(part * a.out + row) + col);
+#pragma unroll
+        for (int i = 0; i < N; ++i) sum[i] += x[i];
+    }
+    a.finish(row, col, sum);
+}
+
+// Adds what the parts of dW and db add up to: a thread four columns of a row. Grid: [columns / 512, out].
+extern "C" __global__ void __launch_bounds__(128) gemm_parts(const __grid_constant__ GemmPartsArgs a) {
+    const u32 row = blockIdx.y, col = (blockIdx.x * blockDim.x + threadIdx.x) * QUAD;
+    if (col == 0 && a.dbias.present()) {
+        float sum = 0.0f;
+        for (u32 part = 0; part < a.count; ++part) sum += a.parts_of_db.data[part * a.out + row];
+        a.dbias.data[row] += sum;
+    }
+    if (a.finish.vector == VECTOR && col + QUAD <= a.in)
+        add_parts<QUAD>(a, row, col);
+    else
+        for (u32 i = col; i < min(col + QUAD, a.in); ++i) add_parts<1>(a, row, i);
+}
 
 #define GEMM_KERNELS(NAME, TILE, BLOCKS, LOAD)                                                                         \
     extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
         gemm_forward_##NAME(const __grid_constant__ GemmForwardArgs a) {                                               \
-        gemm<TILE, Major::K, Major::K, LOAD, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr);            \
+        gemm<TILE, Major::K, Major::K, LOAD, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr, a.in);      \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
         gemm_input_##NAME(const __grid_constant__ GemmInputArgs a) {                                                   \
-        gemm<TILE, Major::K, Major::MN, LOAD, false>(a.dy, a.weight, a.rows, a.in, a.out, a.finish, nullptr);          \
+        gemm<TILE, Major::K, Major::MN, LOAD, false>(a.dy, a.weight, a.rows, a.in, a.out, a.finish, nullptr, a.out);   \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
         gemm_weight_##NAME(const __grid_constant__ GemmWeightArgs a) {                                                 \
-        gemm<TILE, Major::MN, Major::MN, LOAD, true>(a.dy, a.x, a.out, a.in, a.rows, a.finish, a.dbias.data);          \
+        gemm<TILE, Major::MN, Major::MN, LOAD, true>(a.dy, a.x, a.out, a.in, a.rows, a.finish, a.dbias.data,           \
+                                                     a.rows_of_part);                                                  \
     }
 
 GEMM_KERNELS(large, LARGE, 2, Load::Vectors)

@@ -2,9 +2,6 @@
 #pragma once
 #include "activation.cuh"
 
-// Along what the rows of an operand in memory run: along k, over which is summed, or along m or n.
-enum class Major { K, MN };
-
 // Results in bf16: y = f(product + bias) + residual. Twin of `Finish` in src/ops/gemm/cuda.rs.
 struct Finish {
     In<bf16> bias;            // [1, n]; may be absent
@@ -34,19 +31,32 @@ struct Finish {
 };
 static_assert(sizeof(Finish) == 72);
 
-// Results in f32, added to what is there: gradients of parameters. Twin of `Accumulate` in src/ops/gemm/cuda.rs.
+// Results in f32, added to what is there: gradients of parameters; or a part of these, put there to be added later.
+// Twin of `Accumulate` in src/ops/gemm/cuda.rs.
 struct Accumulate {
-    Out<float> sum; // [m, n]
+    Out<float> sum; // [m, n], or [parts·m, n]
     u32 vector;
-    u32 unused;
+    Write write;
+
+    // What is done to a part.
+    __device__ Accumulate of_part(u32 part, u32 m) const {
+        Accumulate finish = *this;
+        finish.sum.data += static_cast<u64>(part) * m * sum.pitch;
+        return finish;
+    }
 
     template <int N> __device__ void operator()(u32 row, u32 col, float (&x)[N]) const {
-        float before[N];
-        load(before, sum.row(row) + col);
+        if (write == Write::Add) {
+            float before[N];
+            load(before, sum.row(row) + col);
 #pragma unroll
-        for (int i = 0; i < N; ++i) x[i] += before[i];
+            for (int i = 0; i < N; ++i) x[i] += before[i];
+        }
         store(sum.row(row) + col, x);
     }
+
+    // The same for a sum of a row.
+    __device__ void add_sum(float *to, float x) const { *to = write == Write::Add ? *to + x : x; }
 };
 static_assert(sizeof(Accumulate) == 24);
 

@@ -5,57 +5,13 @@
 // takes tile after tile, so that the producer fills the ring for the next tile while the consumers finish the last one.
 // Two barriers a stage say when it is full and when it is empty. Operands must start at multiples of 16 bytes, with
 // pitches that are; TMA fills up with zeros what is outside of them.
-// Grid: as many blocks as multiprocessors, or tiles if they are fewer. Bytes moved: as gemm.cu.
+// Grid: as many blocks as multiprocessors, or tiles if they are fewer; dW of few tiles is computed in parts, as in
+// gemm.cu. Bytes moved: as gemm.cu.
 #include "gemm.cuh"
-#include "ptx_sm90a.cuh"
+#include "pipeline_sm90a.cuh"
 
-constexpr u32 TILE_M = 128, DEPTH = 64;  // of a tile, and of a stage along k
-constexpr u32 WARPGROUP = 128, CONSUMERS = 2, CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
+constexpr u32 TILE_M = 128, CONSUMERS = 2, CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
 constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
-// Bytes of a row in shared memory, which is what the swizzle permutes within; and of eight rows, after which it
-// repeats.
-constexpr u32 ROW = 128, ATOM = 8 * ROW;
-static_assert(DEPTH * sizeof(bf16) == ROW);
-
-// A stage's part of an operand: OUTER along m or n by DEPTH along k, in panels with rows of 128 bytes: one panel of
-// rows along k, or panels of 64 along m or n whose rows are the k's.
-template <Major MAJOR, u32 OUTER> struct Panels {
-    static constexpr u32 BYTES = OUTER * DEPTH * sizeof(bf16);
-    static constexpr u32 WIDTH = 64;                   // of a panel along m or n
-    static constexpr u32 PANEL = DEPTH * ROW;
-    static constexpr Transpose TRANSPOSE = MAJOR == Major::K ? Transpose::No : Transpose::Yes;
-
-    static __device__ void fill(u32 panels, const TensorMap &from, u32 barrier, u32 outer, u32 k) {
-        if constexpr (MAJOR == Major::K) {
-            tma_load(panels, &from, barrier, k, outer);
-        } else {
-#pragma unroll
-            for (u32 i = 0; i < OUTER / WIDTH; ++i) tma_load(panels + i * PANEL, &from, barrier, outer + i * WIDTH, k);
-        }
-    }
-
-    // What wgmma is to read from `outer` (a multiple of 64) and `k` (of 16) on: address, the distance of panels, that
-    // of eights of rows, all in units of 16 bytes, and the swizzle of 128 bytes.
-    static __device__ u64 descriptor(u32 panels, u32 outer, u32 k) {
-        const u32 start = MAJOR == Major::K ? panels + outer * ROW + k * sizeof(bf16)
-                                            : panels + outer / WIDTH * PANEL + k * ROW;
-        constexpr u64 LEADING = MAJOR == Major::K ? 1 : PANEL / 16, STRIDE = ATOM / 16, SWIZZLE_128 = 1;
-        return start / 16 % (1 << 14) | LEADING << 16 | STRIDE << 32 | SWIZZLE_128 << 62;
-    }
-};
-
-// A place in the ring, and how often it came round: the phase of the barriers.
-struct Turn {
-    u32 stage = 0, phase = 0;
-
-    template <u32 STAGES> __device__ void advance() {
-        if (++stage == STAGES) stage = 0, phase ^= 1;
-    }
-};
-
-__device__ inline void wait(u32 barrier, u32 phase) {
-    while (!mbarrier_try_wait_parity(barrier, phase)) {}
-}
 
 // Places in dynamic shared memory. The swizzle wants panels to start at multiples of 1024 bytes.
 template <u32 TILE_N> struct Shared {
@@ -101,13 +57,19 @@ __device__ void multiply(float (&c)[TILE_N / 2], float (&row_sums)[4], Turn &tur
     if (lane_index() == 0) mbarrier_arrive(base + Place::EMPTY + to_release * sizeof(u64));
 }
 
-// c = a·bᵀ and what is done to it. SUMS: the sum of a's rows is added to `sums` [1, m] (null: not wanted).
+// c = a·bᵀ and what is done to it. SUMS: the sum of a's rows is added to `sums` [1, m] (null: not wanted); and both
+// sums over k may be made in parts of `k_of_part`, each a tile of its own.
 template <Major A_MAJOR, Major B_MAJOR, u32 TILE_N, bool SUMS, class Finishing>
-__device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k, const Finishing &finish,
-                     float *sums) {
+__device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k, const Finishing &whole,
+                     float *sums, u32 k_of_part) {
     using Place = Shared<TILE_N>;
-    const u32 base = shared_address(shared), steps = ceil_div(k, DEPTH);
-    const u32 tiles_n = ceil_div(n, TILE_N), tiles = ceil_div(m, TILE_M) * tiles_n;
+    const u32 base = shared_address(shared);
+    const u32 tiles_n = ceil_div(n, TILE_N), tiles_of_part = ceil_div(m, TILE_M) * tiles_n;
+    const u32 tiles = SUMS ? tiles_of_part * ceil_div(k, k_of_part) : tiles_of_part;
+    const auto part_of = [&](u32 tile) { return SUMS ? tile / tiles_of_part : 0; };
+    const auto steps_of = [&](u32 tile) {
+        return ceil_div(SUMS ? min(k_of_part, k - part_of(tile) * k_of_part) : k, DEPTH);
+    };
     if (threadIdx.x == 0) {
         for (u32 stage = 0; stage < Place::STAGES; ++stage) {
             mbarrier_init(base + Place::FULL + stage * sizeof(u64), 1);
@@ -129,15 +91,17 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
         setmaxnreg_dec<40>();
         if (threadIdx.x != 0) return;
         for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-            const u32 first_m = tile / tiles_n * TILE_M, first_n = tile % tiles_n * TILE_N;
+            const u32 part = part_of(tile), in_part = tile - part * tiles_of_part, steps = steps_of(tile);
+            const u32 first_m = in_part / tiles_n * TILE_M, first_n = in_part % tiles_n * TILE_N;
+            const u32 first_k = SUMS ? part * k_of_part : 0;
             for (u32 step = 0; step < steps; ++step) {
                 // Before its first turn a stage counts as emptied: that is the phase before the first.
                 wait(base + Place::EMPTY + turn.stage * sizeof(u64), turn.phase ^ 1);
                 const u32 full = base + Place::FULL + turn.stage * sizeof(u64);
                 const u32 stage = base + Place::RING + turn.stage * (Place::A + Place::B);
                 mbarrier_arrive_expect_tx(full, Place::A + Place::B);
-                Panels<A_MAJOR, TILE_M>::fill(stage, a, full, first_m, step * DEPTH);
-                Panels<B_MAJOR, TILE_N>::fill(stage + Place::A, b, full, first_n, step * DEPTH);
+                Panels<A_MAJOR, TILE_M>::fill(stage, a, full, first_m, first_k + step * DEPTH);
+                Panels<B_MAJOR, TILE_N>::fill(stage + Place::A, b, full, first_n, first_k + step * DEPTH);
                 turn.template advance<Place::STAGES>();
             }
         }
@@ -149,7 +113,10 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
     float *results = reinterpret_cast<float *>(shared + Place::RESULTS) +
                      (consumer * (WARPGROUP / WARP) + warp) * Place::RESULTS_OF_A_WARP;  // [16, 64]
     for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        const u32 first_m = tile / tiles_n * TILE_M + consumer * 64 + warp * 16, first_n = tile % tiles_n * TILE_N;
+        const u32 part = part_of(tile), in_part = tile - part * tiles_of_part, steps = steps_of(tile);
+        const u32 first_m = in_part / tiles_n * TILE_M + consumer * 64 + warp * 16, first_n = in_part % tiles_n * TILE_N;
+        Finishing finish = whole;
+        if constexpr (SUMS) finish = whole.of_part(part, m);
         float c[TILE_N / 2], row_sums[4];
         if (SUMS && sums != nullptr && first_n == 0) {
             multiply<A_MAJOR, B_MAJOR, TILE_N, SUMS>(c, row_sums, turn, base, consumer, steps);
@@ -157,7 +124,8 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
 #pragma unroll
                 for (u32 half = 0; half < 2; ++half) {
                     const u32 row = first_m + lane_index() / 4 + 8 * half;
-                    if (row < m) sums[row] += row_sums[2 * half];
+                    if constexpr (SUMS)
+                        if (row < m) finish.add_sum(sums + part * m + row, row_sums[2 * half]);
                 }
         } else {
             multiply<A_MAJOR, B_MAJOR, TILE_N, false>(c, row_sums, turn, base, consumer, steps);
@@ -200,21 +168,23 @@ struct GemmWeightSm90aArgs {
     Accumulate finish;
     Out<float> dbias;
     u32 rows, out, in;
+    u32 rows_of_part;  // those of all; or fewer, a multiple of 64: then parts of dW and db are put one below the other
 };
 static_assert(sizeof(GemmWeightSm90aArgs) == 320);
 
 #define GEMM_KERNELS(TILE_N)                                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         gemm_forward_sm90a_##TILE_N(const __grid_constant__ GemmForwardSm90aArgs a) {                                  \
-        gemm<Major::K, Major::K, TILE_N, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr);                \
+        gemm<Major::K, Major::K, TILE_N, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr, a.in);          \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         gemm_input_sm90a_##TILE_N(const __grid_constant__ GemmInputSm90aArgs a) {                                      \
-        gemm<Major::K, Major::MN, TILE_N, false>(a.dy, a.weight, a.rows, a.in, a.out, a.finish, nullptr);              \
+        gemm<Major::K, Major::MN, TILE_N, false>(a.dy, a.weight, a.rows, a.in, a.out, a.finish, nullptr, a.out);       \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         gemm_weight_sm90a_##TILE_N(const __grid_constant__ GemmWeightSm90aArgs a) {                                    \
-        gemm<Major::MN, Major::MN, TILE_N, true>(a.dy, a.x, a.out, a.in, a.rows, a.finish, a.dbias.data);              \
+        gemm<Major::MN, Major::MN, TILE_N, true>(a.dy, a.x, a.out, a.in, a.rows, a.finish, a.dbias.data,               \
+                                                 a.rows_of_part);                                                      \
     }
 
 GEMM_KERNELS(128)

@@ -13,8 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Kernels that multiply matrices, by the beginnings of `unit/kernel`.
-const MATRIX_PRODUCTS: [&str; 6] = [
-    "gemm/",
+const MATRIX_PRODUCTS: [&str; 8] = [
+    "gemm/gemm_forward",
+    "gemm/gemm_input",
+    "gemm/gemm_weight",
     "attention/",
     "absorbed_attention/",
     "similarity/similarity_all_forward",
@@ -22,7 +24,7 @@ const MATRIX_PRODUCTS: [&str; 6] = [
     "contrastive/contrastive_backward_dense",
 ];
 /// The same by `wgmma`, which only Hopper has.
-const HOPPER_PRODUCTS: [&str; 1] = ["gemm_sm90a/"];
+const HOPPER_PRODUCTS: [&str; 3] = ["gemm_sm90a/", "contrastive_sm90a/", "contrastive_backward_sm90a/"];
 /// Kernels without a matrix product that do not read 16 bytes at a time, each with the reason.
 const SINGLE_LOADS: [(&str, &str); 7] = [
     ("contrastive/contrastive_dtemperature", "a number a text"),

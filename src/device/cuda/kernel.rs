@@ -107,6 +107,11 @@ impl<'a, T: Element> Out<'a, T> {
         Self { data: view.pointer(), pitch: count(view.pitch()), unused: 0, borrow: PhantomData }
     }
 
+    /// Rows that start at this address, so many elements apart.
+    pub(super) fn at(data: *mut T, pitch: usize) -> Self {
+        Self { data, pitch: count(pitch), unused: 0, borrow: PhantomData }
+    }
+
     /// A null address if it is absent.
     pub(crate) fn optional(view: Option<ViewMut<'a, Cuda, T>>) -> Self {
         view.map_or(Self { data: ptr::null_mut(), pitch: 0, unused: 0, borrow: PhantomData }, Self::of)

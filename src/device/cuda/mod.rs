@@ -7,11 +7,12 @@ mod graph;
 mod image;
 mod kernel;
 mod limits;
+mod scratch;
 mod tensor_map;
 
 pub(crate) use cublaslt::{LinearProduct, Storage};
 pub use image::{COMPILER, Image, UNITS, Unit};
-pub(crate) use kernel::{Arguments, Grid, In, Out, arguments, assert_aligned, count, vector_width};
+pub(crate) use kernel::{Arguments, Extent, Grid, In, Out, arguments, assert_aligned, count, vector_width};
 pub use limits::Limits;
 pub(crate) use tensor_map::TensorMap;
 
@@ -23,6 +24,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use half::bf16;
 use kernel::Kernels;
 use rayon::prelude::*;
+use scratch::Scratch;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -41,6 +43,7 @@ pub struct Cuda(Arc<Gpu>);
 struct Gpu {
     /// Absent where it is not installed, or not wanted.
     cublaslt: Option<CublasLt>,
+    scratch: Scratch,
     stream: Arc<CudaStream>,
     /// Used while a graph is captured, by one thread at a time.
     captured: Arc<CudaStream>,
@@ -110,9 +113,11 @@ impl Cuda {
             [context.new_stream().map_err(driver)?, context.new_stream().map_err(driver)?];
         let capture = Mutex::new(());
         let cublaslt = CublasLt::open(&context, &stream)?;
+        let scratch = Scratch::new(&stream);
         let kernels = Kernels::default();
         Ok(Self(Arc::new(Gpu {
             cublaslt,
+            scratch,
             stream,
             captured,
             capture,

@@ -1,4 +1,7 @@
-//! Launches of `kernels/contrastive.cu`.
+//! Launches of `kernels/contrastive.cu`, for every GPU, and of `kernels/contrastive_sm90a.cu` and
+//! `kernels/contrastive_backward_sm90a.cu`, for Hopper.
+
+mod sm90a;
 
 use super::{ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, ContrastiveOp};
 use super::{
@@ -147,29 +150,35 @@ impl ContrastiveOp for Cuda {
             Negatives::Sampled { key, site } => (Some(key), site),
             Negatives::Hardest => (None, 0),
         };
-        let vector = vector_width(count(width), &[batch.queries.extent(), batch.texts.extent()]);
-        let tensor_cores = [queries, width] == TENSOR_CORES && vector > 1;
-        // Parts of columns; logits and texts' scores of a step; the block's texts.
-        let columns = TEXTS_OF_BLOCK * PART_WORDS * size_of::<u32>();
-        let pairs = IMAGES_OF_STEP * TEXTS_OF_BLOCK * 2 * size_of::<f32>();
-        let features = if tensor_cores { TEXTS_OF_BLOCK * width * size_of::<bf16>() } else { 0 };
-        let [row_parts, column_parts] = parts(images, texts);
-        let grid = Grid {
-            blocks: [count(row_parts), count(column_parts), 1],
-            threads: THREADS,
-            shared_bytes: count(columns + pairs + features),
-        };
-        self.launch(
-            grid,
-            ContrastiveForwardArgs {
-                batch,
-                key: In::optional(key),
-                winner: Out::of(args.winner),
-                workspace: Out::of(workspace.reborrow()),
-                site,
-                tensor_cores: tensor_cores.into(),
-            },
-        )?;
+        let (key, winner) = (In::optional(key), Out::of(args.winner));
+        let extents = [batch.queries.extent(), batch.texts.extent()];
+        let hopper = sm90a::Forward::choose([queries, width], extents, self.capability());
+        if let Some(hopper) = hopper {
+            hopper.launch(self, batch, key, site, winner, Out::of(workspace.reborrow()))?;
+        } else {
+            let tensor_cores = [queries, width] == TENSOR_CORES && vector_width(count(width), &extents) > 1;
+            // Parts of columns; logits and texts' scores of a step; the block's texts.
+            let columns = TEXTS_OF_BLOCK * PART_WORDS * size_of::<u32>();
+            let pairs = IMAGES_OF_STEP * TEXTS_OF_BLOCK * 2 * size_of::<f32>();
+            let features = if tensor_cores { TEXTS_OF_BLOCK * width * size_of::<bf16>() } else { 0 };
+            let [row_parts, column_parts] = parts(images, texts);
+            let grid = Grid {
+                blocks: [count(row_parts), count(column_parts), 1],
+                threads: THREADS,
+                shared_bytes: count(columns + pairs + features),
+            };
+            self.launch(
+                grid,
+                ContrastiveForwardArgs {
+                    batch,
+                    key,
+                    winner,
+                    workspace: Out::of(workspace.reborrow()),
+                    site,
+                    tensor_cores: tensor_cores.into(),
+                },
+            )?;
+        }
         let lines = count(images + texts);
         let grid = Grid { blocks: [lines.div_ceil(THREADS), 1, 1], threads: THREADS, shared_bytes: 0 };
         self.launch(
@@ -215,12 +224,16 @@ impl ContrastiveOp for Cuda {
             let parts = images.div_ceil(images_of_part);
             let blocks = (images * queries).div_ceil(ROWS_OF_DENSE_BLOCK)
                 + texts.div_ceil(ROWS_OF_DENSE_BLOCK) * parts;
-            let grid = Grid {
-                blocks: [count(blocks), 1, 1],
-                threads: DENSE_THREADS,
-                shared_bytes: count(DENSE_SHARED_BYTES),
-            };
-            self.launch_variant("contrastive_backward_dense", grid, gradients)?;
+            if sm90a::is_for(self.capability()) {
+                sm90a::backward(self, count(blocks), gradients)?;
+            } else {
+                let grid = Grid {
+                    blocks: [count(blocks), 1, 1],
+                    threads: DENSE_THREADS,
+                    shared_bytes: count(DENSE_SHARED_BYTES),
+                };
+                self.launch_variant("contrastive_backward_dense", grid, gradients)?;
+            }
             // A thread four elements.
             let blocks = count(texts * width / 4).div_ceil(THREADS);
             self.launch(

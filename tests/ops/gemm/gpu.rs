@@ -12,13 +12,15 @@ use std::process::{Command, Output};
 
 /// Rows, inputs, outputs. Which kernel a product goes to is a matter of its size, of whether rows start at
 /// multiples of 16 bytes, and of the GPU: on one of 4 multiprocessors, the first four go to those for large products.
-const SHAPES: [[usize; 3]; 10] = [
+const SHAPES: [[usize; 3]; 11] = [
     // Large tiles, none of them whole, for y, dx and dW.
     [300, 200, 264],
     // Many steps along each of the three sums.
     [264, 648, 136],
     [136, 264, 648],
     [648, 136, 264],
+    // Many rows of a small layer: there blocks share the rows for dW, in parts that are not equal.
+    [2100, 120, 72],
     // Medium tiles, then one image's queries: a few rows.
     [40, 96, 72],
     [32, 768, 40],
@@ -216,7 +218,9 @@ fn a_gradient_of_the_weight_alone_is_the_same() {
 
 #[test]
 fn a_product_is_the_same_bits_every_time() {
-    for shape @ [rows, _, outputs] in [[300, 200, 264], [40, 768, 72], [9, 768, 24], [13, 71, 17]] {
+    for shape @ [rows, _, outputs] in
+        [[300, 200, 264], [2100, 120, 72], [40, 768, 72], [9, 768, 24], [13, 71, 17]]
+    {
         let linear = Linear::random(shape).rounded::<Cuda>();
         let dy = rounded::<Cuda>(&Random::new(16).matrix(rows, outputs));
         let compute = || {
@@ -286,8 +290,8 @@ fn cublaslt_products(tests: &str, choice: Option<&str>) -> Option<u64> {
 #[test]
 fn cublaslt_gives_right_products_and_gradients() {
     let products = cublaslt_products("gemm::gpu::", Some("cublaslt"));
-    // The 11 aligned shapes of the test of whole numbers have dx twice; their y is saved, so it stays where it is.
-    assert!(products.is_none_or(|products| products >= 22), "{products:?}");
+    // The 12 aligned shapes of the test of whole numbers have dx twice; their y is saved, so it stays where it is.
+    assert!(products.is_none_or(|products| products >= 24), "{products:?}");
 }
 
 #[test]

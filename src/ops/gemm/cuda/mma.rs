@@ -1,6 +1,6 @@
 //! Launches of `kernels/gemm.cu`.
 
-use super::{Accumulate, Finish, Product};
+use super::{Accumulate, Finish, Product, rows_of_part};
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, arguments};
 use crate::error::Result;
@@ -76,6 +76,22 @@ impl Tile {
         }
     }
 
+    /// The large tile for dW of m by n results summed over so many rows, and the rows of a part that a block sums
+    /// over, if blocks that share them are enough for all multiprocessors.
+    pub(super) fn choose_parts(
+        [m, n]: [u32; 2],
+        rows: u32,
+        multiprocessors: u32,
+    ) -> Option<(&'static Self, u32)> {
+        /// Blocks that a multiprocessor has at a time.
+        const BLOCKS: u32 = 2;
+        let tiles = LARGE.tiles(m, n);
+        let rows_of_part = rows_of_part([m, n], rows, BLOCKS * multiprocessors / tiles);
+        let blocks = tiles * rows.div_ceil(rows_of_part);
+        let pays = tiles < multiprocessors && rows_of_part < rows && blocks >= multiprocessors;
+        pays.then_some((&LARGE, rows_of_part))
+    }
+
     fn tiles(&self, m: u32, n: u32) -> u32 {
         m.div_ceil(self.size[0]) * n.div_ceil(self.size[1])
     }
@@ -117,9 +133,12 @@ impl Tile {
         x: In<'_, bf16>,
         dbias: Out<'_, f32>,
         Product { rows, inputs, outputs, finish }: Product<Accumulate<'_>>,
+        rows_of_part: u32,
     ) -> Result<()> {
-        let args = GemmWeightArgs { dy, x, finish, dbias, rows, outputs, inputs, unused: 0 };
-        gpu.launch_variant(self.weight, self.grid(outputs, inputs), args)
+        let args = GemmWeightArgs { dy, x, finish, dbias, rows, outputs, inputs, rows_of_part };
+        let mut grid = self.grid(outputs, inputs);
+        grid.blocks[1] = rows.div_ceil(rows_of_part);
+        gpu.launch_variant(self.weight, grid, args)
     }
 }
 
@@ -159,6 +178,6 @@ arguments! {
         rows: u32,
         outputs: u32,
         inputs: u32,
-        unused: u32,
+        rows_of_part: u32,
     }
 }

@@ -1,6 +1,6 @@
 //! Launches of `kernels/gemm_sm90a.cu`.
 
-use super::{Accumulate, Finish, Product};
+use super::{Accumulate, Finish, Product, rows_of_part};
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, TensorMap, arguments};
 use crate::error::Result;
@@ -55,19 +55,36 @@ impl Tile {
         }
     }
 
+    /// The tile for dW of m by n results summed over so many rows, and the rows of a part that a block sums over,
+    /// if blocks that share them are enough for half of the multiprocessors and have one part each.
+    pub(super) fn choose_parts(
+        [m, n]: [u32; 2],
+        rows: u32,
+        multiprocessors: u32,
+    ) -> Option<(&'static Self, u32)> {
+        let parts_for = |tile: &'static Self| {
+            let tiles = tile.tiles(m, n);
+            let rows_of_part = rows_of_part([m, n], rows, multiprocessors / tiles);
+            let blocks = tiles * rows.div_ceil(rows_of_part);
+            (rows_of_part < rows && blocks >= multiprocessors / 2).then_some((tile, rows_of_part))
+        };
+        // What takes least time, and of equals what reads fewer bytes.
+        [&WIDE, &SQUARE].into_iter().filter_map(parts_for).min_by_key(|(tile, rows)| tile.cols * rows)
+    }
+
     fn tiles(&self, m: u32, n: u32) -> u32 {
         m.div_ceil(ROWS) * n.div_ceil(self.cols)
     }
 
-    /// Blocks that stay, each for many tiles.
-    fn grid(&self, gpu: &Cuda, m: u32, n: u32) -> Grid {
+    /// Blocks that stay, each for many tiles of m by n results, or of parts of them.
+    fn grid(&self, gpu: &Cuda, m: u32, n: u32, parts: u32) -> Grid {
         const FLOAT: u32 = 4;
         const BF16: u32 = 2;
         // Ones, the ring, the warps' results [8, 16, 64], and two barriers a stage: twin of `Shared` in
         // kernels/gemm_sm90a.cu.
         let ring = self.stages * (ROWS + self.cols) * DEPTH * BF16;
         let shared_bytes = 1024 + ring + 8 * 16 * 64 * FLOAT + self.stages * 2 * 8;
-        let blocks = self.tiles(m, n).min(gpu.multiprocessors());
+        let blocks = (self.tiles(m, n) * parts).min(gpu.multiprocessors());
         Grid { blocks: [blocks, 1, 1], threads: 3 * 128, shared_bytes }
     }
 
@@ -82,7 +99,7 @@ impl Tile {
         let x = TensorMap::new(x, [rows, inputs], ROWS)?;
         let weight = TensorMap::new(weight, [outputs, inputs], self.cols)?;
         let args = GemmForwardSm90aArgs { x, weight, finish, rows, outputs, inputs };
-        gpu.launch_variant(self.forward, self.grid(gpu, rows, outputs), args)
+        gpu.launch_variant(self.forward, self.grid(gpu, rows, outputs, 1), args)
     }
 
     /// dx from dy and W.
@@ -96,7 +113,7 @@ impl Tile {
         let dy = TensorMap::new(dy, [rows, outputs], ROWS)?;
         let weight = TensorMap::new(weight, [outputs, inputs], DEPTH)?;
         let args = GemmInputSm90aArgs { dy, weight, finish, rows, outputs, inputs };
-        gpu.launch_variant(self.input, self.grid(gpu, rows, inputs), args)
+        gpu.launch_variant(self.input, self.grid(gpu, rows, inputs, 1), args)
     }
 
     /// dW and db from dy and x.
@@ -107,11 +124,13 @@ impl Tile {
         x: In<'_, bf16>,
         dbias: Out<'_, f32>,
         Product { rows, inputs, outputs, finish }: Product<Accumulate<'_>>,
+        rows_of_part: u32,
     ) -> Result<()> {
         let dy = TensorMap::new(dy, [rows, outputs], DEPTH)?;
         let x = TensorMap::new(x, [rows, inputs], DEPTH)?;
-        let args = GemmWeightSm90aArgs { dy, x, finish, dbias, rows, outputs, inputs };
-        gpu.launch_variant(self.weight, self.grid(gpu, outputs, inputs), args)
+        let args = GemmWeightSm90aArgs { dy, x, finish, dbias, rows, outputs, inputs, rows_of_part };
+        let grid = self.grid(gpu, outputs, inputs, rows.div_ceil(rows_of_part));
+        gpu.launch_variant(self.weight, grid, args)
     }
 }
 
@@ -149,5 +168,6 @@ arguments! {
         rows: u32,
         outputs: u32,
         inputs: u32,
+        rows_of_part: u32,
     }
 }
