@@ -22,5 +22,5 @@ mod weights;
 
 pub use batch::Batch;
 pub use parameters::{LanguageHead, Stage1Parameters};
-pub use step::{Hardness, Losses, Stage1, Stage1Options};
+pub use step::{Hardness, Losses, Stage1, Stage1Options, StepPart};
 pub use weights::{Place, TrainedWeights, Training};

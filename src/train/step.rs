@@ -71,6 +71,21 @@ pub struct Losses {
     pub recall: [f64; 2],
 }
 
+/// A part of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepPart {
+    /// Images and texts, each alone.
+    FirstForward,
+    /// The contrastive loss, and the negatives read.
+    Contrastive,
+    /// Pairs to be matched and texts to be generated, with their losses.
+    SecondForward,
+    /// Their gradients.
+    SecondBackward,
+    /// Those of the first phase.
+    FirstBackward,
+}
+
 /// A Q-Former in training.
 pub struct Stage1<B: Backend> {
     device: B,
@@ -116,6 +131,19 @@ impl<B: Backend> Stage1<B> {
     /// # Errors
     /// Fails if there is not enough memory, and if the device does.
     pub fn differentiate(&mut self, batch: &Batch, step: usize) -> Result<Losses> {
+        self.differentiate_observed(batch, step, &mut |_| Ok(()))
+    }
+
+    /// The same; `done` is called whenever the device has been asked for a part.
+    ///
+    /// # Errors
+    /// As [`Self::differentiate`], and if `done` does.
+    pub fn differentiate_observed(
+        &mut self,
+        batch: &Batch,
+        step: usize,
+        done: &mut dyn FnMut(StepPart) -> Result<()>,
+    ) -> Result<Losses> {
         self.weights.clear_gradients(&self.device)?;
         let Self { device: b, config, options, weights, constants, first_phase, second_phase } = self;
         let width = config.vision.hidden_size;
@@ -135,7 +163,10 @@ impl<B: Backend> Stage1<B> {
             FirstPhaseActs::carve(c, b, &plan, batch, config);
         })?;
         let mut first = FirstPhaseActs::carve(&mut lease.cursor(), b, &plan, batch, config);
-        let negatives = pass.first_forward(batch, &plan, &mut first)?;
+        pass.first_forward(batch, &plan, &mut first)?;
+        done(StepPart::FirstForward)?;
+        let negatives = pass.negatives(batch, &plan, &mut first)?;
+        done(StepPart::Contrastive)?;
 
         let matched = pairs(&negatives.images, &negatives.texts);
         let together = Plan::together(batch, &matched, config.num_query_tokens, options.start_token);
@@ -146,8 +177,11 @@ impl<B: Backend> Stage1<B> {
         let mut second = SecondPhaseActs::carve(&mut lease.cursor(), b, &together, &predictions, config);
         let phase = Second { plan: &together, pairs: &matched, predictions: &predictions };
         pass.second_forward(&phase, &first, &mut second)?;
+        done(StepPart::SecondForward)?;
         pass.second_backward(&phase, &mut first, &mut second, &mut gradients)?;
+        done(StepPart::SecondBackward)?;
         pass.first_backward(&plan, &mut first, &mut gradients)?;
+        done(StepPart::FirstBackward)?;
         // Last, because reading waits for the device.
         pass.losses(&first, &second)
     }
@@ -203,12 +237,7 @@ impl<B: Backend> Pass<'_, B> {
         }
     }
 
-    fn first_forward(
-        &self,
-        batch: &Batch,
-        plan: &Plan,
-        acts: &mut FirstPhaseActs<'_, B>,
-    ) -> Result<HardNegatives> {
+    fn first_forward(&self, batch: &Batch, plan: &Plan, acts: &mut FirstPhaseActs<'_, B>) -> Result<()> {
         let (b, parameters) = (self.b, &self.parameters.qformer);
         b.write(&batch.vision_output.values, 0, acts.vision_output.reborrow())?;
         b.layer_norm_forward(LayerNormForward {
@@ -233,13 +262,21 @@ impl<B: Backend> Pass<'_, B> {
         let folded = Linear { weight: acts.folded_weight.view(), bias: acts.folded_bias.view() };
         folded.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
         let trunk = self.trunk(0, &folded, acts.keys_values.view());
-        trunk.forward(b, plan, &mut acts.trunk, None)?;
+        trunk.forward(b, plan, &mut acts.trunk, None)
+    }
+
+    fn negatives(
+        &self,
+        batch: &Batch,
+        plan: &Plan,
+        acts: &mut FirstPhaseActs<'_, B>,
+    ) -> Result<HardNegatives> {
         let negatives = match self.options.hardness {
             Hardness::Hardest => Negatives::Hardest,
             Hardness::Sampled => Negatives::Sampled { key: self.constants.key.view(), site: NEGATIVES_SITE },
         };
         let (output, contrastive) = (acts.trunk.output(), &mut acts.contrastive);
-        self.contrastive().forward(b, plan, &batch.image_ids, output, negatives, contrastive)
+        self.contrastive().forward(self.b, plan, &batch.image_ids, output, negatives, contrastive)
     }
 
     fn second_forward(
