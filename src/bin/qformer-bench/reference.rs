@@ -69,9 +69,8 @@ impl Reference<'_> {
         let words =
             self.tensor("embeddings.word_embeddings.weight", &[config.vocab_size, config.hidden_size]);
         let bias = self.tensor("cls.predictions.bias", &[config.vocab_size]);
-        let logits = |x: &Vec<f64>| {
-            words.chunks(config.hidden_size).zip(&bias).map(|(w, b)| dot(w, x) + b).collect()
-        };
+        let logits =
+            |x: &Vec<f64>| words.chunks(config.hidden_size).zip(&bias).map(|(w, b)| dot(w, x) + b).collect();
         hidden.par_iter().map(logits).collect()
     }
 
