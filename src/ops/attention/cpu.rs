@@ -185,9 +185,11 @@ impl<E: Real> AttentionOp for Cpu<E> {
                         let lse = lse.row(index)[row];
                         let seen = what.visible(head.sequence, i);
                         for run in 0..seen.div_ceil(RUN) {
-                            let factors = what
-                                .dropout
-                                .map_or([E::ONE; RUN], |dropout| dropout.factors(index as u32, row, run));
+                            // Not `map_or`, which is a function of its own, compiled for any processor.
+                            let factors = match what.dropout {
+                                Some(dropout) => dropout.factors(index as u32, row, run),
+                                None => [E::ONE; RUN],
+                            };
                             let keys = run * RUN..seen.min((run + 1) * RUN);
                             let (p, dp) = (&mut p[keys.clone()], &mut dp[keys]);
                             for ((p, dp), factor) in p.iter_mut().zip(dp).zip(factors) {
