@@ -4,8 +4,10 @@
 mod simulated;
 
 use qformer::Cuda;
-use qformer::params::safetensors::Checkpoint;
+use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
 use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 fn bench(arguments: &[&str]) -> Output {
@@ -100,6 +102,53 @@ fn a_gpu_is_checked_and_measured_too() {
     assert!(report["limits"]["gbyte_per_second"].as_f64().unwrap() > 0.0);
     assert_eq!(report["results"].as_array().unwrap().len(), 3);
     assert_all_operations_measured(&report);
+}
+
+/// A file of two images of five tokens with captions of three and four.
+fn batch_file(folder: &Path) -> PathBuf {
+    let file = folder.join("batch.safetensors");
+    let features: Vec<f32> = (0..2 * 5 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 25.0).collect();
+    let (ids, mask) = ([2.0, 7.0, 3.0, 0.0, 2.0, 9.0, 8.0, 3.0], [1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0]);
+    let tensors = vec![
+        NewTensor::from_slice("vision_output", Dtype::F32, &[2, 5, 64], &features),
+        NewTensor::from_slice("input_ids", Dtype::F32, &[2, 4], &ids),
+        NewTensor::from_slice("attention_mask", Dtype::F32, &[2, 4], &mask),
+    ];
+    write(&file, &BTreeMap::new(), tensors).unwrap();
+    file
+}
+
+#[test]
+fn a_step_of_training_is_checked_and_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = batch_file(folder.path());
+    let model = ["train", "--model", "tests/golden/stage1", "--seconds", "0", "--json", "--device", "cpu"];
+    let report = report(&bench(&[&model[..], &["--batch", file.to_str().unwrap()]].concat()));
+    let train = &report["train"];
+    assert_eq!(train["batch_size"], 2);
+    assert_eq!(train["relative_errors"].as_object().unwrap().len(), 4);
+    let seconds = |of: &Value| of.as_f64().unwrap();
+    let parts = train["parts_s"].as_object().unwrap();
+    assert_eq!(parts.len(), 6);
+    assert!(parts.values().all(|part| seconds(part) > 0.0), "{parts:?}");
+    assert!(seconds(&train["gflop"]) < seconds(&train["lavis_gflop"]));
+    assert!(train["memory_bytes"]["parameters"].as_u64().unwrap() > 0);
+    let losses: Vec<f64> = train["losses"].as_array().unwrap().iter().map(|l| seconds(&l[0])).collect();
+    assert!(losses.len() == 3 && losses.iter().all(|&l| l > 0.0), "{losses:?}");
+}
+
+#[test]
+fn a_batch_file_without_captions_is_one_clear_error() {
+    let output = bench(&[
+        "train",
+        "--model",
+        "tests/golden/stage1",
+        "--batch",
+        "tests/golden/stage1/expected.safetensors",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(message.contains("no tensor vision_output"), "{message}");
 }
 
 #[test]

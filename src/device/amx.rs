@@ -3,6 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::split::TILE;
 use super::split::{BLOCK, Block, Step};
+use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// Bytes of a cache line.
@@ -39,17 +40,35 @@ impl Amx {
         PERMITTED.get_or_init(permitted).then_some(Self(()))
     }
 
-    /// y = a·b for a block of rows and a panel. Meanwhile, a share of what lies `ahead` is asked for.
-    pub(crate) fn product(self, a: &[Step], b: &[Step], ahead: &mut Ahead, y: &mut Block) {
+    /// The calling thread's tiles.
+    pub(crate) fn tiles(self) -> Tiles {
+        // SAFETY: `self` proves that the processor may be given tiles.
+        unsafe { configure() }
+        Tiles(PhantomData)
+    }
+}
+
+/// The tiles of this thread, set up until dropped.
+pub(crate) struct Tiles(PhantomData<*mut ()>);
+
+impl Tiles {
+    /// y += a·b for a block of rows and a panel. Meanwhile, a share of what lies `ahead` is asked for.
+    pub(crate) fn add_product(&self, a: &[Step], b: &[Step], ahead: &mut Ahead, y: &mut Block) {
         assert_eq!(a.len(), b.len(), "steps of both factors");
         if a.is_empty() {
-            y.0 = [[0.0; BLOCK]; BLOCK];
             return;
         }
-        // SAFETY: both factors have as many steps, there is at least one, and `self` proves that
-        // the processor may be given tiles.
+        // SAFETY: both factors have as many steps, there is at least one, and this thread's tiles
+        // are set up.
         unsafe { multiply(a.as_ptr(), b.as_ptr(), a.len(), ahead, y) }
         ahead.from = ahead.from.wrapping_add(a.len() * ASKS * ahead.lines * LINE);
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: the tiles are set up, and nothing uses them any more.
+        unsafe { release() }
     }
 }
 
@@ -133,21 +152,41 @@ macro_rules! ask_ahead {
     };
 }
 
-/// y = a·b. Tiles 0 to 3 are y's; 4 and 5 take a's rows, 6 and 7 b's channels.
-///
 /// # Safety
-/// `a` and `b` must be of `steps` steps, at least one, and an [`Amx`] must exist.
+/// An [`Amx`] must exist.
 #[cfg(target_arch = "x86_64")]
-unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, y: &mut Block) {
-    // SAFETY: reads `steps` steps of a and b, writes y, and leaves the tiles as it found them,
-    // unconfigured; a prefetch is allowed on any address.
+unsafe fn configure() {
+    // SAFETY: reads the configuration, which is valid.
     unsafe {
         std::arch::asm!(
             "ldtilecfg [{config}]",
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
+            config = in(reg) &raw const TILE_CONFIG,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
+/// # Safety
+/// An [`Amx`] must exist.
+#[cfg(target_arch = "x86_64")]
+unsafe fn release() {
+    // SAFETY: leaves the tiles unconfigured.
+    unsafe { std::arch::asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+}
+
+/// y += a·b. Tiles 0 to 3 are y's; 4 and 5 take a's rows, 6 and 7 b's channels.
+///
+/// # Safety
+/// `a` and `b` must be of `steps` steps, at least one, and the tiles must be configured.
+#[cfg(target_arch = "x86_64")]
+unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, y: &mut Block) {
+    // SAFETY: reads `steps` steps of a and b, reads and writes y; a prefetch is allowed on any address.
+    unsafe {
+        std::arch::asm!(
+            "tileloadd tmm0, [{y} + {y_row}]",
+            "tileloadd tmm1, [{y} + {y_row} + 64]",
+            "tileloadd tmm2, [{y} + {y_row} + 2048]",
+            "tileloadd tmm3, [{y} + {y_row} + 2112]",
             "2:",
             // hi·hi
             "tileloadd tmm4, [{a} + {row}]",
@@ -185,8 +224,6 @@ unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, 
             "tilestored [{y} + {y_row} + 64], tmm1",
             "tilestored [{y} + {y_row} + 2048], tmm2",
             "tilestored [{y} + {y_row} + 2112], tmm3",
-            "tilerelease",
-            config = in(reg) &raw const TILE_CONFIG,
             a = inout(reg) a => _,
             b = inout(reg) b => _,
             row = in(reg) 64_usize,
@@ -216,6 +253,20 @@ fn permitted() -> bool {
 
 /// # Safety
 /// An [`Amx`] must exist: never, on such a processor.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn configure() {
+    unreachable!("there are no tiles to set up");
+}
+
+/// # Safety
+/// As above.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn release() {
+    unreachable!("there are no tiles to release");
+}
+
+/// # Safety
+/// As above.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn multiply(_: *const Step, _: *const Step, _: usize, _: &Ahead, _: &mut Block) {
     unreachable!("there are no tiles to multiply");

@@ -55,7 +55,7 @@ pub use checkpoint::{Saved, State};
 pub use memory::{MemoryPlan, StepSize};
 pub use metrics::Record;
 pub use model::{Companions, Model, start_token};
-pub use options::{Hardness, Losses, Recompute, Stage1Options};
+pub use options::{Hardness, Losses, Recompute, Stage1Options, StepPart};
 pub use parameters::{SimilarityLogit, Stage1Parameters};
 pub use run::Run;
 pub use schedule::{LrScheduler, Schedule};

@@ -50,6 +50,21 @@ pub enum Recompute {
     Blocks,
 }
 
+/// A part of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepPart {
+    /// Images and texts, each alone.
+    FirstForward,
+    /// The contrastive loss with its gradient, and the negatives read.
+    Contrastive,
+    /// Pairs to be matched and texts to be generated, with their losses.
+    SecondForward,
+    /// Their gradients.
+    SecondBackward,
+    /// Those of the first phase.
+    FirstBackward,
+}
+
 /// What a step found out.
 #[derive(Clone, Copy, Debug)]
 pub struct Losses {

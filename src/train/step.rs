@@ -7,7 +7,7 @@ use super::pass::{First, Pass, Place};
 use super::plan::Plan;
 use super::second::{PAIRS_OF_IMAGE, Second, passes};
 use super::weights::{self, Training};
-use super::{Batch, Losses, Stage1Options, Stage1Parameters, TrainedWeights};
+use super::{Batch, Losses, Stage1Options, Stage1Parameters, StepPart, TrainedWeights};
 use crate::arena::Arena;
 use crate::config::Config;
 use crate::device::Write;
@@ -104,6 +104,20 @@ impl<B: Backend> Stage1<B> {
     /// Fails if there is no micro-batch or more than 2048, if there is not enough memory, and if the
     /// device does.
     pub fn differentiate(&mut self, batches: &[Batch], step: usize) -> Result<Losses> {
+        self.differentiate_observed(batches, step, &mut |_| Ok(()))
+    }
+
+    /// The same; `done` is called whenever the device has been asked for a part, each as often as it is
+    /// done.
+    ///
+    /// # Errors
+    /// As [`Self::differentiate`], and if `done` does.
+    pub fn differentiate_observed(
+        &mut self,
+        batches: &[Batch],
+        step: usize,
+        done: &mut dyn FnMut(StepPart) -> Result<()>,
+    ) -> Result<Losses> {
         let whole = Whole::of(batches)?;
         self.weights.clear_gradients(&self.device)?;
         let Self { device: b, config, options, weights, constants, .. } = self;
@@ -137,8 +151,10 @@ impl<B: Backend> Stage1<B> {
         for first in firsts() {
             let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
             pass.first_forward(first, &mut acts, &mut all)?;
+            done(StepPart::FirstForward)?;
         }
         let negatives = pass.contrast(&mut all, gradients.temperature.reborrow())?;
+        done(StepPart::Contrastive)?;
 
         let pairs = (whole.images() + negatives.count()) as f64;
         let mut shares = Vec::new();
@@ -147,6 +163,7 @@ impl<B: Backend> Stage1<B> {
             // What the last one worked out is still in its place.
             if first.index + 1 < batches.len() {
                 pass.first_forward(first, &mut acts, &mut all)?;
+                done(StepPart::FirstForward)?;
             }
             let most = PAIRS_OF_IMAGE * whole.largest();
             for (index, pairs_of_pass) in
@@ -168,11 +185,15 @@ impl<B: Backend> Stage1<B> {
                 let mut second_acts =
                     SecondPhaseActs::carve(&mut lease.cursor(), b, &second, config, options);
                 pass.second_forward(&second, place, &acts, &mut all, &mut second_acts)?;
+                done(StepPart::SecondForward)?;
                 pass.second_backward(&second, place, &mut acts, &all, &mut second_acts, &mut gradients)?;
+                done(StepPart::SecondBackward)?;
             }
             pass.first_backward(first, &mut acts, &mut all, &mut gradients)?;
+            done(StepPart::FirstBackward)?;
         }
         pass.fold_backward(&all.fold, &mut gradients)?;
+        done(StepPart::FirstBackward)?;
         // Last, because reading waits for the device.
         pass.losses(&all, &shares)
     }

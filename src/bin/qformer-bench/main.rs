@@ -6,6 +6,7 @@ mod kernels;
 mod measure;
 mod measured;
 mod reference;
+mod train;
 mod work;
 
 use clap::{Parser, ValueEnum};
@@ -17,6 +18,7 @@ use serde_json::{Map, Value, json};
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use train::Training;
 use work::{Pass, Work};
 
 /// Measures the Q-Former's passes at BLIP-2's real size (random weights unless --model is given).
@@ -43,6 +45,10 @@ struct Arguments {
     /// Weights and sizes from this checkpoint folder.
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Features and captions that train learns from: a .safetensors file of vision_output, input_ids and
+    /// attention_mask; random ones by default.
+    #[arg(long)]
+    batch: Option<PathBuf>,
     /// Writes inputs and answers to this .safetensors file, for a peer to be compared with.
     #[arg(long)]
     save_answers: Option<PathBuf>,
@@ -66,6 +72,8 @@ enum PartKind {
     Score,
     /// The frozen image encoder.
     Vision,
+    /// A whole step of stage 1: three losses, their gradients and the optimiser.
+    Train,
     /// Every operation by itself, forward and backward.
     Kernels,
 }
@@ -79,7 +87,7 @@ impl PartKind {
             Self::Joint => Some(Pass::Joint),
             Self::Score => Some(Pass::Score),
             Self::Vision => Some(Pass::Vision),
-            Self::Kernels => None,
+            Self::Train | Self::Kernels => None,
         }
     }
 }
@@ -157,6 +165,18 @@ impl Arguments {
             report["relative_errors"] = checks.into();
             report["tolerance"] = B::TOLERANCE.into();
             report["results"] = results.into();
+        }
+        if given.contains(&PartKind::Train) {
+            let training = Training {
+                device: device.clone(),
+                model: self.model.as_deref(),
+                batch: self.batch.as_deref(),
+                batch_size: self.batch_size.into(),
+                seconds: self.seconds,
+                limits,
+                say: &|line| self.say(line),
+            };
+            report["train"] = training.run()?;
         }
         if given.contains(&PartKind::Kernels) {
             let kernels = Kernels {

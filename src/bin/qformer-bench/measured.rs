@@ -19,6 +19,10 @@ pub(crate) struct Limits {
 pub(crate) trait Measured: Backend + Clone {
     /// Largest relative error of an answer against double precision that passes.
     const TOLERANCE: f64;
+    /// How far a step of the optimiser is to bring the loss down.
+    const FALL: f64;
+    /// Largest relative error of that.
+    const FALL_TOLERANCE: f64;
 
     /// What it is, with its software.
     fn description(&self) -> Result<String>;
@@ -32,6 +36,10 @@ impl Measured for Cpu {
     /// `f32` has a relative precision of 6e-8, a product on AMX one of 4e-6; twelve layers of some six
     /// products each leave both far below this, and nothing that is wrong is as little wrong.
     const TOLERANCE: f64 = 1e-4;
+    /// A hundred times the rounding of the loss.
+    const FALL: f64 = 0.004;
+    /// The curvature of the loss bends it by 5 % with random weights.
+    const FALL_TOLERANCE: f64 = 0.15;
 
     fn description(&self) -> Result<String> {
         let amx = if self.has_amx() { ", AMX" } else { "" };
@@ -62,6 +70,10 @@ impl Measured for Cuda {
     /// that are larger make more of it: transformers in bf16 is off by 3e-2 on the tests' checkpoint.
     /// Allowed is twice that.
     const TOLERANCE: f64 = 6e-2;
+    /// Weights of bf16 hardly move in a smaller step.
+    const FALL: f64 = 0.3;
+    /// So large a step is bent by the loss's curvature: that it leads down, and about so far, is told.
+    const FALL_TOLERANCE: f64 = 0.9;
 
     fn description(&self) -> Result<String> {
         let (major, minor) = self.driver_version()?;

@@ -15,6 +15,13 @@ pub(crate) struct Reference<'a> {
     pub(crate) config: &'a Config,
 }
 
+/// Which rows a row attends to.
+#[derive(Clone, Copy)]
+enum Sees {
+    All,
+    Earlier,
+}
+
 /// Outputs of the joint pass for one pair.
 pub(crate) struct JointOutput {
     pub(crate) logits: Vec<f64>,
@@ -48,17 +55,65 @@ impl Reference<'_> {
         JointOutput { logits, largest_cosine: cosines.fold(f64::MIN, f64::max) }
     }
 
-    fn blocks(&self, mut queries: Rows, mut text: Rows, image: &[Vec<f64>]) -> (Rows, Rows) {
+    /// Logits [T - 1][V] of the token after each of a text's but the last, `start` being the first.
+    pub(crate) fn caption_pass(&self, vision_output: &[f32], tokens: &[u32], start: u32) -> Rows {
+        let config = &self.config.qformer;
+        let tokens: Vec<u32> = std::iter::once(start).chain(tokens[1..].iter().copied()).collect();
+        let image = self.norm_image(vision_output);
+        let (_, mut text) = self.masked_blocks(self.queries(), self.embed(&tokens), &image, Sees::Earlier);
+        text.pop();
+        let head = "cls.predictions.transform";
+        let mut hidden = self.linear(&format!("{head}.dense"), &text, config.hidden_size);
+        hidden.iter_mut().flatten().for_each(|x| *x = gelu(*x));
+        let hidden = self.norm(&format!("{head}.LayerNorm"), &hidden, config.layer_norm_eps);
+        let words =
+            self.tensor("embeddings.word_embeddings.weight", &[config.vocab_size, config.hidden_size]);
+        let bias = self.tensor("cls.predictions.bias", &[config.vocab_size]);
+        let logits =
+            |x: &Vec<f64>| words.chunks(config.hidden_size).zip(&bias).map(|(w, b)| dot(w, x) + b).collect();
+        hidden.par_iter().map(logits).collect()
+    }
+
+    /// Each query's feature `[Q][E]` of one image.
+    pub(crate) fn image_features(&self, vision_output: &[f32]) -> Rows {
+        let queries = self.image_pass(vision_output);
+        self.linear("vision_projection", &queries, self.config.image_text_hidden_size)
+            .into_iter()
+            .map(unit)
+            .collect()
+    }
+
+    /// The divisor of contrastive similarities.
+    pub(crate) fn temperature(&self) -> f64 {
+        self.tensor("temp", &[])[0]
+    }
+
+    fn blocks(&self, queries: Rows, text: Rows, image: &[Vec<f64>]) -> (Rows, Rows) {
+        self.masked_blocks(queries, text, image, Sees::All)
+    }
+
+    fn masked_blocks(
+        &self,
+        mut queries: Rows,
+        mut text: Rows,
+        image: &[Vec<f64>],
+        sees: Sees,
+    ) -> (Rows, Rows) {
         let config = &self.config.qformer;
         for layer in 0..config.num_hidden_layers {
             let name = |part: &str| format!("qformer.encoder.layer.{layer}.{part}");
             let count = queries.len();
             let all: Rows = queries.iter().chain(&text).cloned().collect();
-            let mut all = self.attention(&name("attention"), &all, &all);
+            // Queries stand first: to see what is earlier is to see them, and of the text no more.
+            let seen = |row: usize| match sees {
+                Sees::All => all.len(),
+                Sees::Earlier => count.max(row + 1),
+            };
+            let mut all = self.attention(&name("attention"), &all, &all, seen);
             text = all.split_off(count);
             queries = all;
             if !queries.is_empty() && layer % config.cross_attention_frequency == 0 {
-                queries = self.attention(&name("crossattention"), &queries, image);
+                queries = self.attention(&name("crossattention"), &queries, image, |_| image.len());
             }
             queries = self.feed_forward(&name("intermediate_query"), &name("output_query"), queries);
             text = self.feed_forward(&name("intermediate"), &name("output"), text);
@@ -66,7 +121,14 @@ impl Reference<'_> {
         (queries, text)
     }
 
-    fn attention(&self, name: &str, x: &[Vec<f64>], memory: &[Vec<f64>]) -> Rows {
+    /// Row i of `x` sees the first `seen(i)` rows of `memory`.
+    fn attention(
+        &self,
+        name: &str,
+        x: &[Vec<f64>],
+        memory: &[Vec<f64>],
+        seen: impl Fn(usize) -> usize + Sync,
+    ) -> Rows {
         let (hidden, heads) = (self.config.qformer.hidden_size, self.config.qformer.num_attention_heads);
         let width = hidden / heads;
         let q = self.linear(&format!("{name}.attention.query"), x, hidden);
@@ -74,7 +136,9 @@ impl Reference<'_> {
         let v = self.linear(&format!("{name}.attention.value"), memory, hidden);
         let context: Rows = q
             .par_iter()
-            .map(|q| {
+            .enumerate()
+            .map(|(row, q)| {
+                let (k, v) = (&k[..seen(row)], &v[..seen(row)]);
                 let mut out = vec![0.0; hidden];
                 for head in 0..heads {
                     let columns = head * width..(head + 1) * width;
@@ -84,7 +148,7 @@ impl Reference<'_> {
                         .collect();
                     let largest = scores.iter().copied().fold(f64::MIN, f64::max);
                     let total: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
-                    for (score, v) in scores.iter().zip(&v) {
+                    for (score, v) in scores.iter().zip(v) {
                         let p = (score - largest).exp() / total;
                         out[columns.clone()]
                             .iter_mut()
@@ -106,7 +170,7 @@ impl Reference<'_> {
         let config = &self.config.qformer;
         let mut inner = self.linear(&format!("{first}.dense"), &x, config.intermediate_size);
         for value in inner.iter_mut().flatten() {
-            *value *= 0.5 * libm::erfc(-*value * std::f64::consts::FRAC_1_SQRT_2);
+            *value = gelu(*value);
         }
         let projected = self.linear(&format!("{second}.dense"), &inner, config.hidden_size);
         self.norm(&format!("{second}.LayerNorm"), &add(projected, &x), config.layer_norm_eps)
@@ -181,7 +245,12 @@ impl Reference<'_> {
     }
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+/// x·Φ(x)
+fn gelu(x: f64) -> f64 {
+    x * 0.5 * libm::erfc(-x * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut lanes = [0.0; 8];
     for (a, b) in a.chunks(8).zip(b.chunks(8)) {
         a.iter().zip(b).zip(&mut lanes).for_each(|((a, b), lane)| *lane += a * b);

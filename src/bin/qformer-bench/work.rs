@@ -59,13 +59,17 @@ pub(crate) struct Check {
 }
 
 /// Where the weights come from.
-enum Source {
+pub(crate) enum Source {
     Random,
     Checkpoint(Checkpoint),
 }
 
 impl Source {
-    fn with<R>(&self, use_it: impl FnOnce(&(dyn TensorSource + Sync)) -> Result<R>) -> Result<R> {
+    pub(crate) fn open(model: Option<&Path>) -> Result<Self> {
+        model.map_or(Ok(Self::Random), |path| Ok(Self::Checkpoint(Checkpoint::open(path)?)))
+    }
+
+    pub(crate) fn with<R>(&self, use_it: impl FnOnce(&(dyn TensorSource + Sync)) -> Result<R>) -> Result<R> {
         match self {
             Source::Random => use_it(&RandomWeights),
             Source::Checkpoint(checkpoint) => use_it(&NamedCheckpoint::new(checkpoint)?),
@@ -85,7 +89,12 @@ impl TensorSource for RandomWeights {
         let is_scale = part.name.ends_with("orm.weight")
             || part.name.contains("norm1.weight")
             || part.name.contains("norm2.weight");
-        let centre = if is_scale { 1.0 } else { 0.0 };
+        let centre = match &*part.name {
+            _ if is_scale => 1.0,
+            // Above zero, as similarities are divided by it.
+            "temp" => 0.07,
+            _ => 0.0,
+        };
         let mut values = random_values(&part.name, part.len());
         values.par_iter_mut().for_each(|value| *value = centre + 0.06 * *value);
         sink(0, &values);
@@ -99,7 +108,20 @@ pub(crate) fn random_values(name: &str, count: usize) -> Vec<f32> {
     (0..count as u64).into_par_iter().map(|index| (2.0 * uniform(key, index) - 1.0) as f32).collect()
 }
 
-fn random_tensor(name: &str, shape: &[usize]) -> HostTensor {
+/// Captions of all lengths, the same in every run.
+pub(crate) fn random_texts(count: usize, vocabulary: usize) -> Vec<Vec<u32>> {
+    let [shortest, longest] = CAPTION_TOKENS;
+    let token = |text: usize, i: usize| {
+        (uniform(key(0, "captions"), (text * longest + i) as u64) * vocabulary as f64) as u32
+    };
+    let text = |text: usize| {
+        let length = shortest + text * 5 % (longest - shortest + 1);
+        (0..length).map(|i| token(text, i)).collect()
+    };
+    (0..count).map(text).collect()
+}
+
+pub(crate) fn random_tensor(name: &str, shape: &[usize]) -> HostTensor {
     HostTensor::new(shape, random_values(name, shape.iter().product()))
 }
 
@@ -111,10 +133,7 @@ pub(crate) fn config(model: Option<&Path>) -> Result<Config> {
 impl<B: Measured> Work<B> {
     pub(crate) fn prepare(device: B, model: Option<&Path>, batch: usize, passes: &[Pass]) -> Result<Self> {
         let config = config(model)?;
-        let source = match model {
-            Some(path) => Source::Checkpoint(Checkpoint::open(path)?),
-            None => Source::Random,
-        };
+        let source = Source::open(model)?;
         if !config.qformer.use_qformer_text_input {
             return Err(Error::usage("the model reads no text; measure one of Blip2ForImageTextRetrieval"));
         }
@@ -129,23 +148,13 @@ impl<B: Measured> Work<B> {
         })?;
         let (tokens, side) = (config.image_tokens(), config.vision.image_size);
         let pictures = if loaded.1.is_some() { batch } else { 0 };
-        let [shortest, longest] = CAPTION_TOKENS;
-        let vocabulary = config.qformer.vocab_size as f64;
-        let token = |text: usize, i: usize| {
-            (uniform(key(0, "captions"), (text * longest + i) as u64) * vocabulary) as u32
-        };
         Ok(Self {
             model: loaded.0,
             vision: loaded.1,
             source,
             vision_output: random_tensor("vision_output", &[batch, tokens, config.vision.hidden_size]),
             pixels: random_tensor("pixel_values", &[pictures, 3, side, side]),
-            texts: (0..batch)
-                .map(|text| {
-                    let length = shortest + text * 5 % (longest - shortest + 1);
-                    (0..length).map(|i| token(text, i)).collect()
-                })
-                .collect(),
+            texts: random_texts(batch, config.qformer.vocab_size),
             batch,
             device,
             config,

@@ -4,6 +4,7 @@
 use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Sequence};
 use crate::device::{Cpu, Factor, Real, Rows, Write, maximum, product, sum, vectorised};
 use crate::error::Result;
+use crate::ops::dropout::RUN;
 use crate::tensor::View;
 use rayon::prelude::*;
 
@@ -131,9 +132,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
                         let total = softmax(seen, scale);
                         unseen.fill(E::ZERO);
                         if let Some(dropout) = what.dropout {
-                            dropout.for_each_factor(index as u32, row, seen.len(), |j, factor| {
-                                seen[j] = seen[j] * factor;
-                            });
+                            dropout.apply(index as u32, row, seen);
                         }
                         if let Some(lse) = &lse {
                             // SAFETY: this element of the log-sum-exps belongs to this task alone.
@@ -186,20 +185,18 @@ impl<E: Real> AttentionOp for Cpu<E> {
                         let delta = sum(width, |c| out[c] * dout[c]);
                         let lse = lse.row(index)[row];
                         let seen = what.visible(head.sequence, i);
-                        let differentiate = |p: &mut E, dp: &mut E, factor: E| {
-                            let probability = (*p * scale - lse).exp();
-                            *p = probability * factor;
-                            *dp = probability * (*dp * factor - delta) * scale;
-                        };
-                        match what.dropout {
-                            None => {
-                                let keys = p[..seen].iter_mut().zip(&mut dp[..seen]);
-                                keys.for_each(|(p, dp)| differentiate(p, dp, E::ONE));
-                            }
-                            Some(dropout) => {
-                                dropout.for_each_factor(index as u32, row, seen, |j, factor| {
-                                    differentiate(&mut p[j], &mut dp[j], factor);
-                                });
+                        for run in 0..seen.div_ceil(RUN) {
+                            // Not `map_or`, which is a function of its own, compiled for any processor.
+                            let factors = match what.dropout {
+                                Some(dropout) => dropout.factors(index as u32, row, run),
+                                None => [E::ONE; RUN],
+                            };
+                            let keys = run * RUN..seen.min((run + 1) * RUN);
+                            let (p, dp) = (&mut p[keys.clone()], &mut dp[keys]);
+                            for ((p, dp), factor) in p.iter_mut().zip(dp).zip(factors) {
+                                let probability = (*p * scale - lse).exp();
+                                *p = probability * factor;
+                                *dp = probability * (*dp * factor - delta) * scale;
                             }
                         }
                         p[seen..].fill(E::ZERO);

@@ -1,21 +1,38 @@
 //! A row a task.
 
 use super::{Dropout, DropoutBackward, DropoutForward, DropoutOp};
-use crate::device::{Cpu, M, Real, V};
+use crate::device::{Cpu, M, Real, V, vectorised};
 use crate::error::Result;
-use crate::random::philox;
+use crate::random::philox_run;
 use rayon::prelude::*;
 
+/// Counters whose words are drawn together: as many as vector registers have lanes.
+const COUNTERS: usize = 16;
+/// Elements of a row that are dropped or kept by them.
+pub(crate) const RUN: usize = 4 * COUNTERS;
+
 impl<E: Real> Dropout<'_, Cpu<E>> {
-    /// Calls `each(col, factor)` for the elements of a row of a head's matrix, `cols` wide: what they
-    /// are multiplied by, which is 0 or 1/(1 − p).
-    pub(crate) fn for_each_factor(&self, head: u32, row: usize, cols: usize, mut each: impl FnMut(usize, E)) {
+    /// What elements `run`·[`RUN`].. of a row of a head's matrix are multiplied by: 0 or 1/(1 − p). To be
+    /// called from vectorised code.
+    #[inline(always)]
+    pub(crate) fn factors(&self, head: u32, row: usize, run: usize) -> [E; RUN] {
         let key = [self.key.row(0)[0], self.key.row(0)[1]];
         let (threshold, scale) = (self.threshold(), E::of(self.scale()));
-        for first in (0..cols).step_by(4) {
-            let words = philox([first as u32 / 4, row as u32, self.site, head], key);
-            for (col, word) in (first..cols).zip(words) {
-                each(col, if word >= threshold { scale } else { E::ZERO });
+        let first = (run * COUNTERS) as u32;
+        let words = philox_run::<COUNTERS>([first, row as u32, self.site, head], key);
+        let mut factors = [E::ZERO; RUN];
+        for (factor, &word) in factors.iter_mut().zip(words.as_flattened()) {
+            *factor = if word >= threshold { scale } else { E::ZERO };
+        }
+        factors
+    }
+
+    /// Drops elements of a row of a head's matrix, or scales them. To be called from vectorised code.
+    #[inline(always)]
+    pub(crate) fn apply(&self, head: u32, row: usize, x: &mut [E]) {
+        for (run, x) in x.chunks_mut(RUN).enumerate() {
+            for (x, factor) in x.iter_mut().zip(self.factors(head, row, run)) {
+                *x = *x * factor;
             }
         }
     }
@@ -40,7 +57,10 @@ fn multiply<E: Real>(dropout: Dropout<'_, Cpu<E>>, x: V<'_, Cpu<E>>, y: M<'_, Cp
     (0..x.rows()).into_par_iter().for_each(|r| {
         // SAFETY: one task a row.
         let y = unsafe { y.row(r) };
-        let x = x.row(r);
-        dropout.for_each_factor(0, r, x.len(), |c, factor| y[c] = x[c] * factor);
+        y.copy_from_slice(x.row(r));
+        vectorised(
+            #[inline(always)]
+            || dropout.apply(0, r, y),
+        );
     });
 }

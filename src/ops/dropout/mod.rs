@@ -6,6 +6,7 @@
 mod cpu;
 mod cuda;
 
+pub(crate) use cpu::RUN;
 pub(crate) use cuda::DropoutArgs;
 
 use crate::device::{Device, M, V};

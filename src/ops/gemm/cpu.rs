@@ -1,24 +1,13 @@
 //! Matrix products in blocks of a panel's output channels by a chunk of rows, one block a task.
 
 use super::{GemmBackward, GemmForward, GemmOp};
-use crate::device::amx::{Ahead, Amx};
-use crate::device::split::{self, BLOCK, Block, Step};
-use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, Rows, V, Write, prefetch, product, sum, vectorised};
+use crate::device::amx::Amx;
+use crate::device::split::{self, Columns, Operand, chunk_rows};
+use crate::device::{Cpu, Factor, M, ROWS_IN_PLACE, Real, Rows, V, Write, prefetch, product, vectorised};
 use crate::error::Result;
 use crate::ops::activation::Activation;
-use crate::tensor::{Layout, PANEL, SPLIT_PANEL};
+use crate::tensor::{Layout, PANEL};
 use rayon::prelude::*;
-
-/// Bytes of x that a chunk of rows may take, so that it stays in a core's second-level cache while
-/// the panels of the weight pass by.
-const CHUNK_BYTES: usize = 1 << 20;
-
-/// Rows of a chunk, each `row_bytes` long: few enough for the cache, and not so few that the
-/// panels are read again and again.
-fn chunk_rows(rows: usize, row_bytes: usize) -> usize {
-    let most = (CHUNK_BYTES / row_bytes.max(1)).max(128);
-    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
-}
 
 /// What is done to a block of the product while it is in the cache.
 struct Epilogue<'a, E: Real> {
@@ -55,47 +44,114 @@ impl<E: Real> Epilogue<'_, E> {
     }
 }
 
-/// y = f(x·Wᵀ + b) + r on AMX, for a weight in split panels.
-fn split_forward<E: Real>(
-    amx: Amx,
-    x: V<'_, Cpu<E>>,
-    weight: V<'_, Cpu<E>>,
-    epilogue: &Epilogue<'_, E>,
-    y: &Rows<'_, E>,
-) {
-    let (rows, inputs, outputs) = (x.rows(), x.cols(), weight.rows());
-    let steps = split::steps(inputs);
-    let chunk = chunk_rows(rows, inputs * size_of::<f32>()).next_multiple_of(BLOCK);
-    let panels = outputs.div_ceil(SPLIT_PANEL);
-    let tasks = 0..rows.div_ceil(chunk) * panels;
-    let multiply = |x: &[Step], task: usize| {
-        let (first_row, panel) = (task / panels * chunk, task % panels);
-        let (end, first_col) = (rows.min(first_row + chunk), panel * SPLIT_PANEL);
-        let n = SPLIT_PANEL.min(outputs - first_col);
-        // SAFETY: the panel lies within the weight, which is stored in steps.
-        let weight =
-            unsafe { std::slice::from_raw_parts(weight.pointer().cast::<Step>().add(panel * steps), steps) };
-        let mut ahead = Ahead::new(weight, (end - first_row).div_ceil(BLOCK));
-        let mut product = Block([[0.0; BLOCK]; BLOCK]);
-        for first_row in (first_row..end).step_by(BLOCK) {
-            let x = &x[first_row / BLOCK * steps..][..steps];
-            amx.product(x, weight, &mut ahead, &mut product);
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (r, product) in (first_row..end).zip(&product.0) {
-                        // SAFETY: these columns of the row belong to this task alone.
-                        unsafe {
-                            let y = std::slice::from_raw_parts_mut(y.at(r, first_col), n);
-                            y.iter_mut().zip(product).for_each(|(y, &product)| *y = E::of_f32(product));
-                            epilogue.finish(r, first_col, y);
+/// Rows of dy that are summed before they are added to the sum of all, which is the more exact.
+const SUMMED_ROWS: usize = 64;
+
+/// db += the sum of dy's rows
+fn add_rows<E: Real>(dy: V<'_, Cpu<E>>, dbias: &mut [E]) {
+    dbias.par_chunks_mut(PANEL).enumerate().for_each(|(panel, dbias)| {
+        vectorised(
+            #[inline(always)]
+            || {
+                let columns = panel * PANEL..panel * PANEL + dbias.len();
+                for first in (0..dy.rows()).step_by(SUMMED_ROWS) {
+                    let mut partial = [E::ZERO; PANEL];
+                    for row in first..dy.rows().min(first + SUMMED_ROWS) {
+                        for (partial, &dy) in partial.iter_mut().zip(&dy.row(row)[columns.clone()]) {
+                            *partial += dy;
                         }
                     }
-                },
-            );
-        }
-    };
-    split::with_split_rows(x, |x| tasks.into_par_iter().for_each(|task| multiply(x, task)));
+                    for (db, partial) in dbias.iter_mut().zip(partial) {
+                        *db += partial;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// What becomes of products that replace elements or are added to them.
+///
+/// # Safety
+/// The elements from `first` on in row `row` of `to` belong to the caller alone.
+#[inline(always)]
+unsafe fn write_products<E: Real>(
+    to: &Rows<'_, E>,
+    row: usize,
+    first: usize,
+    products: &[f32],
+    write: Write,
+) {
+    // SAFETY: as the caller promises.
+    let to = unsafe { std::slice::from_raw_parts_mut(to.at(row, first), products.len()) };
+    match write {
+        Write::Replace => to.iter_mut().zip(products).for_each(|(to, &x)| *to = E::of_f32(x)),
+        Write::Add => to.iter_mut().zip(products).for_each(|(to, &x)| *to += E::of_f32(x)),
+    }
+}
+
+/// dx and dW on AMX.
+fn split_backward<E: Real>(
+    amx: Amx,
+    [x, weight, dy]: [V<'_, Cpu<E>>; 3],
+    dx: Option<(Write, M<'_, Cpu<E>>)>,
+    dweight: M<'_, Cpu<E>>,
+) {
+    if let Some((write, dx)) = dx {
+        let dx = dx.into_rows();
+        let (a, b) = (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight)));
+        split::product(
+            amx,
+            a,
+            b,
+            #[inline(always)]
+            // SAFETY: a block of products belongs to one task.
+            |row, first, products| unsafe { write_products(&dx, row, first, products, write) },
+        );
+    }
+    let dweight = dweight.into_rows();
+    let (a, b) = (Operand::summed_by_rows(dy), Columns::Whole(Operand::summed_by_rows(x)));
+    split::product(
+        amx,
+        a,
+        b,
+        #[inline(always)]
+        // SAFETY: a block of products belongs to one task.
+        |row, first, products| unsafe { write_products(&dweight, row, first, products, Write::Add) },
+    );
+}
+
+/// dx and dW in vector registers.
+fn plain_backward<E: Real>(
+    [x, weight, dy]: [V<'_, Cpu<E>>; 3],
+    dx: Option<(Write, M<'_, Cpu<E>>)>,
+    dweight: M<'_, Cpu<E>>,
+) {
+    let (rows, inputs, outputs) = (x.rows(), x.cols(), weight.rows());
+    // dx [rows, in] (+)= dy [rows, out] · W [out, in]
+    if let Some((write, dx)) = dx {
+        let chunk = chunk_rows(rows, outputs * size_of::<E>());
+        let stripes = inputs.div_ceil(PANEL);
+        let dx = dx.into_rows();
+        (0..rows.div_ceil(chunk) * stripes).into_par_iter().for_each(|task| {
+            let (first_row, first_col) = (task / stripes * chunk, task % stripes * PANEL);
+            let (m, n) = (chunk.min(rows - first_row), PANEL.min(inputs - first_col));
+            let out = (dx.at(first_row, first_col), dx.pitch(), 1);
+            let (dy, weight) = (Factor::of(dy, first_row, 0), Factor::of(weight, 0, first_col));
+            // SAFETY: this block of dx belongs to this task alone.
+            unsafe { product([m, n, outputs], dy, weight, write, out) };
+        });
+    }
+    // dW [out, in] += dyᵀ [out, rows] · x [rows, in]
+    let stripes = outputs.div_ceil(PANEL);
+    let dweight = dweight.into_rows();
+    (0..stripes).into_par_iter().for_each(|task| {
+        let first = task * PANEL;
+        let out = (dweight.at(first, 0), dweight.pitch(), 1);
+        let (dy, x) = (Factor::of(dy, 0, first).transposed(), Factor::of(x, 0, 0));
+        // SAFETY: these rows of dW belong to this task alone.
+        unsafe { product([PANEL.min(outputs - first), inputs, rows], dy, x, Write::Add, out) };
+    });
 }
 
 impl<E: Real> GemmOp for Cpu<E> {
@@ -110,9 +166,25 @@ impl<E: Real> GemmOp for Cpu<E> {
         let pre_activation = pre_activation.map(|p| p.into_rows());
         let epilogue = Epilogue { bias, pre_activation, activation, residual };
         let y = y.into_rows();
-        if weight.layout() == Layout::SplitPanels {
+        let columns = match (weight.layout(), self.amx()) {
+            (Layout::SplitPanels, _) => Some(Columns::Panels(weight)),
+            (Layout::Rows { .. }, Some(_)) => Some(Columns::Whole(Operand::summed_by_columns(weight))),
+            _ => None,
+        };
+        if let Some(columns) = columns {
             let amx = self.amx().expect("a weight is split for a device that has AMX");
-            split_forward(amx, x, weight, &epilogue, &y);
+            split::product(
+                amx,
+                Operand::summed_by_columns(x),
+                columns,
+                #[inline(always)]
+                // SAFETY: a block of products belongs to one task.
+                |row, first, products| unsafe {
+                    write_products(&y, row, first, products, Write::Replace);
+                    let y = std::slice::from_raw_parts_mut(y.at(row, first), products.len());
+                    epilogue.finish(row, first, y);
+                },
+            );
             return Ok(());
         }
         let chunk = chunk_rows(rows, inputs * size_of::<E>());
@@ -158,41 +230,15 @@ impl<E: Real> GemmOp for Cpu<E> {
     fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()> {
         args.check();
         let GemmBackward { x, weight, dy, dx, dweight, dbias } = args;
-        let (rows, inputs, outputs) = (x.rows(), x.cols(), weight.rows());
-        if rows == 0 {
+        if x.rows() == 0 {
             return Ok(());
         }
-        // dx [rows, in] (+)= dy [rows, out] · W [out, in]
-        if let Some((write, dx)) = dx {
-            let chunk = chunk_rows(rows, outputs * size_of::<E>());
-            let stripes = inputs.div_ceil(PANEL);
-            let dx = dx.into_rows();
-            (0..rows.div_ceil(chunk) * stripes).into_par_iter().for_each(|task| {
-                let (first_row, first_col) = (task / stripes * chunk, task % stripes * PANEL);
-                let (m, n) = (chunk.min(rows - first_row), PANEL.min(inputs - first_col));
-                let out = (dx.at(first_row, first_col), dx.pitch(), 1);
-                let (dy, weight) = (Factor::of(dy, first_row, 0), Factor::of(weight, 0, first_col));
-                // SAFETY: this block of dx belongs to this task alone.
-                unsafe { product([m, n, outputs], dy, weight, write, out) };
-            });
+        match self.amx() {
+            Some(amx) => split_backward(amx, [x, weight, dy], dx, dweight),
+            None => plain_backward([x, weight, dy], dx, dweight),
         }
-        // dW [out, in] += dyᵀ [out, rows] · x [rows, in]
-        let stripes = outputs.div_ceil(PANEL);
-        let dweight = dweight.into_rows();
-        (0..stripes).into_par_iter().for_each(|task| {
-            let first = task * PANEL;
-            let out = (dweight.at(first, 0), dweight.pitch(), 1);
-            let (dy, x) = (Factor::of(dy, 0, first).transposed(), Factor::of(x, 0, 0));
-            // SAFETY: these rows of dW belong to this task alone.
-            unsafe { product([PANEL.min(outputs - first), inputs, rows], dy, x, Write::Add, out) };
-        });
-        if let Some(dbias) = dbias {
-            let dbias = dbias.into_rows();
-            // SAFETY: the only slice of the only row.
-            let dbias = unsafe { dbias.row(0) };
-            dbias.par_iter_mut().enumerate().with_min_len(PANEL).for_each(|(j, db)| {
-                *db += sum(rows, |r| dy.row(r)[j]);
-            });
+        if let Some(mut dbias) = dbias {
+            add_rows(dy, dbias.row_mut(0));
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ impl<E: Real> LayerNormOp for Cpu<E> {
                     let y = unsafe { y.row(r) };
                     y.copy_from_slice(x.row(r));
                     if let Some(dropout) = dropout {
-                        dropout.for_each_factor(0, r, width, |c, factor| y[c] = y[c] * factor);
+                        dropout.apply(0, r, y);
                     }
                     if let Some(residual) = residual {
                         for (y, &residual) in y.iter_mut().zip(residual.row(r)) {
@@ -97,7 +97,8 @@ impl<E: Real> LayerNormOp for Cpu<E> {
                         if let (Some(dropout), Some(dx)) = (dropout, &dx) {
                             // SAFETY: one task a row.
                             let dx = unsafe { dx.row(r) };
-                            dropout.for_each_factor(0, r, width, |c, factor| dx[c] = ds[c] * factor);
+                            dx.copy_from_slice(ds);
+                            dropout.apply(0, r, dx);
                         }
                     }
                 },

@@ -1,0 +1,330 @@
+//! Numbers split in two bf16, and matrices of them as tiles: what [`super::amx`] multiplies.
+//!
+//! x = hi + lo, where hi is x rounded to bf16 and lo the rest, rounded again: together they are x but
+//! for 2⁻¹⁷ of it. A product is hi·hi + hi·lo + lo·hi, summed in `f32`; with lo·lo left out, it is off
+//! by 2⁻¹⁵ at most, and a sum of them, of either sign, by 4e-6. The tiles multiply bf16 so much faster
+//! than vector registers do `f32` that three products are cheaper than one, and a split number takes
+//! the memory of an `f32`.
+//!
+//! NaN stays NaN. An infinite factor, or one that bf16 rounds to infinity (above 3.39e38), gives NaN,
+//! for its lo is none. The tiles take numbers below 1.2e-38 for zero.
+
+mod product;
+
+pub(crate) use product::{Columns, chunk_rows, product};
+
+use super::{Cpu, Real, V, vectorised};
+use crate::tensor::{SPLIT_PANEL, Shape};
+use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
+
+/// Rows of a tile; a tile of B has as many columns.
+pub(super) const TILE: usize = 16;
+
+/// What one step of a product sums over: the columns of a tile of A.
+const DEPTH: usize = 32;
+
+/// Words of two bf16 that [`DEPTH`] numbers are.
+const PAIRS: usize = DEPTH / 2;
+
+/// Rows, and columns, of a block of products: two tiles each way, which with their factors take
+/// all eight tile registers.
+pub(crate) const BLOCK: usize = 2 * TILE;
+
+const _: () = assert!(SPLIT_PANEL == BLOCK && DEPTH == BLOCK);
+
+/// Steps that are worth a task of their own when numbers are split: some microseconds' work.
+const STEPS_PER_TASK: usize = 8;
+
+/// [`DEPTH`] numbers each of 32 rows of the left factor or of 32 columns of the right one, as tiles:
+/// hi of the first 16, hi of the others, lo of the first, lo of the others. A word holds two numbers
+/// that are summed over, the first in its low half. A row of the left factor's tile has the words of a
+/// row; a row of the right factor's has a word of every column.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Step([[[u32; PAIRS]; TILE]; 4]);
+
+/// A block of products.
+#[repr(C, align(64))]
+pub(crate) struct Block(pub(crate) [[f32; BLOCK]; BLOCK]);
+
+/// Steps that sum over so many numbers.
+pub(crate) const fn steps(depth: usize) -> usize {
+    depth.div_ceil(DEPTH)
+}
+
+/// The nearest bf16, of two the even one, as the high half of a word whose low half is zero.
+#[inline(always)]
+fn bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // Rounding could carry a NaN's bits into the sign.
+    let bits = if x.is_nan() { bits | 1 << 22 } else { rounded };
+    bits & 0xffff_0000
+}
+
+/// hi and lo, as [`bf16`] gives them.
+#[inline(always)]
+fn split(x: f32) -> [u32; 2] {
+    let hi = bf16(x);
+    [hi, bf16(x - f32::from_bits(hi))]
+}
+
+/// Words of hi and of lo of two numbers.
+#[inline(always)]
+fn words(first: f32, second: f32) -> [u32; 2] {
+    let (first, second) = (split(first), split(second));
+    [first[0] >> 16 | second[0], first[1] >> 16 | second[1]]
+}
+
+/// Words of hi and lo of neighbours in a row.
+#[inline(always)]
+fn words_along(x: &[f32; DEPTH]) -> [[u32; PAIRS]; 2] {
+    let mut result = [[0; PAIRS]; 2];
+    for i in 0..PAIRS {
+        let [hi, lo] = words(x[2 * i], x[2 * i + 1]);
+        (result[0][i], result[1][i]) = (hi, lo);
+    }
+    result
+}
+
+/// Words of hi and lo of two rows, column by column.
+#[inline(always)]
+fn words_across(first: &[f32; BLOCK], second: &[f32; BLOCK]) -> [[u32; BLOCK]; 2] {
+    let mut result = [[0; BLOCK]; 2];
+    for i in 0..BLOCK {
+        let [hi, lo] = words(first[i], second[i]);
+        (result[0][i], result[1][i]) = (hi, lo);
+    }
+    result
+}
+
+/// Which factor of a product a matrix is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// a of a·b
+    Left,
+    /// b of a·b
+    Right,
+}
+
+/// What of a matrix a product sums over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Summed {
+    Columns,
+    Rows,
+}
+
+/// A matrix to be split.
+pub(crate) struct Operand<'a, E: Real> {
+    values: V<'a, Cpu<E>>,
+    summed: Summed,
+}
+
+impl<E: Real> Clone for Operand<'_, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<E: Real> Copy for Operand<'_, E> {}
+
+impl<'a, E: Real> Operand<'a, E> {
+    /// A product sums over its columns: rows of a, or channels of a weight.
+    pub(crate) fn summed_by_columns(values: V<'a, Cpu<E>>) -> Self {
+        Self { values, summed: Summed::Columns }
+    }
+
+    /// A product sums over its rows.
+    pub(crate) fn summed_by_rows(values: V<'a, Cpu<E>>) -> Self {
+        Self { values, summed: Summed::Rows }
+    }
+
+    /// Rows of a, or columns of b.
+    fn count(self) -> usize {
+        if self.summed == Summed::Columns { self.values.rows() } else { self.values.cols() }
+    }
+
+    /// How many numbers are summed.
+    fn depth(self) -> usize {
+        if self.summed == Summed::Columns { self.values.cols() } else { self.values.rows() }
+    }
+
+    fn steps(self) -> usize {
+        self.count().div_ceil(BLOCK) * steps(self.depth())
+    }
+
+    /// 32 numbers of a row of the matrix. Zeros stand for those that are not.
+    #[inline(always)]
+    fn load(self, row: usize, first: usize) -> [f32; BLOCK] {
+        let mut numbers = [0.0; BLOCK];
+        if row < self.values.rows() {
+            let row = self.values.row(row);
+            let row = &row[first.min(row.len())..row.len().min(first + BLOCK)];
+            if let Ok(row) = <&[E; BLOCK]>::try_from(row) {
+                // The common case, of a length that the compiler knows.
+                numbers.iter_mut().zip(row).for_each(|(to, x)| *to = x.to_f32());
+            } else {
+                numbers.iter_mut().zip(row).for_each(|(to, x)| *to = x.to_f32());
+            }
+        }
+        numbers
+    }
+
+    /// Step `step` of a block of rows, or columns.
+    #[inline(always)]
+    fn write_step(self, side: Side, block: usize, step: usize, to: &mut Step) {
+        let [outer, inner] = [block * BLOCK, step * DEPTH];
+        match (self.summed, side) {
+            (Summed::Columns, Side::Left) => {
+                for r in 0..BLOCK {
+                    let [hi, lo] = words_along(&self.load(outer + r, inner));
+                    to.0[r / TILE][r % TILE] = hi;
+                    to.0[2 + r / TILE][r % TILE] = lo;
+                }
+            }
+            (Summed::Columns, Side::Right) => {
+                for c in 0..BLOCK {
+                    let [hi, lo] = words_along(&self.load(outer + c, inner));
+                    for i in 0..PAIRS {
+                        to.0[c / TILE][i][c % TILE] = hi[i];
+                        to.0[2 + c / TILE][i][c % TILE] = lo[i];
+                    }
+                }
+            }
+            (Summed::Rows, Side::Left) => {
+                for i in 0..PAIRS {
+                    let (first, second) =
+                        (self.load(inner + 2 * i, outer), self.load(inner + 2 * i + 1, outer));
+                    let [hi, lo] = words_across(&first, &second);
+                    for r in 0..BLOCK {
+                        to.0[r / TILE][r % TILE][i] = hi[r];
+                        to.0[2 + r / TILE][r % TILE][i] = lo[r];
+                    }
+                }
+            }
+            (Summed::Rows, Side::Right) => {
+                for i in 0..PAIRS {
+                    let (first, second) =
+                        (self.load(inner + 2 * i, outer), self.load(inner + 2 * i + 1, outer));
+                    let [hi, lo] = words_across(&first, &second);
+                    for half in 0..2 {
+                        let columns = half * TILE..(half + 1) * TILE;
+                        to.0[half][i].copy_from_slice(&hi[columns.clone()]);
+                        to.0[2 + half][i].copy_from_slice(&lo[columns]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Splits it, into `to`: the steps of the first [`BLOCK`] rows or columns, of the next, and so on.
+    fn write(self, side: Side, to: &mut [Step]) {
+        let per_block = steps(self.depth());
+        to.par_iter_mut().enumerate().with_min_len(STEPS_PER_TASK).for_each(|(index, to)| {
+            vectorised(
+                #[inline(always)]
+                || self.write_step(side, index / per_block, index % per_block, to),
+            );
+        });
+    }
+}
+
+impl Step {
+    const ZERO: Self = Self([[[0; PAIRS]; TILE]; 4]);
+
+    /// Writes number `input` of a column of the right factor.
+    #[inline(always)]
+    fn write_number(&mut self, column: usize, input: usize, x: f32) {
+        let shift = 16 * (1 - input % 2);
+        for (half, bits) in split(x).into_iter().enumerate() {
+            let word = &mut self.0[2 * half + column / TILE][input / 2][column % TILE];
+            *word = *word & !(0xffff_0000 >> shift) | bits >> shift;
+        }
+    }
+}
+
+/// Where the last product's factors were split, kept because fresh memory is slow at first touch.
+static KEPT: Mutex<[Vec<Step>; 2]> = Mutex::new([Vec::new(), Vec::new()]);
+
+/// Calls `work` with so many steps of memory for either factor.
+fn with_steps<R>(counts: [usize; 2], work: impl FnOnce([&mut [Step]; 2]) -> R) -> R {
+    let kept = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut memory = std::mem::take(&mut *kept());
+    for (memory, count) in memory.iter_mut().zip(counts) {
+        if memory.len() < count {
+            memory.resize(count, Step::ZERO);
+        }
+    }
+    let [left, right] = &mut memory;
+    let result = work([&mut left[..counts[0]], &mut right[..counts[1]]]);
+    *kept() = memory;
+    result
+}
+
+/// Writes `values` as the elements of a weight of `shape` from the `first` on, counted row by row.
+/// The inputs that fill its last step up are zeros.
+pub(super) fn write(values: &[f32], first: usize, shape: Shape, weight: &mut [Step]) {
+    let (end, cols, per_panel) = (first + values.len(), shape.cols, steps(shape.cols));
+    if values.is_empty() {
+        return;
+    }
+    let rows = first / cols..end.div_ceil(cols);
+    let panels = rows.start / SPLIT_PANEL..rows.end.div_ceil(SPLIT_PANEL);
+    let steps = &mut weight[panels.start * per_panel..panels.end * per_panel];
+    steps.par_iter_mut().enumerate().with_min_len(STEPS_PER_TASK).for_each(|(index, step)| {
+        let (panel, begin) = (panels.start + index / per_panel, index % per_panel * DEPTH);
+        let depth = DEPTH.min(cols - begin);
+        vectorised(
+            #[inline(always)]
+            || {
+                for row in rows.start.max(panel * SPLIT_PANEL)..rows.end.min((panel + 1) * SPLIT_PANEL) {
+                    // This row's inputs of this step, as far as they are among `values`.
+                    let start = row * cols + begin;
+                    let (from, to) = (first.max(start), end.min(start + depth));
+                    for index in from..to {
+                        step.write_number(row % SPLIT_PANEL, index - start, values[index - first]);
+                    }
+                    if to == start + depth && from < to {
+                        (depth..DEPTH).for_each(|input| step.write_number(row % SPLIT_PANEL, input, 0.0));
+                    }
+                }
+            },
+        );
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn whole(x: f32) -> f64 {
+        let [hi, lo] = split(x).map(|bits| f64::from(f32::from_bits(bits)));
+        hi + lo
+    }
+
+    #[test]
+    fn two_halves_are_the_number_but_for_its_last_bits() {
+        for scale in [1e-20_f32, 1e-3, 1.0, 1e30] {
+            for i in 0..DEPTH {
+                let x = scale * (1.0 + i as f32 * 0.031_239_7);
+                for x in [x, -x] {
+                    let (got, x) = (whole(x), f64::from(x));
+                    assert!((got - x).abs() <= x.abs() / f64::from(1 << 17), "{got} is not {x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_of_sixteen_bits_are_split_exactly() {
+        for x in [0.0, -0.0, 1.0, 65_535.0, -65_281.0, 257.0 / 1024.0] {
+            assert_eq!(whole(x), f64::from(x));
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so() {
+        let nan = [f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001), f32::from_bits(u32::MAX), f32::INFINITY];
+        assert!(nan.into_iter().all(|x| whole(x).is_nan()));
+    }
+}
