@@ -48,11 +48,11 @@ impl NextToken for Toy {
         self.calls.push(tokens.len());
         let mut logits = Vec::new();
         for &(prompt, before, last) in &self.sequences {
-            for token in 0..self.last.len() {
+            logits.extend(place.iter().enumerate().map(|(token, of_place)| {
                 let before = before.map_or(0.0, |before| self.before[before as usize][token]);
                 let of_last = self.last[last as usize][token];
-                logits.push(of_last + before + self.prompt[prompt][token] + place[token]);
-            }
+                of_last + before + self.prompt[prompt][token] + of_place
+            }));
         }
         Ok(logits)
     }
