@@ -104,6 +104,18 @@ fn reranked(rows: &[Vec<f64>], anew: &[Vec<f64>], k: usize) -> Vec<Vec<f64>> {
     rows.iter().zip(anew).map(row).collect()
 }
 
+/// In each row the highest of the columns that are not its own.
+fn hardest(scores: &[Vec<f64>], owns: impl Fn(usize, usize) -> bool) -> Vec<usize> {
+    scores
+        .iter()
+        .enumerate()
+        .map(|(row, scores)| {
+            let others = (0..scores.len()).filter(|&column| !owns(row, column));
+            others.max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap()
+        })
+        .collect()
+}
+
 #[test]
 fn retrieval_is_that_of_sorted_matrices() {
     let (model, images, texts) = (model(), images(), texts());
@@ -125,16 +137,10 @@ fn retrieval_is_that_of_sorted_matrices() {
         .collect();
 
     let owns = |image: usize, text: usize| OWNERS[text] as usize == image;
-    // Hard negatives by looking at all that is not a pair.
-    let mut negatives = Vec::new();
-    for text in 0..texts.len() {
-        let others = (0..IMAGES).filter(|&image| !owns(image, text));
-        negatives.push((others.max_by(|&a, &b| itc[a][text].total_cmp(&itc[b][text])).unwrap(), text));
-    }
-    for image in 0..IMAGES {
-        let others = (0..texts.len()).filter(|&text| !owns(image, text));
-        negatives.push((image, others.max_by(|&a, &b| itc[image][a].total_cmp(&itc[image][b])).unwrap()));
-    }
+    let hardest_images = hardest(&transposed(&itc), |text, image| owns(image, text));
+    let hardest_texts = hardest(&itc, owns);
+    let negatives = hardest_images.into_iter().enumerate().map(|(text, image)| (image, text));
+    let negatives: Vec<(usize, usize)> = negatives.chain(hardest_texts.into_iter().enumerate()).collect();
     let yes = |&(image, text): &(usize, usize)| logits[image][text][1] > logits[image][text][0];
     let positives: Vec<(usize, usize)> = OWNERS.iter().enumerate().map(|(t, &i)| (i as usize, t)).collect();
     let found = positives.iter().filter(|pair| yes(pair)).count() as f64;

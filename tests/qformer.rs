@@ -1,6 +1,7 @@
 //! The passes against an independent computation in double precision, for models of many shapes.
 
 #[path = "../src/bin/qformer-bench/reference.rs"]
+#[allow(dead_code, reason = "the binary also checks training with it")]
 mod reference;
 
 use qformer::config::{Activation, Config};

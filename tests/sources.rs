@@ -4,7 +4,7 @@ use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, Part, Spec, TensorSource, Tree};
 use qformer::train::Stage1Parameters;
-use qformer::{Config, Error};
+use qformer::{Config, Error, Matching};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tempfile::TempDir;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 const SEED: u64 = 3;
 
 fn specs() -> Stage1Parameters<Spec> {
-    Stage1Parameters::spec(&Config::tiny())
+    Stage1Parameters::spec(&Config::tiny(), Matching::Classifier)
 }
 
 fn parts() -> Vec<Part> {
