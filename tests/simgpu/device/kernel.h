@@ -60,11 +60,22 @@ enum class Access : bool { read, write };
 unsigned char *shared_access(uint32_t address, uint32_t bytes, Access access, Site site);
 unsigned char *global_access(uint64_t address, uint32_t bytes, Access access, Site site);
 unsigned char *generic_access(uint64_t address, uint32_t bytes, Access access, Site site);
-// atom, red, and loads and stores that are relaxed or stronger. The caller performs the operation atomically:
-// blocks run on several cores. An acquire or release order makes the accesses of other blocks visible, as
-// does a fence.
+// atom, red, and loads and stores that are relaxed or stronger. The caller performs the operation atomically,
+// while this lives: blocks run on several cores. An acquire or release order makes the accesses of other
+// blocks visible, as does a fence: published before the operation, observed after it, so that whoever comes
+// later at this place knows of whoever came earlier.
 enum class Order { relaxed, acquire, release, acquire_release };
-unsigned char *atomic_access(uint64_t generic_address, uint32_t bytes, Order order, Site site);
+class AtomicAccess {
+  public:
+    AtomicAccess(uint64_t generic_address, uint32_t bytes, Order order, Site site);
+    ~AtomicAccess();
+    AtomicAccess(const AtomicAccess &) = delete;
+    operator unsigned char *() const { return at; }
+
+  private:
+    unsigned char *at;
+    bool observes;
+};
 unsigned char *shared_atomic_access(uint32_t address, uint32_t bytes, Site site);
 
 // Shared variables, each at its own place between red zones, and the dynamic part.

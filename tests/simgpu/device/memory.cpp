@@ -222,29 +222,35 @@ unsigned char *global_access(uint64_t address, uint32_t bytes, Access access, Si
     return at;
 }
 
-unsigned char *atomic_access(uint64_t address, uint32_t bytes, Order order, Site site)
+AtomicAccess::AtomicAccess(uint64_t address, uint32_t bytes, Order order, Site site)
+    : at(reinterpret_cast<unsigned char *>(address)), observes(false)
 {
-    auto *at = reinterpret_cast<unsigned char *>(address);
     Block &block = *tls.block;
-    if (at >= block.arena && at < block.arena + block.arena_bytes)
-        return shared_atomic_access(uint32_t(at - block.arena), bytes, site);
+    if (at >= block.arena && at < block.arena + block.arena_bytes) {
+        at = shared_atomic_access(uint32_t(at - block.arena), bytes, site);
+        return;
+    }
     if (address % bytes)
         stop(Fault::misaligned_address, "misaligned address", site,
              describe_address(at, bytes, Access::write));
     if (!device_range_valid(at, bytes))
         stop(Fault::illegal_address, "illegal address", site, describe_address(at, bytes, Access::write));
-    if (!settings.checks) return at;
+    if (!settings.checks) return;
     check_range(*allocation_of(at), at, bytes, Access::write, block.accessor(Kind::atomic), site);
     // What this thread fenced, or releases now, becomes visible to whoever touches the same place after it.
     Warp &warp = *tls.fiber->warp;
-    observe(address, block);
     if (order == Order::release || order == Order::acquire_release) {
         publish(address, block, warp.clock);
         warp.tick();
     } else if (tls.fiber->fenced) {
         publish(address, block, *tls.fiber->fenced);
     }
-    return at;
+    observes = true;
+}
+
+AtomicAccess::~AtomicAccess()
+{
+    if (observes) observe(reinterpret_cast<uint64_t>(at), *tls.block);
 }
 
 } // namespace sim

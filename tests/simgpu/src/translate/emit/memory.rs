@@ -132,13 +132,14 @@ fn load_or_store(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Res
         }
         (Some(Space::Shared), Some(_)) => format!("sim::shared_atomic_access({a}, {bytes}, PC)"),
         (Some(Space::Global) | None, Some(order)) => {
-            format!("sim::atomic_access({a}, {bytes}, sim::Order::{order}, PC)")
+            format!("sim::AtomicAccess({a}, {bytes}, sim::Order::{order}, PC)")
         }
         (Some(Space::Shared), None) => checked("shared"),
         (Some(Space::Global), None) => checked("global"),
         (None, None) | (Some(Space::Local), _) => checked("generic"),
     };
-    let mut text = format!("{{ auto *const p = {pointer};");
+    // A reference, which keeps the access of an atomic alive.
+    let mut text = format!("{{ const auto &p = {pointer};");
     for (index, value) in values.iter().enumerate() {
         let statement = if loads {
             c.write(value, kind, &format!("load<{}>(p, {index})", kind.value()))?
@@ -172,7 +173,7 @@ fn atomic(c: &Context<'_>, i: &Instruction, m: &mut Modifiers<'_>) -> Result<Str
     let (a, bytes) = (c.address(place)?, kind.bytes());
     let pointer = match space {
         Some(Space::Shared) => format!("sim::shared_atomic_access({a}, {bytes}, PC)"),
-        Some(Space::Global) | None => format!("sim::atomic_access({a}, {bytes}, sim::Order::{order}, PC)"),
+        Some(Space::Global) | None => format!("sim::AtomicAccess({a}, {bytes}, sim::Order::{order}, PC)"),
         _ => return Err("atomics in this space".into()),
     };
     let sources: Vec<_> = sources.iter().map(|source| c.read(source, kind)).collect::<Result<_>>()?;
