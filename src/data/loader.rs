@@ -60,8 +60,8 @@ pub struct Loaded {
 /// An endless sequence of batches, epoch after epoch; a batch may have examples of two.
 ///
 /// Which examples a batch has, and what they look like, is a function of the data set, the options and
-/// the position alone. Captions of pictures are cleaned as LAVIS does ([`clean_caption`](super::clean_caption)). An example
-/// that cannot be read is left out, and the next takes its place. The threads end with this value.
+/// the position alone. Captions of pictures are cleaned as LAVIS does
+/// ([`clean_caption`](super::clean_caption)). An example that cannot be read is left out, and the next takes its place. The threads end with this value.
 #[derive(Debug)]
 pub struct Loader {
     /// None only while the value is dropped.

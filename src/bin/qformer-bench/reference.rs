@@ -55,7 +55,7 @@ impl Reference<'_> {
         JointOutput { logits, largest_cosine: cosines.fold(f64::MIN, f64::max) }
     }
 
-    /// Logits [T - 1][V] of the token after each of a text's but the last, `start` being the first.
+    /// [T - 1, V]: logits of the token after each of a text's but the last, `start` being the first.
     pub(crate) fn caption_pass(&self, vision_output: &[f32], tokens: &[u32], start: u32) -> Rows {
         let config = &self.config.qformer;
         let tokens: Vec<u32> = std::iter::once(start).chain(tokens[1..].iter().copied()).collect();
