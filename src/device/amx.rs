@@ -2,7 +2,9 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::split::TILE;
-use super::split::{BLOCK, Block, Step};
+use super::split::{BLOCK, Block, Step, Tile};
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m512i, _mm512_permutex2var_epi32};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -40,6 +42,12 @@ impl Amx {
         PERMITTED.get_or_init(permitted).then_some(Self(()))
     }
 
+    /// Exchanges rows and columns of a tile.
+    pub(super) fn transpose(self, tile: &mut Tile) {
+        // SAFETY: `self` proves that the processor has the vectors too.
+        unsafe { transpose(tile) }
+    }
+
     /// The calling thread's tiles.
     pub(crate) fn tiles(self) -> Tiles {
         // SAFETY: `self` proves that the processor may be given tiles.
@@ -52,10 +60,11 @@ impl Amx {
 pub(crate) struct Tiles(PhantomData<*mut ()>);
 
 impl Tiles {
-    /// y += a·b for a block of rows and a panel. Meanwhile, a share of what lies `ahead` is asked for.
-    pub(crate) fn add_product(&self, a: &[Step], b: &[Step], ahead: &mut Ahead, y: &mut Block) {
+    /// y = a·b for a block of rows and a panel. Meanwhile, a share of what lies `ahead` is asked for.
+    pub(crate) fn product(&self, a: &[Step], b: &[Step], ahead: &mut Ahead, y: &mut Block) {
         assert_eq!(a.len(), b.len(), "steps of both factors");
         if a.is_empty() {
+            *y = Block([[0.0; BLOCK]; BLOCK]);
             return;
         }
         // SAFETY: both factors have as many steps, there is at least one, and this thread's tiles
@@ -83,14 +92,15 @@ fn permitted() -> bool {
     const OSXSAVE: u32 = 1 << 27;
     const AMX_BF16_AND_TILE: u32 = 1 << 22 | 1 << 24;
     const TILE_STATE: u32 = 0b11 << 17;
-    #[allow(unused_unsafe, reason = "cpuid became safe after Rust 1.88")]
+    #[allow(unused_unsafe, reason = "cpuid was unsafe in older versions of Rust")]
     // SAFETY: every x86-64 processor has cpuid; leaf 7 is read if there is one.
     let present = unsafe {
         __cpuid(0).eax >= 7
             && __cpuid(1).ecx & OSXSAVE != 0
             && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE
     };
-    if !present {
+    // No processor has tiles without the vectors.
+    if !present || !is_x86_feature_detected!("avx512f") {
         return false;
     }
     let state: u32;
@@ -174,7 +184,7 @@ unsafe fn release() {
     unsafe { std::arch::asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
 }
 
-/// y += a·b. Tiles 0 to 3 are y's; 4 and 5 take a's rows, 6 and 7 b's channels.
+/// y = a·b. Tiles 0 to 3 are y's; 4 and 5 take a's rows, 6 and 7 b's channels.
 ///
 /// # Safety
 /// `a` and `b` must be of `steps` steps, at least one, and the tiles must be configured.
@@ -183,16 +193,24 @@ unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, 
     // SAFETY: reads `steps` steps of a and b, reads and writes y; a prefetch is allowed on any address.
     unsafe {
         std::arch::asm!(
-            "tileloadd tmm0, [{y} + {y_row}]",
-            "tileloadd tmm1, [{y} + {y_row} + 64]",
-            "tileloadd tmm2, [{y} + {y_row} + 2048]",
-            "tileloadd tmm3, [{y} + {y_row} + 2112]",
+            "tilezero tmm0",
+            "tilezero tmm1",
+            "tilezero tmm2",
+            "tilezero tmm3",
             "2:",
+            // lo·hi
+            "tileloadd tmm6, [{b} + {row}]",
+            "tileloadd tmm7, [{b} + {row} + 1024]",
+            "tileloadd tmm4, [{a} + {row} + 2048]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tileloadd tmm5, [{a} + {row} + 3072]",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            ask_ahead!(),
             // hi·hi
             "tileloadd tmm4, [{a} + {row}]",
-            "tileloadd tmm6, [{b} + {row}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b} + {row} + 1024]",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{a} + {row} + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
@@ -201,18 +219,8 @@ unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, 
             // hi·lo
             "tileloadd tmm6, [{b} + {row} + 2048]",
             "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm2, tmm5, tmm6",
             "tileloadd tmm7, [{b} + {row} + 3072]",
             "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            ask_ahead!(),
-            // lo·hi
-            "tileloadd tmm4, [{a} + {row} + 2048]",
-            "tileloadd tmm6, [{b} + {row}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{b} + {row} + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tileloadd tmm5, [{a} + {row} + 3072]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
             ask_ahead!(),
@@ -246,6 +254,47 @@ unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, 
     }
 }
 
+/// For each column, which element of two rows `row` and `row + distance`, the second's counted from 16 on,
+/// comes there when columns and rows exchange that bit of their number.
+#[cfg(target_arch = "x86_64")]
+const fn picks(distance: usize, second: bool) -> [u32; TILE] {
+    let mut picks = [0; TILE];
+    let mut column = 0;
+    while column < TILE {
+        let from = if second { column | distance } else { column & !distance };
+        picks[column] = (if column & distance != 0 { TILE + from } else { from }) as u32;
+        column += 1;
+    }
+    picks
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn exchange<const DISTANCE: usize>(rows: &mut [__m512i; TILE]) {
+    // SAFETY: both types are 16 words.
+    let [first, second]: [__m512i; 2] =
+        unsafe { std::mem::transmute(const { [picks(DISTANCE, false), picks(DISTANCE, true)] }) };
+    for pair in 0..TILE / 2 {
+        let row = pair / DISTANCE * 2 * DISTANCE + pair % DISTANCE;
+        let (a, b) = (rows[row], rows[row + DISTANCE]);
+        rows[row] = _mm512_permutex2var_epi32(a, first, b);
+        rows[row + DISTANCE] = _mm512_permutex2var_epi32(a, second, b);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn transpose(tile: &mut Tile) {
+    // SAFETY: both types are 16 rows of 16 words.
+    let rows: &mut [__m512i; TILE] = unsafe { &mut *std::ptr::from_mut(tile).cast() };
+    let mut moved = *rows;
+    exchange::<8>(&mut moved);
+    exchange::<4>(&mut moved);
+    exchange::<2>(&mut moved);
+    exchange::<1>(&mut moved);
+    *rows = moved;
+}
+
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn permitted() -> bool {
     false
@@ -270,4 +319,11 @@ unsafe fn release() {
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn multiply(_: *const Step, _: *const Step, _: usize, _: &Ahead, _: &mut Block) {
     unreachable!("there are no tiles to multiply");
+}
+
+/// # Safety
+/// As above.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn transpose(_: &mut Tile) {
+    unreachable!("there are no tiles to fill");
 }

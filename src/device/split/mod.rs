@@ -9,11 +9,13 @@
 //! NaN stays NaN. An infinite factor, or one that bf16 rounds to infinity (above 3.39e38), gives NaN,
 //! for its lo is none. The tiles take numbers below 1.2e-38 for zero.
 
+mod operand;
 mod product;
 
+pub(crate) use operand::Operand;
 pub(crate) use product::{Columns, chunk_rows, product};
 
-use super::{Cpu, Real, V, vectorised};
+use super::vectorised;
 use crate::tensor::{SPLIT_PANEL, Shape};
 use rayon::prelude::*;
 use std::sync::{Mutex, PoisonError};
@@ -33,8 +35,11 @@ pub(crate) const BLOCK: usize = 2 * TILE;
 
 const _: () = assert!(SPLIT_PANEL == BLOCK && DEPTH == BLOCK);
 
-/// Steps that are worth a task of their own when numbers are split: some microseconds' work.
+/// Steps of a task when numbers are split: some microseconds' work.
 const STEPS_PER_TASK: usize = 8;
+
+/// What a tile register holds.
+pub(super) type Tile = [[u32; PAIRS]; TILE];
 
 /// [`DEPTH`] numbers each of 32 rows of the left factor or of 32 columns of the right one, as tiles:
 /// hi of the first 16, hi of the others, lo of the first, lo of the others. A word holds two numbers
@@ -42,7 +47,7 @@ const STEPS_PER_TASK: usize = 8;
 /// row; a row of the right factor's has a word of every column.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Step([[[u32; PAIRS]; TILE]; 4]);
+pub(crate) struct Step([Tile; 4]);
 
 /// A block of products.
 #[repr(C, align(64))]
@@ -68,165 +73,6 @@ fn bf16(x: f32) -> u32 {
 fn split(x: f32) -> [u32; 2] {
     let hi = bf16(x);
     [hi, bf16(x - f32::from_bits(hi))]
-}
-
-/// Words of hi and of lo of two numbers.
-#[inline(always)]
-fn words(first: f32, second: f32) -> [u32; 2] {
-    let (first, second) = (split(first), split(second));
-    [first[0] >> 16 | second[0], first[1] >> 16 | second[1]]
-}
-
-/// Words of hi and lo of neighbours in a row.
-#[inline(always)]
-fn words_along(x: &[f32; DEPTH]) -> [[u32; PAIRS]; 2] {
-    let mut result = [[0; PAIRS]; 2];
-    for i in 0..PAIRS {
-        let [hi, lo] = words(x[2 * i], x[2 * i + 1]);
-        (result[0][i], result[1][i]) = (hi, lo);
-    }
-    result
-}
-
-/// Words of hi and lo of two rows, column by column.
-#[inline(always)]
-fn words_across(first: &[f32; BLOCK], second: &[f32; BLOCK]) -> [[u32; BLOCK]; 2] {
-    let mut result = [[0; BLOCK]; 2];
-    for i in 0..BLOCK {
-        let [hi, lo] = words(first[i], second[i]);
-        (result[0][i], result[1][i]) = (hi, lo);
-    }
-    result
-}
-
-/// Which factor of a product a matrix is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    /// a of a·b
-    Left,
-    /// b of a·b
-    Right,
-}
-
-/// What of a matrix a product sums over.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Summed {
-    Columns,
-    Rows,
-}
-
-/// A matrix to be split.
-pub(crate) struct Operand<'a, E: Real> {
-    values: V<'a, Cpu<E>>,
-    summed: Summed,
-}
-
-impl<E: Real> Clone for Operand<'_, E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<E: Real> Copy for Operand<'_, E> {}
-
-impl<'a, E: Real> Operand<'a, E> {
-    /// A product sums over its columns: rows of a, or channels of a weight.
-    pub(crate) fn summed_by_columns(values: V<'a, Cpu<E>>) -> Self {
-        Self { values, summed: Summed::Columns }
-    }
-
-    /// A product sums over its rows.
-    pub(crate) fn summed_by_rows(values: V<'a, Cpu<E>>) -> Self {
-        Self { values, summed: Summed::Rows }
-    }
-
-    /// Rows of a, or columns of b.
-    fn count(self) -> usize {
-        if self.summed == Summed::Columns { self.values.rows() } else { self.values.cols() }
-    }
-
-    /// How many numbers are summed.
-    fn depth(self) -> usize {
-        if self.summed == Summed::Columns { self.values.cols() } else { self.values.rows() }
-    }
-
-    fn steps(self) -> usize {
-        self.count().div_ceil(BLOCK) * steps(self.depth())
-    }
-
-    /// 32 numbers of a row of the matrix. Zeros stand for those that are not.
-    #[inline(always)]
-    fn load(self, row: usize, first: usize) -> [f32; BLOCK] {
-        let mut numbers = [0.0; BLOCK];
-        if row < self.values.rows() {
-            let row = self.values.row(row);
-            let row = &row[first.min(row.len())..row.len().min(first + BLOCK)];
-            if let Ok(row) = <&[E; BLOCK]>::try_from(row) {
-                // The common case, of a length that the compiler knows.
-                numbers.iter_mut().zip(row).for_each(|(to, x)| *to = x.to_f32());
-            } else {
-                numbers.iter_mut().zip(row).for_each(|(to, x)| *to = x.to_f32());
-            }
-        }
-        numbers
-    }
-
-    /// Step `step` of a block of rows, or columns.
-    #[inline(always)]
-    fn write_step(self, side: Side, block: usize, step: usize, to: &mut Step) {
-        let [outer, inner] = [block * BLOCK, step * DEPTH];
-        match (self.summed, side) {
-            (Summed::Columns, Side::Left) => {
-                for r in 0..BLOCK {
-                    let [hi, lo] = words_along(&self.load(outer + r, inner));
-                    to.0[r / TILE][r % TILE] = hi;
-                    to.0[2 + r / TILE][r % TILE] = lo;
-                }
-            }
-            (Summed::Columns, Side::Right) => {
-                for c in 0..BLOCK {
-                    let [hi, lo] = words_along(&self.load(outer + c, inner));
-                    for i in 0..PAIRS {
-                        to.0[c / TILE][i][c % TILE] = hi[i];
-                        to.0[2 + c / TILE][i][c % TILE] = lo[i];
-                    }
-                }
-            }
-            (Summed::Rows, Side::Left) => {
-                for i in 0..PAIRS {
-                    let (first, second) =
-                        (self.load(inner + 2 * i, outer), self.load(inner + 2 * i + 1, outer));
-                    let [hi, lo] = words_across(&first, &second);
-                    for r in 0..BLOCK {
-                        to.0[r / TILE][r % TILE][i] = hi[r];
-                        to.0[2 + r / TILE][r % TILE][i] = lo[r];
-                    }
-                }
-            }
-            (Summed::Rows, Side::Right) => {
-                for i in 0..PAIRS {
-                    let (first, second) =
-                        (self.load(inner + 2 * i, outer), self.load(inner + 2 * i + 1, outer));
-                    let [hi, lo] = words_across(&first, &second);
-                    for half in 0..2 {
-                        let columns = half * TILE..(half + 1) * TILE;
-                        to.0[half][i].copy_from_slice(&hi[columns.clone()]);
-                        to.0[2 + half][i].copy_from_slice(&lo[columns]);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Splits it, into `to`: the steps of the first [`BLOCK`] rows or columns, of the next, and so on.
-    fn write(self, side: Side, to: &mut [Step]) {
-        let per_block = steps(self.depth());
-        to.par_iter_mut().enumerate().with_min_len(STEPS_PER_TASK).for_each(|(index, to)| {
-            vectorised(
-                #[inline(always)]
-                || self.write_step(side, index / per_block, index % per_block, to),
-            );
-        });
-    }
 }
 
 impl Step {

@@ -71,19 +71,8 @@ fn add_rows<E: Real>(dy: V<'_, Cpu<E>>, dbias: &mut [E]) {
 }
 
 /// What becomes of products that replace elements or are added to them.
-///
-/// # Safety
-/// The elements from `first` on in row `row` of `to` belong to the caller alone.
 #[inline(always)]
-unsafe fn write_products<E: Real>(
-    to: &Rows<'_, E>,
-    row: usize,
-    first: usize,
-    products: &[f32],
-    write: Write,
-) {
-    // SAFETY: as the caller promises.
-    let to = unsafe { std::slice::from_raw_parts_mut(to.at(row, first), products.len()) };
+fn write_products<E: Real>(to: &mut [E], products: &[f32], write: Write) {
     match write {
         Write::Replace => to.iter_mut().zip(products).for_each(|(to, &x)| *to = E::of_f32(x)),
         Write::Add => to.iter_mut().zip(products).for_each(|(to, &x)| *to += E::of_f32(x)),
@@ -100,25 +89,31 @@ fn split_backward<E: Real>(
     if let Some((write, dx)) = dx {
         let dx = dx.into_rows();
         let (a, b) = (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight)));
+        // SAFETY: dx is borrowed exclusively.
+        unsafe {
+            split::product(
+                amx,
+                a,
+                b,
+                &dx,
+                #[inline(always)]
+                |_, _, dx, products| write_products(dx, products, write),
+            );
+        }
+    }
+    let dweight = dweight.into_rows();
+    let (a, b) = (Operand::summed_by_rows(dy), Columns::Whole(Operand::summed_by_rows(x)));
+    // SAFETY: dW is borrowed exclusively.
+    unsafe {
         split::product(
             amx,
             a,
             b,
+            &dweight,
             #[inline(always)]
-            // SAFETY: a block of products belongs to one task.
-            |row, first, products| unsafe { write_products(&dx, row, first, products, write) },
+            |_, _, dweight, products| write_products(dweight, products, Write::Add),
         );
     }
-    let dweight = dweight.into_rows();
-    let (a, b) = (Operand::summed_by_rows(dy), Columns::Whole(Operand::summed_by_rows(x)));
-    split::product(
-        amx,
-        a,
-        b,
-        #[inline(always)]
-        // SAFETY: a block of products belongs to one task.
-        |row, first, products| unsafe { write_products(&dweight, row, first, products, Write::Add) },
-    );
 }
 
 /// dx and dW in vector registers.
@@ -173,18 +168,20 @@ impl<E: Real> GemmOp for Cpu<E> {
         };
         if let Some(columns) = columns {
             let amx = self.amx().expect("a weight is split for a device that has AMX");
-            split::product(
-                amx,
-                Operand::summed_by_columns(x),
-                columns,
-                #[inline(always)]
-                // SAFETY: a block of products belongs to one task.
-                |row, first, products| unsafe {
-                    write_products(&y, row, first, products, Write::Replace);
-                    let y = std::slice::from_raw_parts_mut(y.at(row, first), products.len());
-                    epilogue.finish(row, first, y);
-                },
-            );
+            // SAFETY: y is borrowed exclusively, and so is the pre-activation.
+            unsafe {
+                split::product(
+                    amx,
+                    Operand::summed_by_columns(x),
+                    columns,
+                    &y,
+                    #[inline(always)]
+                    |row, first, y, products| {
+                        write_products(y, products, Write::Replace);
+                        epilogue.finish(row, first, y);
+                    },
+                );
+            }
             return Ok(());
         }
         let chunk = chunk_rows(rows, inputs * size_of::<E>());

@@ -11,7 +11,7 @@ use inputs::Inputs;
 use qformer::config::Config;
 use qformer::ops::adamw::AdamW;
 use qformer::ops::contrastive::ContrastiveGradient;
-use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepPart};
+use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepPart, StepSize};
 use qformer::{Error, Matching, Result};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -95,6 +95,13 @@ impl<B: Measured> Training<'_, B> {
         let losses = self.first_losses(&config, &source, &batch)?;
         let options = options(&config, Randomness::AsTrained, ContrastiveGradient::OneSided);
         let mut model = prepared(&self.device, &config, &source, options)?;
+        // As the trainer does: the negatives of a step decide how much of this it takes.
+        model.reserve(StepSize {
+            images: batch.images(),
+            batches: 1,
+            image_tokens: inputs.vision_output.shape[1],
+            text_tokens: inputs.texts.iter().map(Vec::len).max().expect("a batch has a text"),
+        })?;
         let (parts, steps) = self.times(&mut model, &batch)?;
         let lengths: Vec<usize> = inputs.texts.iter().map(Vec::len).collect();
         let flops = flops::step(&config, inputs.vision_output.shape[1], &lengths);
