@@ -13,7 +13,7 @@ use crate::ops::embedding::EmbeddingForward;
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus};
 use crate::tensor::{HostTensor, ViewMut};
-use crate::workspace::Workspace;
+use crate::workspace::{Lease, Workspace};
 use std::path::Path;
 
 /// Colour channels.
@@ -222,6 +222,19 @@ impl<B: Backend> VisionEncoder<B> {
         self.weights.bytes()
     }
 
+    /// Takes the memory for so many `images` at a time before they come.
+    ///
+    /// # Errors
+    /// Fails if there is not enough.
+    pub fn reserve(&self, images: usize) -> Result<()> {
+        self.lease(&Sequences::uniform(images, self.config.image_tokens()), images).map(drop)
+    }
+
+    /// Bytes that images are encoded in: as many as the most at a time took, which are kept.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes()
+    }
+
     /// The last block's output [B, N, W], before the last norm, of preprocessed images [B, 3, S, S].
     ///
     /// # Errors
@@ -248,10 +261,7 @@ impl<B: Backend> VisionEncoder<B> {
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
         let (b, parameters) = (&self.device, self.weights.view());
         let sequences = Sequences::uniform(images, self.config.image_tokens());
-        let mut lease = self.workspace.lease(b, (images, "images"), |c| {
-            c.take::<u32>(1, sequences.words());
-            VisionActs::carve(c, &self.config, images);
-        })?;
+        let mut lease = self.lease(&sequences, images)?;
         let mut cursor = lease.cursor();
         let placed = sequences.place(b, cursor.take(1, sequences.words()))?;
         let mut acts = VisionActs::carve(&mut cursor, &self.config, images);
@@ -260,6 +270,13 @@ impl<B: Backend> VisionEncoder<B> {
             block.forward(b, &self.config, placed, &mut acts)?;
         }
         b.read(acts.x[0].view())
+    }
+
+    fn lease(&self, sequences: &Sequences, images: usize) -> Result<Lease<'_, B>> {
+        self.workspace.lease(&self.device, (images, "images"), |c| {
+            c.take::<u32>(1, sequences.words());
+            VisionActs::carve(c, &self.config, images);
+        })
     }
 
     /// Class and patch embeddings with their positions, into `acts.x[0]`.

@@ -49,7 +49,7 @@ fn features(workplace: &Workplace, rows: usize) -> Arc<Dataset> {
 
 fn start(workplace: &Workplace, dataset: &Arc<Dataset>, options: LoaderOptions, from: Position) -> Loader {
     let preparation = (Some(ImageProcessor::blip2(8)), workplace.tokenizer());
-    Loader::start(dataset.clone(), preparation, options, from).unwrap()
+    Loader::start(dataset.clone(), preparation, options, from, &[]).unwrap()
 }
 
 fn batches(loader: &mut Loader, count: usize) -> Vec<Loaded> {
@@ -157,7 +157,7 @@ fn features_come_in_their_order_and_a_batch_goes_on_in_the_next_epoch() {
     let dataset = features(&workplace, 5);
     let options = LoaderOptions { batch_size: 3, order: Order::Given, ..OPTIONS };
     let preparation = (None, workplace.tokenizer());
-    let mut loader = Loader::start(dataset, preparation, options, Position::default()).unwrap();
+    let mut loader = Loader::start(dataset, preparation, options, Position::default(), &[]).unwrap();
     for (rows, next) in [([0, 1, 2], (0, 3)), ([3, 4, 0], (1, 1)), ([1, 2, 3], (1, 4)), ([4, 0, 1], (2, 2))] {
         let loaded = loader.next().unwrap();
         let Images::Features(features) = loaded.examples.images else { panic!("these are features") };
@@ -234,7 +234,7 @@ fn what_cannot_be_started_is_refused() {
     let workplace = Workplace::new();
     let dataset = pictures(&workplace);
     let refused = |dataset: &Arc<Dataset>, processor, options, from, fragment: &str| {
-        let error = Loader::start(dataset.clone(), (processor, workplace.tokenizer()), options, from);
+        let error = Loader::start(dataset.clone(), (processor, workplace.tokenizer()), options, from, &[]);
         let error = error.unwrap_err().to_string();
         assert!(error.contains(fragment), "{error}");
     };

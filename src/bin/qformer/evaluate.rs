@@ -3,12 +3,12 @@
 use crate::Remarks;
 use crate::caption;
 use crate::data::DataArguments;
-use crate::device::{Device, Opened};
+use crate::device::Opened;
 use crate::images::processor;
-use crate::inputs::warn_of_not_finite;
+use crate::inputs::{ModelArguments, warn_of_not_finite};
 use crate::progress::Progress;
 use clap::Args;
-use qformer::data::{Dataset, Kind, clean_caption};
+use qformer::data::{Dataset, Kind};
 use qformer::evaluate::{self, CaptionStatistics, Captions, Images, Recalls, Retrieval};
 use qformer::ops::Backend;
 use qformer::output;
@@ -16,6 +16,7 @@ use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
 use qformer::{Captioner, Config, HostTensor, ImageProcessor, QFormer, Result, Tokenizer, VisionEncoder};
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -34,12 +35,8 @@ const TEXT_LENGTH: usize = 35;
 /// and give --features.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Folder of the checkpoint, as save_pretrained or qformer train writes it
-    #[arg(long, alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
-    model: PathBuf,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
-    device: Device,
+    #[command(flatten)]
+    model: ModelArguments,
     #[command(flatten)]
     data: DataArguments,
     /// Match every image with the K texts of the largest contrastive similarity, and every text with as
@@ -69,7 +66,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         output::check_writable(path)?;
     }
     let dataset = Dataset::open(&arguments.data.source()?)?;
-    let evaluation = match arguments.device.open(remarks)? {
+    let evaluation = match arguments.model.device.open(remarks)? {
         Opened::Cpu(device) => arguments.evaluate(device, &dataset, remarks)?,
         Opened::Cuda(device) => arguments.evaluate(device, &dataset, remarks)?,
     };
@@ -93,13 +90,13 @@ impl Arguments {
         dataset: &Dataset,
         remarks: Remarks,
     ) -> Result<Evaluation> {
-        let config = Config::load(&self.model)?;
-        let tokenizer = Tokenizer::load(&self.model)?;
+        let config = Config::load(&self.model.folder)?;
+        let tokenizer = Tokenizer::load(&self.model.folder)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
         let (texts, owners) = texts(dataset, remarks);
         let tokens =
             tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;
-        let checkpoint = Checkpoint::open(&self.model)?;
+        let checkpoint = Checkpoint::open(&self.model.folder)?;
         let model = if Captioner::<B>::is_in(&NamedCheckpoint::new(&checkpoint)?) {
             Model::Captioning(Box::new(caption::load(&device, &config, &checkpoint, &tokenizer, remarks)?))
         } else {
@@ -121,7 +118,7 @@ impl Arguments {
                         progress.set(done, total);
                     })?;
                 warn_of_not_finite(encoder.not_finite(), remarks);
-                let processor = processor(&self.model, &config)?;
+                let processor = processor(&self.model.folder, &config)?;
                 Reader::Pictures { dataset, processor, encoder: Box::new(encoder), encoded: Vec::new() }
             }
         };
@@ -152,11 +149,13 @@ impl Arguments {
     }
 }
 
-/// The captions as LAVIS evaluates them, but for blank ones, and the image of each.
-fn texts(dataset: &Dataset, remarks: Remarks) -> (Vec<String>, Vec<u32>) {
-    let captions = dataset.captions().iter().map(|caption| (clean_caption(&caption.text), caption.image));
-    let (texts, owners): (Vec<String>, Vec<u32>) =
-        captions.filter(|(text, _)| !text.trim().is_empty()).unzip();
+/// The captions, but for blank ones, and the image of each.
+fn texts(dataset: &Dataset, remarks: Remarks) -> (Vec<Cow<'_, str>>, Vec<u32>) {
+    let captions = dataset.captions().iter().enumerate();
+    let (texts, owners): (Vec<_>, Vec<u32>) = captions
+        .map(|(index, caption)| (dataset.text(index), caption.image))
+        .filter(|(text, _)| !text.trim().is_empty())
+        .unzip();
     let blank = dataset.captions().len() - texts.len();
     if blank > 0 {
         remarks.warning(format_args!("{blank} captions are blank and left out"));

@@ -1,7 +1,7 @@
 //! What a run begins with: a checkpoint, a new model, or its own checkpoint.
 
 use super::arguments::ModelArguments;
-use crate::Remarks;
+use crate::{Remarks, images};
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, TensorSource};
@@ -39,20 +39,22 @@ impl ModelArguments {
                 }
                 take(model(&config, processor(folder, &config)?, tokenizer, &source)?)
             }
-            (None, Some("tiny")) => {
-                let config = Config::tiny();
+            (None, Some(preset)) => {
+                let is_tiny = preset == "tiny";
+                let config = if is_tiny { Config::tiny() } else { Config::blip2_vit_g() };
                 let folder =
                     TempDir::new().map_err(|error| Error::io(&std::env::temp_dir(), "write to", error))?;
-                Tokenizer::write_tiny(folder.path())?;
-                let source = Initial::new(&config, seed, bert.as_ref());
-                take(model(&config, ImageProcessor::blip2(config.vision.image_size), folder.path(), &source)?)
-            }
-            (None, Some(_)) => {
-                let config = Config::blip2_vit_g();
-                let Some(tokenizer) = &self.bert else {
-                    return Err(Error::usage(
-                        "--preset blip2-vit-g takes --bert DIR, bert-base-uncased with its tokenizer",
-                    ));
+                let tokenizer = match &self.bert {
+                    Some(bert) => bert,
+                    None if is_tiny => {
+                        Tokenizer::write_tiny(folder.path())?;
+                        folder.path()
+                    }
+                    None => {
+                        return Err(Error::usage(
+                            "--preset blip2-vit-g takes --bert DIR, bert-base-uncased with its tokenizer",
+                        ));
+                    }
                 };
                 let source = Initial::new(&config, seed, bert.as_ref());
                 take(model(&config, ImageProcessor::blip2(config.vision.image_size), tokenizer, &source)?)
@@ -76,7 +78,7 @@ fn model<'a>(
     tokenizer: &Path,
     source: &'a dyn TensorSource,
 ) -> Result<Model<'a>> {
-    let companions = Companions::gather(config, &processor, tokenizer)?;
+    let companions = Companions::gather(config, &processor, Some(tokenizer))?;
     let (config, tokenizer) = (config.clone(), Tokenizer::load(tokenizer)?);
     Ok(Model { config, tokenizer, processor, companions, source })
 }
@@ -85,7 +87,7 @@ fn model<'a>(
 fn processor(folder: &Path, config: &Config) -> Result<ImageProcessor> {
     let files = ["processor_config.json", "preprocessor_config.json"];
     match files.iter().any(|file| folder.join(file).exists()) {
-        true => ImageProcessor::load(folder),
+        true => images::processor(folder, config),
         false => Ok(ImageProcessor::blip2(config.vision.image_size)),
     }
 }
