@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
@@ -76,20 +76,21 @@ impl Tokenizer {
         Err(Error::input(directory, format_args!("holds neither {FILE_NAME} nor {VOCABULARY_FILE_NAME}")))
     }
 
-    /// The `tokenizer_config.json` of the tokenizer in the folder `directory`, completed by what BERT's own
-    /// leaves out and transformers needs to know in a folder of BLIP-2: the kind, and the token that LAVIS adds.
+    /// The `tokenizer_config.json` in the folder `directory` with what BERT's own leaves out and transformers
+    /// needs to know in a folder of BLIP-2: the kind, and the token that LAVIS adds. None if it has both.
     ///
     /// # Errors
     /// Fails if there is one and it cannot be read.
-    pub fn settings(directory: &Path) -> Result<Value> {
-        let mut settings = Map::from_iter([
-            ("bos_token".to_owned(), START.into()),
-            ("tokenizer_class".to_owned(), "BertTokenizer".into()),
-        ]);
-        if let Value::Object(given) = configuration(directory)? {
-            settings.extend(given.into_iter().filter(|(_, value)| !value.is_null()));
+    pub(crate) fn completed_settings(directory: &Path) -> Result<Option<Value>> {
+        let mut settings = configuration(directory)?.as_object().cloned().unwrap_or_default();
+        let mut is_changed = false;
+        for (key, value) in [("bos_token", START), ("tokenizer_class", "BertTokenizer")] {
+            if settings.get(key).is_none_or(Value::is_null) {
+                settings.insert(key.to_owned(), value.into());
+                is_changed = true;
+            }
         }
-        Ok(settings.into())
+        Ok(is_changed.then_some(settings.into()))
     }
 
     /// Writes `vocab.txt` and `tokenizer_config.json` of a BERT tokenizer with the vocabulary `tokens`, which

@@ -55,9 +55,9 @@ impl Companions {
             let bytes = fs::read(&path).map_err(|error| Error::io(&path, "read", error))?;
             files.push((name.to_owned(), bytes));
         }
-        if let Some(folder) = tokenizer {
+        if let Some(settings) = tokenizer.map(Tokenizer::completed_settings).transpose()?.flatten() {
             files.retain(|(name, _)| name != tokenizer::CONFIG_FILE_NAME);
-            files.push(json(tokenizer::CONFIG_FILE_NAME, &Tokenizer::settings(folder)?));
+            files.push(json(tokenizer::CONFIG_FILE_NAME, &settings));
         }
         Ok(Self { files })
     }

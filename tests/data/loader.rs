@@ -203,6 +203,19 @@ fn more_unreadable_samples_than_allowed_are_an_error_that_names_them() {
     );
     let at = ["2.png", "4.png", "5.png"].map(|name| error.find(name).unwrap());
     assert!(at.is_sorted() && !error.contains("7.png"), "{error}");
+    // Those that an earlier loader told of count, and are not told of again.
+    let mut earlier = start(&workplace, &dataset, OPTIONS, Position::default());
+    let known: Vec<String> = (0..20).flat_map(|_| earlier.next().unwrap().unreadable).collect();
+    assert_eq!(known.len(), 5);
+    let again = |max_bad_samples| {
+        let options = LoaderOptions { max_bad_samples, ..OPTIONS };
+        let preparation = (Some(ImageProcessor::blip2(8)), workplace.tokenizer());
+        let mut loader =
+            Loader::start(dataset.clone(), preparation, options, Position::default(), &known).unwrap();
+        (0..20).map(|_| loader.next().map(|loaded| loaded.unreadable.len())).collect::<Result<Vec<_>, _>>()
+    };
+    assert_eq!(again(5).unwrap(), [0; 20]);
+    assert!(again(4).unwrap_err().to_string().contains("5 samples cannot be read, and 4 are allowed"));
     let after = loader.next().unwrap_err().to_string();
     assert!(after.contains("has ended"), "{after}");
 }

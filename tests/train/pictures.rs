@@ -19,7 +19,18 @@ fn checkpoints_of_a_run_on_pictures_carry_the_image_encoder() {
     command.args(["train", "stage1", "--model"]).arg(golden.join("model"));
     command.arg("--data").arg(place.path("data.jsonl"));
     command.args(["--batch-size", "3", "--steps", "2", "--save-frequency", "1", "--lr", "1e-3"]);
-    run(command.arg("--output").arg(place.path("run"))).with(0, &["begun anew", "temp", "cls.predictions"]);
+    run(command.arg("--output").arg(place.path("run"))).with(
+        0,
+        &[
+            "begun anew",
+            "temp",
+            "cls.predictions",
+            "image encoder ",
+            "image encoder's activations ",
+            "step 2/2",
+            "img/s",
+        ],
+    );
 
     let folder = place.checkpoint("run", 2);
     let (trained, begun) =
