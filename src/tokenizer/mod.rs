@@ -73,7 +73,12 @@ impl Tokenizer {
             let definition = Definition::from_vocabulary(&input::read_text(&path, FILE_BYTES)?, &config);
             return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
         }
-        Err(Error::input(directory, format_args!("holds neither {FILE_NAME} nor {VOCABULARY_FILE_NAME}")))
+        Err(Error::input(
+            directory,
+            format_args!(
+                "holds neither {FILE_NAME} nor {VOCABULARY_FILE_NAME}; copy bert-base-uncased's to it"
+            ),
+        ))
     }
 
     /// The `tokenizer_config.json` in the folder `directory` with what BERT's own leaves out and transformers

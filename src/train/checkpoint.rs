@@ -89,7 +89,7 @@ pub(super) struct Frozen {
 }
 
 /// Name of the file with a run's image encoder, in the run's folder.
-const ENCODER_FILE_NAME: &str = "image-encoder.safetensors";
+pub(super) const ENCODER_FILE_NAME: &str = "image-encoder.safetensors";
 
 impl Frozen {
     /// The image encoder's file of `run`, from `source` unless it is there.

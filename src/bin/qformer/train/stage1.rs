@@ -117,10 +117,14 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
     let Begun { model, settings, dataset, .. } = begun;
     let (stop, every) = (stop::watch()?, settings.log_every_n_steps);
     let prepare = |model: Model<'_>| Trainer::new(device, settings.clone(), model, dataset, run);
-    let mut trainer = match &saved {
-        Some(folder) => begin::reopen(folder, prepare)?,
-        None => model.open(&settings, remarks, prepare)?,
+    let prepared = match &saved {
+        Some(folder) => begin::reopen(folder, prepare),
+        None => model.open(&settings, remarks, prepare),
     };
+    if let (Err(_), None) = (&prepared, &saved) {
+        Run::discard(&folder)?;
+    }
+    let mut trainer = prepared?;
     if let Some(saved) = &saved {
         remarks.note(format_args!("continuing from {}", saved.display()));
     }
