@@ -168,7 +168,7 @@ fn retrieval_is_that_of_sorted_matrices() {
         assert_eq!(evaluated.reranked.text_to_image, expected, "rerank {rerank}");
         let (true_pairs, false_pairs) = (positives.len() as f64, negatives.len() as f64);
         assert_eq!(evaluated.matching.positives, found / true_pairs);
-        assert_eq!(evaluated.matching.negatives, rejected / false_pairs);
+        assert_eq!(evaluated.matching.negatives, Some(rejected / false_pairs));
         assert_eq!(evaluated.matching.all, (found + rejected) / (true_pairs + false_pairs));
         // Twice over all images, a few at a time.
         assert_eq!(reads.iter().map(Range::len).sum::<usize>(), 2 * IMAGES);

@@ -57,8 +57,8 @@ pub struct Recalls {
 pub struct MatchingAccuracy {
     /// Of the pairs that match.
     pub positives: f64,
-    /// Of the hard negatives; 1 if there are none, since all texts are of one image.
-    pub negatives: f64,
+    /// Of the hard negatives; none if there are none, since all texts are of one image.
+    pub negatives: Option<f64>,
     /// Of all.
     pub all: f64,
 }
@@ -173,7 +173,7 @@ pub fn retrieval<B: Backend>(
         reranked: recalls(&reranked),
         matching: MatchingAccuracy {
             positives: found as f64 / texts as f64,
-            negatives: if false_pairs == 0 { 1.0 } else { rejected as f64 / false_pairs as f64 },
+            negatives: (false_pairs > 0).then(|| rejected as f64 / false_pairs as f64),
             all: (found + rejected) as f64 / (texts + false_pairs) as f64,
         },
     })

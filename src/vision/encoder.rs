@@ -207,6 +207,11 @@ impl<B: Backend> VisionEncoder<B> {
         Ok(Self { device, config: config.vision.clone(), weights, workspace: Workspace::default() })
     }
 
+    /// Whether a checkpoint has an image encoder.
+    pub fn is_in(checkpoint: &NamedCheckpoint<'_>) -> bool {
+        checkpoint.contains("vision_model.embeddings.class_embedding")
+    }
+
     /// Sizes and constants.
     pub fn config(&self) -> &VisionConfig {
         &self.config

@@ -7,7 +7,7 @@ use std::fs;
 use std::process::Command;
 
 /// Small steps with everything random that there is, each of them saved.
-const MORE: [&str; 6] = ["--batch-size", "2", "--accum-freq", "1", "--save-frequency", "1"];
+const MORE: [&str; 8] = ["--batch-size", "2", "--accum-freq", "1", "--lr", "1e-4", "--save-frequency", "1"];
 
 /// The same on a GPU.
 fn on_gpu(mut command: Command) -> Command {
@@ -24,10 +24,11 @@ fn a_run_on_a_gpu_has_the_losses_of_the_cpu_and_goes_on_bit_for_bit() {
     run(&mut place.train("cpu", 2, &MORE)).with(0, &[]);
     run(&mut on_gpu(place.train("whole", 2, &MORE))).with(0, &["step 2/2"]);
     for (gpu, cpu) in place.steps("whole").iter().zip(place.steps("cpu")) {
-        for name in ["loss_itc", "loss_itm", "loss_lm"] {
+        // A cosine in bf16 is right to about 2^-9, of which the temperature makes 0.03; logits of words are
+        // likewise about 10 times a value of that precision, and those of matches below 1.
+        for (name, tolerance) in [("loss_itc", 0.03), ("loss_itm", 0.01), ("loss_lm", 0.03)] {
             let [gpu, cpu] = [gpu, &cpu].map(|step| step[name].as_f64().unwrap());
-            // bf16 rounds by 2^-9; from the first step on, small gradients of another sign add to it.
-            assert!((gpu - cpu).abs() < 0.01 * cpu, "{name}: {gpu} on the GPU, {cpu} on the CPU");
+            assert!((gpu - cpu).abs() < tolerance, "{name}: {gpu} on the GPU, {cpu} on the CPU");
         }
     }
     copy_folder(&place.path("whole"), &place.path("run"));

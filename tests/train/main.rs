@@ -5,6 +5,7 @@ mod common;
 mod faults;
 mod golden;
 mod gpu;
+mod mistakes;
 #[path = "../support/paths.rs"]
 mod paths;
 mod pictures;

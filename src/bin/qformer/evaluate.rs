@@ -4,12 +4,12 @@ use crate::Remarks;
 use crate::caption;
 use crate::data::DataArguments;
 use crate::device::Opened;
-use crate::images::processor;
+use crate::images::{compare_encoders, processor};
 use crate::inputs::{ModelArguments, warn_of_not_finite};
 use crate::progress::Progress;
 use clap::Args;
 use qformer::data::{Dataset, Kind};
-use qformer::evaluate::{self, CaptionStatistics, Captions, Images, Recalls, Retrieval};
+use qformer::evaluate::{self, CaptionStatistics, Captions, Images, MatchingAccuracy, Recalls, Retrieval};
 use qformer::ops::Backend;
 use qformer::output;
 use qformer::params::NamedCheckpoint;
@@ -110,7 +110,10 @@ impl Arguments {
             Model::Retrieving(Box::new(model))
         };
         let mut reader = match dataset.kind() {
-            Kind::Features { .. } => Reader::Features(dataset),
+            Kind::Features { .. } => {
+                compare_encoders(dataset, &self.model.folder, &config, &checkpoint, remarks)?;
+                Reader::Features(dataset)
+            }
             Kind::Pictures => {
                 let progress = Progress::of_bytes("loading the image encoder", remarks);
                 let encoder =
@@ -232,10 +235,13 @@ impl Evaluation {
                 table += &format!("{name:<28}{one:>6.2} {five:>6.2} {ten:>6.2}\n");
             }
         }
-        let [all, positives, negatives] =
-            [retrieval.matching.all, retrieval.matching.positives, retrieval.matching.negatives].map(percent);
+        let MatchingAccuracy { positives, negatives, all } = retrieval.matching;
+        let negatives = negatives
+            .map_or("there are no".into(), |negatives| format!("{:.2} % of the", percent(negatives)));
         table += &format!(
-            "\nITM accuracy        {all:.2} %: {positives:.2} % of the true pairs, {negatives:.2} % of the hard negatives\n"
+            "\nITM accuracy        {:.2} %: {:.2} % of the true pairs, {negatives} hard negatives\n",
+            percent(all),
+            percent(positives)
         );
         if let Some(found) = captioning {
             let (perplexity, loss, tokens) = (found.perplexity(), found.loss, found.tokens);

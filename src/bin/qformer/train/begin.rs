@@ -2,6 +2,7 @@
 
 use super::arguments::ModelArguments;
 use crate::{Remarks, images};
+use qformer::data::Dataset;
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, TensorSource};
@@ -16,6 +17,7 @@ impl ModelArguments {
     pub(super) fn open<R>(
         &self,
         settings: &Settings,
+        dataset: &Dataset,
         remarks: Remarks,
         take: impl FnOnce(Model<'_>) -> Result<R>,
     ) -> Result<R> {
@@ -27,6 +29,7 @@ impl ModelArguments {
                 let tokenizer =
                     if has_tokenizer(folder) { folder } else { self.bert.as_deref().unwrap_or(folder) };
                 let open = Checkpoint::open(folder)?;
+                images::compare_encoders(dataset, folder, &config, &open, remarks)?;
                 let named = NamedCheckpoint::new(&open)?;
                 let source = Layered::new(&named, Initial::new(&config, seed, bert.as_ref()));
                 let begun = source.begun(&Stage1Parameters::spec(&config, settings.matching));
@@ -37,7 +40,7 @@ impl ModelArguments {
                         begun.join(", ")
                     ));
                 }
-                take(model(&config, processor(folder, &config)?, tokenizer, &source)?)
+                take(model(&config, images::processor_or_blip2(folder, &config)?, tokenizer, &source)?)
             }
             (None, Some(preset)) => {
                 let is_tiny = preset == "tiny";
@@ -69,7 +72,7 @@ pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(Model<'_>) -> Result<R>
     let config = Config::load(folder)?;
     let open = Checkpoint::open(folder)?;
     let source = NamedCheckpoint::new(&open)?;
-    take(model(&config, processor(folder, &config)?, folder, &source)?)
+    take(model(&config, images::processor_or_blip2(folder, &config)?, folder, &source)?)
 }
 
 fn model<'a>(
@@ -81,15 +84,6 @@ fn model<'a>(
     let companions = Companions::gather(config, &processor, Some(tokenizer))?;
     let (config, tokenizer) = (config.clone(), Tokenizer::load(tokenizer)?);
     Ok(Model { config, tokenizer, processor, companions, source })
-}
-
-/// The image processor in `folder`, or BLIP-2's if it holds none.
-fn processor(folder: &Path, config: &Config) -> Result<ImageProcessor> {
-    let files = ["processor_config.json", "preprocessor_config.json"];
-    match files.iter().any(|file| folder.join(file).exists()) {
-        true => images::processor(folder, config),
-        false => Ok(ImageProcessor::blip2(config.vision.image_size)),
-    }
 }
 
 fn has_tokenizer(folder: &Path) -> bool {
