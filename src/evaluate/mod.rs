@@ -84,9 +84,12 @@ pub type Progress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 
 impl Captions<'_> {
     fn check(&self, images: usize) -> Result<()> {
-        if self.tokens.is_empty() || self.tokens.len() != self.images.len() {
+        if self.tokens.is_empty() {
+            return Err(Error::value("there is no text to evaluate with"));
+        }
+        if self.tokens.len() != self.images.len() {
             return Err(Error::value(format!(
-                "{} texts are said to be of {} images; there has to be a text, and an image for each",
+                "{} texts are said to be of {} images; there has to be an image for each",
                 self.tokens.len(),
                 self.images.len()
             )));

@@ -153,6 +153,25 @@ impl<'a, B: Backend> VisionActs<'a, B> {
     }
 }
 
+/// Whether a checkpoint has an image encoder.
+pub fn is_in(checkpoint: &NamedCheckpoint<'_>) -> bool {
+    checkpoint.contains("vision_model.embeddings.class_embedding")
+}
+
+/// Refuses a checkpoint without an image encoder.
+///
+/// # Errors
+/// Fails if it has none.
+pub fn expect_in(checkpoint: &Checkpoint) -> Result<()> {
+    if is_in(&NamedCheckpoint::new(checkpoint)?) {
+        return Ok(());
+    }
+    let what = "has no image encoder (tensors vision_model.…), so it reads no images: LAVIS's .pth files and \
+                the checkpoints of training on features leave it out; give the image encoder's output as \
+                --features, which qformer encode writes with the checkpoint that has it";
+    Err(Error::input(checkpoint.path(), what))
+}
+
 /// A frozen image encoder with its weights on device `B`.
 pub struct VisionEncoder<B: Backend = crate::Cpu> {
     device: B,
@@ -183,6 +202,7 @@ impl<B: Backend> VisionEncoder<B> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        expect_in(checkpoint)?;
         let checkpoint = NamedCheckpoint::new(checkpoint)?;
         let specs = Parameters::spec(&config.vision);
         reject_surplus(&checkpoint, &part_names(&specs), |name| {
@@ -205,11 +225,6 @@ impl<B: Backend> VisionEncoder<B> {
     ) -> Result<Self> {
         let weights = Weights::load(&device, &Parameters::spec(&config.vision), source, progress)?;
         Ok(Self { device, config: config.vision.clone(), weights, workspace: Workspace::default() })
-    }
-
-    /// Whether a checkpoint has an image encoder.
-    pub fn is_in(checkpoint: &NamedCheckpoint<'_>) -> bool {
-        checkpoint.contains("vision_model.embeddings.class_embedding")
     }
 
     /// Sizes and constants.

@@ -8,10 +8,10 @@ use qformer::ops::Backend;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
 use qformer::tensor::HostTensor;
-use qformer::vision::encoder::VisionEncoder;
+use qformer::vision::encoder::{self, VisionEncoder};
 use qformer::vision::identity::identity;
 use qformer::vision::image::ImageProcessor;
-use qformer::{Config, Cpu, Error, Result};
+use qformer::{Config, Error, Result};
 use rayon::prelude::*;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -156,8 +156,7 @@ pub(crate) fn compare_encoders(
     checkpoint: &Checkpoint,
     remarks: Remarks,
 ) -> Result<()> {
-    let (Some(of_features), true) =
-        (dataset.encoder(), VisionEncoder::<Cpu>::is_in(&NamedCheckpoint::new(checkpoint)?))
+    let (Some(of_features), true) = (dataset.encoder(), encoder::is_in(&NamedCheckpoint::new(checkpoint)?))
     else {
         return Ok(());
     };

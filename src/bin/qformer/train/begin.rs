@@ -2,11 +2,12 @@
 
 use super::arguments::ModelArguments;
 use crate::{Remarks, images};
-use qformer::data::Dataset;
+use qformer::data::{Dataset, Kind};
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, TensorSource};
 use qformer::train::{Companions, Model, Settings, Stage1Parameters};
+use qformer::vision::encoder;
 use qformer::vision::image::ImageProcessor;
 use qformer::{Config, Error, Result, Tokenizer};
 use std::path::Path;
@@ -29,7 +30,12 @@ impl ModelArguments {
                 let tokenizer =
                     if has_tokenizer(folder) { folder } else { self.bert.as_deref().unwrap_or(folder) };
                 let open = Checkpoint::open(folder)?;
-                images::compare_encoders(dataset, folder, &config, &open, remarks)?;
+                match dataset.kind() {
+                    Kind::Pictures => encoder::expect_in(&open)?,
+                    Kind::Features { .. } => {
+                        images::compare_encoders(dataset, folder, &config, &open, remarks)?;
+                    }
+                }
                 let named = NamedCheckpoint::new(&open)?;
                 let source = Layered::new(&named, Initial::new(&config, seed, bert.as_ref()));
                 let begun = source.begun(&Stage1Parameters::spec(&config, settings.matching));
