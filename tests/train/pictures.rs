@@ -54,3 +54,23 @@ fn checkpoints_of_a_run_on_pictures_carry_the_image_encoder() {
     // And the run goes on from it.
     run(&mut place.resume("run")).with(0, &["continuing from"]);
 }
+
+#[test]
+fn a_model_trained_to_match_by_cosines_is_evaluated_by_them() {
+    let place = Workplace::new();
+    run(&mut place.train("run", 2, &["--matching", "max-similarity"])).with(0, &[]);
+    let mut evaluate = command();
+    evaluate.arg("evaluate").arg("--model").arg(place.checkpoint("run", 2)).arg("--json");
+    evaluate.arg("--features").arg(place.path("features.safetensors"));
+    let ended = evaluate.arg("--captions").arg(place.path("captions.jsonl")).output().unwrap();
+    let (printed, told) =
+        (String::from_utf8(ended.stdout).unwrap(), String::from_utf8(ended.stderr).unwrap());
+    assert!(ended.status.success() && told.contains("matched by the largest cosine"), "{told}");
+    let found: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    // So early no cosine reaches the half at which a pair is told a match: all are told to be none.
+    assert_eq!(
+        (&found["itm_accuracy_positives"], &found["itm_accuracy_negatives"]),
+        (&0.0.into(), &1.0.into())
+    );
+    assert!(found["caption_loss"].as_f64().unwrap() > 0.0);
+}

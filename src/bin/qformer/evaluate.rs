@@ -9,12 +9,16 @@ use crate::inputs::{ModelArguments, warn_of_not_finite};
 use crate::progress::Progress;
 use clap::Args;
 use qformer::data::{Dataset, Kind};
-use qformer::evaluate::{self, CaptionStatistics, Captions, Images, MatchingAccuracy, Recalls, Retrieval};
+use qformer::evaluate::{
+    self, CaptionStatistics, Captions, Images, MatchingAccuracy, MatchingLogits, Recalls, Retrieval,
+};
 use qformer::ops::Backend;
 use qformer::output;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
-use qformer::{Captioner, Config, HostTensor, ImageProcessor, QFormer, Result, Tokenizer, VisionEncoder};
+use qformer::{
+    Captioner, Config, HostTensor, ImageProcessor, Matching, QFormer, Result, Tokenizer, VisionEncoder,
+};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
@@ -125,6 +129,10 @@ impl Arguments {
                 Reader::Pictures { dataset, processor, encoder: Box::new(encoder), encoded: Vec::new() }
             }
         };
+        let logits = MatchingLogits::of(&NamedCheckpoint::new(&checkpoint)?)?;
+        if logits.matching() == Matching::MaxSimilarity {
+            remarks.note("pairs are matched by the largest cosine, as the checkpoint was trained");
+        }
         let (count, captions) = (dataset.images(), Captions { tokens: &tokens, images: &owners });
         let mut shown: Option<(&str, Progress)> = None;
         let mut progress = |what: &'static str, done: usize, total: usize| {
@@ -140,7 +148,7 @@ impl Arguments {
         let mut read = |images| reader.read(images);
         let images = Images { count, read: &mut read };
         let rerank = self.rerank.get();
-        let retrieval = evaluate::retrieval(qformer, images, captions, rerank, &mut progress)?;
+        let retrieval = evaluate::retrieval(qformer, images, captions, rerank, logits, &mut progress)?;
         let captioning = match &model {
             Model::Retrieving(_) => None,
             Model::Captioning(captioner) => {
