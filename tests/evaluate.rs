@@ -4,7 +4,7 @@
 mod paths;
 
 use qformer::config::Config;
-use qformer::evaluate::{Captions, Images, captioning, retrieval};
+use qformer::evaluate::{Captions, Images, MatchingLogits, captioning, retrieval};
 use qformer::params::init::{key, uniform};
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::{Part, TensorSource};
@@ -157,8 +157,10 @@ fn retrieval_is_that_of_sorted_matrices() {
         let set = Images { count: IMAGES, read: &mut read };
         let captions = Captions { tokens: &texts, images: &OWNERS };
         let evaluated =
-            retrieval(&model, set, captions, rerank, &mut |_, done, total| steps.push((done, total)))
-                .unwrap();
+            retrieval(&model, set, captions, rerank, MatchingLogits::Classifier, &mut |_, done, total| {
+                steps.push((done, total))
+            })
+            .unwrap();
         assert_eq!(evaluated.itc.image_to_text, recall(&itc, owns));
         assert_eq!(evaluated.itc.text_to_image, recall(&transposed(&itc), |text, image| owns(image, text)));
         let expected = recall(&reranked(&itc, &score, rerank), owns);
@@ -168,7 +170,7 @@ fn retrieval_is_that_of_sorted_matrices() {
         assert_eq!(evaluated.reranked.text_to_image, expected, "rerank {rerank}");
         let (true_pairs, false_pairs) = (positives.len() as f64, negatives.len() as f64);
         assert_eq!(evaluated.matching.positives, found / true_pairs);
-        assert_eq!(evaluated.matching.negatives, rejected / false_pairs);
+        assert_eq!(evaluated.matching.negatives, Some(rejected / false_pairs));
         assert_eq!(evaluated.matching.all, (found + rejected) / (true_pairs + false_pairs));
         // Twice over all images, a few at a time.
         assert_eq!(reads.iter().map(Range::len).sum::<usize>(), 2 * IMAGES);
@@ -187,7 +189,8 @@ fn equal_scores_come_in_the_order_of_their_numbers() {
     let mut read = |range: Range<usize>| Ok(part(&same, range));
     let set = Images { count: 2, read: &mut read };
     let captions = Captions { tokens: &texts, images: &[0, 1] };
-    let evaluated = retrieval(&model, set, captions, 1, &mut |_, _, _| ()).unwrap();
+    let evaluated =
+        retrieval(&model, set, captions, 1, MatchingLogits::Classifier, &mut |_, _, _| ()).unwrap();
     for recalls in [evaluated.itc, evaluated.reranked] {
         assert_eq!((recalls.image_to_text, recalls.text_to_image), ([0.5, 1.0, 1.0], [0.5, 1.0, 1.0]));
     }
@@ -200,16 +203,20 @@ fn what_does_not_fit_together_is_refused() {
     let mut evaluate = |count, tokens: &[Vec<u32>], owners: &[u32]| {
         let set = Images { count, read: &mut read };
         let captions = Captions { tokens, images: owners };
-        retrieval(&model, set, captions, 1, &mut |_, _, _| ()).unwrap_err().to_string()
+        retrieval(&model, set, captions, 1, MatchingLogits::Classifier, &mut |_, _, _| ())
+            .unwrap_err()
+            .to_string()
     };
     assert!(evaluate(3, &texts, &OWNERS).contains("image 3"));
     assert!(evaluate(IMAGES, &texts, &OWNERS[1..]).contains("26 texts"));
-    assert!(evaluate(IMAGES, &[], &[]).contains("0 texts"));
+    assert!(evaluate(IMAGES, &[], &[]).contains("no text"));
     let mut spoilt = images.clone();
     spoilt.values[0] = f32::NAN;
     let set = Images { count: IMAGES, read: &mut |range| Ok(part(&spoilt, range)) };
     let captions = Captions { tokens: &texts, images: &OWNERS };
-    let error = retrieval(&model, set, captions, 1, &mut |_, _, _| ()).unwrap_err().to_string();
+    let error = retrieval(&model, set, captions, 1, MatchingLogits::Classifier, &mut |_, _, _| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("image 0 and text 0"), "{error}");
 }
 

@@ -61,7 +61,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "language",
         ],
     ),
-    ("evaluate", &["error", "tensor", "ops", "qformer"]),
+    ("evaluate", &["error", "tensor", "params", "ops", "qformer"]),
 ];
 
 /// Longest file, in lines; generated or tabular ones would be named here with a reason.

@@ -73,7 +73,7 @@ fn a_vocabulary_file_gives_the_same_ids_as_a_tokenizer_file() {
         ]);
         let other = Tokenizer::load(folder.path()).unwrap();
         assert_eq!(other.vocabulary_size(), golden().vocabulary_size());
-        assert_eq!((other.begin_of_sentence(), golden().begin_of_sentence()), (Some(85), Some(85)));
+        assert_eq!((other.caption_ends(), golden().caption_ends()), ([85, 3], [85, 3]));
         for text in ["A red CAT, sits!", "caf\u{e9} 猫 [DEC] [SEP] table", "x\u{0}y\u{301}\tz  "] {
             assert_eq!(other.encode(text, 64).unwrap(), golden().encode(text, 64).unwrap(), "{text}");
         }
@@ -84,11 +84,14 @@ fn a_vocabulary_file_gives_the_same_ids_as_a_tokenizer_file() {
 fn a_vocabulary_file_alone_is_enough() {
     let tokenizer = Tokenizer::load("tests/golden/stage1".as_ref()).unwrap();
     assert_eq!(tokenizer.vocabulary_size(), 138);
-    assert_eq!(tokenizer.begin_of_sentence(), None);
     // [CLS] cat [SEP], by line of vocab.txt.
     let lines = include_str!("golden/stage1/vocab.txt");
     let id = |token| lines.lines().position(|line| line == token).unwrap() as u32;
     assert_eq!(tokenizer.encode("Cat", 64).unwrap(), [id("[CLS]"), id("cat"), id("[SEP]")]);
+    // As LAVIS adds [DEC] to BERT's vocabulary; it is no part of a caption's text.
+    assert_eq!(tokenizer.caption_ends(), [138, id("[SEP]")]);
+    assert_eq!(tokenizer.decode(&[138, id("cat"), id("[SEP]")]).unwrap(), "cat");
+    assert!(tokenizer.decode(&[139]).is_err());
 }
 
 #[test]
@@ -143,7 +146,7 @@ fn the_tiny_vocabulary_reads_any_english_text() {
     let tokenizer = Tokenizer::load(folder.path()).unwrap();
     assert_eq!(tokenizer.vocabulary_size(), Config::tiny().qformer.vocab_size);
     tokenizer.check_vocabulary(Config::tiny().qformer.vocab_size).unwrap();
-    assert_eq!(tokenizer.begin_of_sentence(), Some(tokenizer.vocabulary_size() as u32 - 1));
+    assert_eq!(tokenizer.caption_ends()[0], tokenizer.vocabulary_size() as u32 - 1);
     let text =
         "Two dogs (one of them old!) are playing chess in the snow, near 9 wombats & a zebra-striped jeep.";
     let ids = tokenizer.encode(text, 512).unwrap();
@@ -154,7 +157,7 @@ fn the_tiny_vocabulary_reads_any_english_text() {
     std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     let other = Tokenizer::load(folder.path()).unwrap();
     assert_eq!(other.vocabulary_size(), tokenizer.vocabulary_size());
-    assert_eq!(other.begin_of_sentence(), tokenizer.begin_of_sentence());
+    assert_eq!(other.caption_ends(), tokenizer.caption_ends());
     assert_eq!(other.encode(text, 512).unwrap(), ids);
 }
 

@@ -1,13 +1,14 @@
 //! A data set, opened and indexed: any image and any caption can be had at any time.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::Source;
 use super::features::Features;
 use super::records::{self, Listing};
 use super::webdataset::Shards;
+use super::{Source, clean_caption};
 use crate::error::{Error, Result};
 use crate::output::folder_of;
 use crate::tensor::HostTensor;
@@ -18,7 +19,7 @@ use crate::vision::image::{ImageProcessor, Rgb};
 pub struct Caption {
     /// Which image of the data set.
     pub image: u32,
-    /// As the data set has it.
+    /// As the data set has it; what is learnt from is [`Dataset::text`].
     pub text: String,
 }
 
@@ -162,6 +163,19 @@ impl Dataset {
     /// The examples, in the data set's order. A sample of a tar shard without a text has a blank one.
     pub fn captions(&self) -> &[Caption] {
         &self.captions
+    }
+
+    /// What is learnt from caption `caption`, and evaluated: of pictures, the text as LAVIS cleans it
+    /// ([`clean_caption`]); of features, the text as it stands, since `qformer encode` has written it cleaned.
+    ///
+    /// # Panics
+    /// Panics if the data set has no such caption.
+    pub fn text(&self, caption: usize) -> Cow<'_, str> {
+        let text = &self.captions[caption].text;
+        match self.kind() {
+            Kind::Pictures => Cow::Owned(clean_caption(text)),
+            Kind::Features { .. } => Cow::Borrowed(text),
+        }
     }
 
     /// What the images are.

@@ -52,16 +52,16 @@ pub struct Loaded {
     pub examples: Examples,
     /// Where the next batch starts: a loader started there goes on as this one does.
     pub next: Position,
-    /// Samples left out because they cannot be read, each named with its fault; those that this loader
-    /// met before are not told again.
+    /// Samples left out because they cannot be read, each named with its fault; those that were known
+    /// before are not told again.
     pub unreadable: Vec<String>,
 }
 
 /// An endless sequence of batches, epoch after epoch; a batch may have examples of two.
 ///
 /// Which examples a batch has, and what they look like, is a function of the data set, the options and
-/// the position alone. Captions of pictures are cleaned as LAVIS does
-/// ([`clean_caption`](super::clean_caption)). An example that cannot be read is left out, and the next takes its place. The threads end with this value.
+/// the position alone. An example that cannot be read is left out, and the next takes its place. The
+/// threads end with this value.
 #[derive(Debug)]
 pub struct Loader {
     /// None only while the value is dropped.
@@ -71,7 +71,8 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts the threads. Pictures take an image processor, features none.
+    /// Starts the threads. Pictures take an image processor, features none. `unreadable` are the faults of
+    /// samples left out before `from`: they count as if this loader had met them.
     ///
     /// # Errors
     /// Fails if the data set has no caption, if `from` is not a place in it, if there is no processor
@@ -81,6 +82,7 @@ impl Loader {
         preparation: (Option<ImageProcessor>, Tokenizer),
         options: LoaderOptions,
         from: Position,
+        unreadable: &[String],
     ) -> Result<Self> {
         let count = dataset.captions().len();
         if count == 0 {
@@ -109,7 +111,7 @@ impl Loader {
             .map_err(|error| cannot_start(&error))?;
         let stop = Arc::new(AtomicBool::new(false));
         let preparation = Preparation { dataset, processor, tokenizer, options, stop: stop.clone() };
-        let producer = Producer::new(preparation, pool, from);
+        let producer = Producer::new(preparation, pool, from, unreadable);
         let (sender, batches) = sync_channel(AHEAD);
         let thread = thread::Builder::new()
             .name("data".into())

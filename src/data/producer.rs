@@ -1,7 +1,6 @@
 //! The thread that makes a loader's batches.
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use rayon::prelude::*;
 
 use super::draws::{Draws, Purpose, permutation};
 use super::loader::{Loaded, LoaderOptions, Order};
-use super::{Dataset, Examples, Images, Kind, Position, clean_caption};
+use super::{Dataset, Examples, Images, Kind, Position};
 use crate::error::{Error, Result};
 use crate::tensor::HostTensor;
 use crate::tokenizer::Tokenizer;
@@ -79,12 +78,7 @@ impl Preparation {
 
     fn prepare(&self, place: Place) -> std::result::Result<Sample, String> {
         let image = self.image_of(place);
-        let text = &self.dataset.captions()[place.caption as usize].text;
-        let text = match self.dataset.kind() {
-            Kind::Pictures => Cow::Owned(clean_caption(text)),
-            // They were prepared with the images, and stand as they are.
-            Kind::Features { .. } => Cow::Borrowed(&**text),
-        };
+        let text = self.dataset.text(place.caption as usize);
         let tokens = self.tokenizer.encode(&text, self.options.text_length).map_err(|error| {
             format!("{}: caption {}: {error}", self.dataset.name(image as usize), place.caption)
         })?;
@@ -146,14 +140,19 @@ pub(super) struct Producer {
 }
 
 impl Producer {
-    pub(super) fn new(preparation: Preparation, pool: ThreadPool, from: Position) -> Self {
+    pub(super) fn new(
+        preparation: Preparation,
+        pool: ThreadPool,
+        from: Position,
+        unreadable: &[String],
+    ) -> Self {
         Self {
             preparation,
             pool,
             position: from,
             order: Vec::new(),
-            known: HashSet::new(),
-            told: Vec::new(),
+            known: unreadable.iter().cloned().collect(),
+            told: unreadable.iter().take(TOLD).cloned().collect(),
             barren: 0,
         }
     }

@@ -7,7 +7,8 @@ mod ranks;
 
 use crate::error::{Error, Result};
 use crate::ops::Backend;
-use crate::qformer::{Captioner, Matching, QFormer};
+use crate::params::{NamedCheckpoint, Part, TensorSource};
+use crate::qformer::{Captioner, Match, Matching, QFormer};
 use crate::tensor::HostTensor;
 use ranks::{Similarities, recalls};
 use std::ops::Range;
@@ -57,8 +58,8 @@ pub struct Recalls {
 pub struct MatchingAccuracy {
     /// Of the pairs that match.
     pub positives: f64,
-    /// Of the hard negatives; 1 if there are none, since all texts are of one image.
-    pub negatives: f64,
+    /// Of the hard negatives; none if there are none, since all texts are of one image.
+    pub negatives: Option<f64>,
     /// Of all.
     pub all: f64,
 }
@@ -82,11 +83,63 @@ impl CaptionStatistics {
 /// What an evaluation is doing, how far it has come, and how far it will go.
 pub type Progress<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 
+/// What the logits of "does not match" and "matches" are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum MatchingLogits {
+    /// The two-class head's.
+    Classifier,
+    /// 0, and scale·similarity + bias of a pair's largest cosine, as [`Matching::MaxSimilarity`] is trained.
+    MaxSimilarity {
+        /// `itm_scale`
+        scale: f32,
+        /// `itm_bias`
+        bias: f32,
+    },
+}
+
+impl MatchingLogits {
+    /// Those that a checkpoint was trained with: it has `itm_scale` and `itm_bias`, or else the classifier.
+    ///
+    /// # Errors
+    /// Fails if these are not single numbers, or cannot be read.
+    pub fn of(checkpoint: &NamedCheckpoint<'_>) -> Result<Self> {
+        let names = ["itm_scale", "itm_bias"];
+        if !names.iter().all(|name| checkpoint.contains(name)) {
+            return Ok(Self::Classifier);
+        }
+        let parts = names.map(|name| Part { name: name.to_owned(), shape: Vec::new() });
+        checkpoint.check(&parts.iter().collect::<Vec<_>>())?;
+        let mut values = [0.0; 2];
+        for (part, value) in parts.iter().zip(&mut values) {
+            checkpoint.read(part, &mut |_, read| *value = read[0])?;
+        }
+        Ok(Self::MaxSimilarity { scale: values[0], bias: values[1] })
+    }
+
+    /// What of a pair is computed.
+    pub fn matching(self) -> Matching {
+        match self {
+            Self::Classifier => Matching::Classifier,
+            Self::MaxSimilarity { .. } => Matching::MaxSimilarity,
+        }
+    }
+
+    fn of_pair(self, found: Match) -> [f32; 2] {
+        match self {
+            Self::Classifier => found.logits.expect("of the classifier"),
+            Self::MaxSimilarity { scale, bias } => [0.0, scale * found.score + bias],
+        }
+    }
+}
+
 impl Captions<'_> {
     fn check(&self, images: usize) -> Result<()> {
-        if self.tokens.is_empty() || self.tokens.len() != self.images.len() {
+        if self.tokens.is_empty() {
+            return Err(Error::value("there is no text to evaluate with"));
+        }
+        if self.tokens.len() != self.images.len() {
             return Err(Error::value(format!(
-                "{} texts are said to be of {} images; there has to be a text, and an image for each",
+                "{} texts are said to be of {} images; there has to be an image for each",
                 self.tokens.len(),
                 self.images.len()
             )));
@@ -100,8 +153,8 @@ impl Captions<'_> {
     }
 }
 
-/// Retrieval in both directions, reranking for every image the `rerank` texts of the largest contrastive
-/// similarity, and for every text as many images.
+/// Retrieval in both directions, reranking by the logits `matching` for every image the `rerank` texts of the
+/// largest contrastive similarity, and for every text as many images.
 ///
 /// # Errors
 /// Fails if the checkpoint cannot compare images with texts, if a text or the features are not fit, and as
@@ -111,6 +164,7 @@ pub fn retrieval<B: Backend>(
     images: Images<'_>,
     captions: Captions<'_>,
     rerank: usize,
+    matching: MatchingLogits,
     progress: Progress<'_>,
 ) -> Result<Retrieval> {
     let Images { count, read } = images;
@@ -149,8 +203,8 @@ pub fn retrieval<B: Backend>(
             .flat_map(|(image, texts)| texts.iter().map(move |&text| (image, text as usize)))
             .collect();
         let matches =
-            model.match_score(&read(pass.clone())?, captions.tokens, &pairs, Matching::Classifier)?;
-        let mut matches = matches.into_iter().map(|found| found.logits.expect("of the classifier"));
+            model.match_score(&read(pass.clone())?, captions.tokens, &pairs, matching.matching())?;
+        let mut matches = matches.into_iter().map(|found| matching.of_pair(found));
         logits.extend(wanted[pass].iter().map(|texts| matches.by_ref().take(texts.len()).collect()));
         done += pairs.len();
         progress("matching pairs", done, total);
@@ -173,7 +227,7 @@ pub fn retrieval<B: Backend>(
         reranked: recalls(&reranked),
         matching: MatchingAccuracy {
             positives: found as f64 / texts as f64,
-            negatives: if false_pairs == 0 { 1.0 } else { rejected as f64 / false_pairs as f64 },
+            negatives: (false_pairs > 0).then(|| rejected as f64 / false_pairs as f64),
             all: (found + rejected) as f64 / (texts + false_pairs) as f64,
         },
     })

@@ -55,7 +55,7 @@ impl<B: Backend> Captioner<B> {
     pub fn load(device: B, directory: impl AsRef<Path>) -> Result<Self> {
         let directory = directory.as_ref();
         let (config, checkpoint) = (Config::load(directory)?, Checkpoint::open(directory)?);
-        let ends = Tokenizer::load(directory)?.caption_ends()?;
+        let ends = Tokenizer::load(directory)?.caption_ends();
         Self::from_checkpoint(device, config, &checkpoint, ends, &mut |_, _| ())
     }
 

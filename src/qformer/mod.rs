@@ -96,7 +96,7 @@ impl<B: Backend> QFormer<B> {
             ["vision_model.", "language_model.", "language_projection.", "cls."]
                 .iter()
                 .any(|p| name.starts_with(p))
-                || name == "temp"
+                || ["temp", "itm_scale", "itm_bias"].contains(&name)
         })?;
         Self::from_source(device, config, abilities, &checkpoint, progress)
     }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tokenizers::AddedToken;
 use tokenizers::normalizers::BertNormalizer;
 
+use super::START;
 use crate::input::printable;
 
 type Parsed<T> = std::result::Result<T, String>;
@@ -36,8 +37,8 @@ pub(super) struct Definition {
     pub(super) first: u32,
     /// Id of `[SEP]`.
     pub(super) last: u32,
-    /// Id of `[DEC]`.
-    pub(super) begin_of_sentence: Option<u32>,
+    /// Id of the `bos_token`.
+    begin_of_sentence: Option<u32>,
     ids: HashMap<String, u32>,
 }
 
@@ -129,6 +130,13 @@ impl Definition {
     /// Number of ids, those of added tokens included.
     pub(super) fn vocabulary_size(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Id of the token that begins a caption.
+    pub(super) fn start(&self) -> u32 {
+        // The number of values in a file is far below 2^32.
+        let next = self.ids.len() as u32;
+        self.begin_of_sentence.or_else(|| self.ids.get(START).copied()).unwrap_or(next)
     }
 
     fn id_of(&self, token: &str) -> Parsed<u32> {

@@ -3,16 +3,19 @@
 mod definition;
 mod tiny;
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
+use serde_json::{Value, json};
 use tokenizers::decoders::wordpiece::WordPiece as WordPieceDecoder;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 
 use crate::error::{Error, Result};
 use crate::input;
+use crate::output::{write_atomically, write_json};
 use definition::Definition;
 
 pub(crate) use tiny::vocabulary_size as tiny_vocabulary_size;
@@ -23,6 +26,12 @@ pub const FILE_NAME: &str = "tokenizer.json";
 pub const VOCABULARY_FILE_NAME: &str = "vocab.txt";
 /// Name of the file with the names of the special tokens.
 pub const CONFIG_FILE_NAME: &str = "tokenizer_config.json";
+/// Names of all files of a tokenizer, of which not all need be there.
+pub const FILE_NAMES: [&str; 4] =
+    [FILE_NAME, VOCABULARY_FILE_NAME, CONFIG_FILE_NAME, "special_tokens_map.json"];
+
+/// The token that begins a caption, which LAVIS adds to BERT's.
+pub const START: &str = "[DEC]";
 
 /// Largest file read, in bytes.
 const FILE_BYTES: u64 = 32 << 20;
@@ -37,7 +46,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     first: u32,
     last: u32,
-    begin_of_sentence: Option<u32>,
+    start: u32,
     vocabulary_size: usize,
     word_pieces: usize,
 }
@@ -52,12 +61,7 @@ impl Tokenizer {
     /// kind (another model, normaliser, pre-tokenizer or template, named in the message), or if its
     /// ids are not 0, 1, 2, … without gap.
     pub fn load(directory: &Path) -> Result<Self> {
-        let config_path = directory.join(CONFIG_FILE_NAME);
-        let config = if input::exists(&config_path) {
-            input::parse_json(&config_path, &input::read_text(&config_path, FILE_BYTES)?)?
-        } else {
-            serde_json::Value::Null
-        };
+        let config = configuration(directory)?;
         let path = directory.join(FILE_NAME);
         if input::exists(&path) {
             let json = input::parse_json(&path, &input::read_text(&path, FILE_BYTES)?)?;
@@ -69,7 +73,55 @@ impl Tokenizer {
             let definition = Definition::from_vocabulary(&input::read_text(&path, FILE_BYTES)?, &config);
             return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
         }
-        Err(Error::input(directory, format_args!("holds neither {FILE_NAME} nor {VOCABULARY_FILE_NAME}")))
+        Err(Error::input(
+            directory,
+            format_args!(
+                "holds neither {FILE_NAME} nor {VOCABULARY_FILE_NAME}; copy bert-base-uncased's to it"
+            ),
+        ))
+    }
+
+    /// The `tokenizer_config.json` in the folder `directory` with what BERT's own leaves out and transformers
+    /// needs to know in a folder of BLIP-2: the kind, and the token that LAVIS adds. None if it has both.
+    ///
+    /// # Errors
+    /// Fails if there is one and it cannot be read.
+    pub(crate) fn completed_settings(directory: &Path) -> Result<Option<Value>> {
+        let mut settings = configuration(directory)?.as_object().cloned().unwrap_or_default();
+        let mut is_changed = false;
+        for (key, value) in [("bos_token", START), ("tokenizer_class", "BertTokenizer")] {
+            if settings.get(key).is_none_or(Value::is_null) {
+                settings.insert(key.to_owned(), value.into());
+                is_changed = true;
+            }
+        }
+        Ok(is_changed.then_some(settings.into()))
+    }
+
+    /// Writes `vocab.txt` and `tokenizer_config.json` of a BERT tokenizer with the vocabulary `tokens`, which
+    /// has `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`, and after it [`START`].
+    ///
+    /// # Errors
+    /// Fails if the operating system refuses to write.
+    pub fn write<S: AsRef<str>>(directory: &Path, tokens: &[S]) -> Result<()> {
+        let path = directory.join(VOCABULARY_FILE_NAME);
+        write_atomically(&path, |file| {
+            let mut lines = tokens.iter();
+            lines
+                .try_for_each(|token| writeln!(file, "{}", token.as_ref()))
+                .map_err(|source| Error::io(&path, "write", source))
+        })?;
+        let settings = json!({
+            "bos_token": START,
+            "cls_token": "[CLS]",
+            "do_lower_case": true,
+            "mask_token": "[MASK]",
+            "pad_token": "[PAD]",
+            "sep_token": "[SEP]",
+            "tokenizer_class": "BertTokenizer",
+            "unk_token": "[UNK]",
+        });
+        write_json(&directory.join(CONFIG_FILE_NAME), &settings)
     }
 
     /// Writes `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` of a small vocabulary of
@@ -84,20 +136,12 @@ impl Tokenizer {
     fn new(path: &Path, definition: Definition) -> Result<Self> {
         let vocabulary_size = definition.vocabulary_size();
         let word_pieces = definition.vocabulary.len();
-        let Definition { first, last, begin_of_sentence, .. } = definition;
+        let (first, last, start) = (definition.first, definition.last, definition.start());
         // The library panics on some inputs that its own checks let through.
         let inner = catch_unwind(AssertUnwindSafe(|| build(definition)))
             .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
             .map_err(|error| Error::input(path, input::printable(&error.to_string())))?;
-        Ok(Self {
-            path: path.to_owned(),
-            inner,
-            first,
-            last,
-            begin_of_sentence,
-            vocabulary_size,
-            word_pieces,
-        })
+        Ok(Self { path: path.to_owned(), inner, first, last, start, vocabulary_size, word_pieces })
     }
 
     /// Number of token ids; they are 0, 1, 2, … without gap.
@@ -105,24 +149,12 @@ impl Tokenizer {
         self.vocabulary_size
     }
 
-    /// Id of `[DEC]`, with which the Q-Former begins a caption of its own, if configured.
-    pub fn begin_of_sentence(&self) -> Option<u32> {
-        self.begin_of_sentence
-    }
-
-    /// Ids of the tokens that a caption by the Q-Former begins and ends with, as LAVIS has it: `[DEC]`,
-    /// which is the `bos_token` of `tokenizer_config.json`, and `[SEP]`.
-    ///
-    /// # Errors
-    /// Fails if no `bos_token` is configured.
-    pub fn caption_ends(&self) -> Result<[u32; 2]> {
-        let Some(start) = self.begin_of_sentence else {
-            let what = format_args!(
-                "has no token that begins a caption; set \"bos_token\": \"[DEC]\" in {CONFIG_FILE_NAME}"
-            );
-            return Err(Error::input(&self.path, what));
-        };
-        Ok([start, self.last])
+    /// Ids of the tokens that a caption begins and ends with where the Q-Former generates it or learns to:
+    /// [`START`] and `[SEP]`. Another `bos_token` of `tokenizer_config.json` takes the place of [`START`];
+    /// where there is neither, as in BERT's own tokenizer, it is the id that follows the vocabulary, as which
+    /// LAVIS adds it.
+    pub fn caption_ends(&self) -> [u32; 2] {
+        [self.start, self.last]
     }
 
     /// The text of token ids: word pieces joined, spaces before punctuation taken out, special tokens
@@ -131,6 +163,7 @@ impl Tokenizer {
     /// # Errors
     /// Fails if an id is not in the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let ids: Vec<u32> = ids.iter().copied().filter(|&id| id != self.start).collect();
         if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocabulary_size) {
             let count = self.vocabulary_size;
             return Err(Error::input(
@@ -139,7 +172,7 @@ impl Tokenizer {
             ));
         }
         self.inner
-            .decode(ids, true)
+            .decode(&ids, true)
             .map_err(|error| Error::input(&self.path, input::printable(&error.to_string())))
     }
 
@@ -202,6 +235,15 @@ impl Tokenizer {
         }
         let words = &words[..words.len().min(max_length - 2)];
         Ok([&[self.first], words, &[self.last]].concat())
+    }
+}
+
+/// The `tokenizer_config.json` in the folder `directory`, or null.
+fn configuration(directory: &Path) -> Result<Value> {
+    let path = directory.join(CONFIG_FILE_NAME);
+    match input::exists(&path) {
+        true => input::parse_json(&path, &input::read_text(&path, FILE_BYTES)?),
+        false => Ok(Value::Null),
     }
 }
 

@@ -1,17 +1,14 @@
 //! A small vocabulary for models of trial size: any lower-case English text has pieces in it.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{CONFIG_FILE_NAME, FILE_NAME, VOCABULARY_FILE_NAME};
-use crate::error::{Error, Result};
-use crate::output::{write_atomically, write_json};
+use super::{FILE_NAME, START, Tokenizer};
+use crate::error::Result;
+use crate::output::write_json;
 
 const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-/// Follows the vocabulary.
-const BEGIN_OF_SENTENCE: &str = "[DEC]";
 const PUNCTUATION: &str = ".,!?'\"-:;()&/";
 const LETTERS: &str = "abcdefghijklmnopqrstuvwxyz0123456789";
 const ENDINGS: &str = "s ed er ing ly es y en est al";
@@ -49,29 +46,13 @@ fn vocabulary() -> Vec<String> {
 /// Writes the tokenizer's files to `directory`.
 pub(super) fn write(directory: &Path) -> Result<()> {
     let tokens = vocabulary();
-    let path = directory.join(VOCABULARY_FILE_NAME);
-    write_atomically(&path, |file| {
-        writeln!(file, "{}", tokens.join("\n")).map_err(|source| Error::io(&path, "write", source))
-    })?;
-    write_json(
-        &directory.join(CONFIG_FILE_NAME),
-        &json!({
-            "bos_token": BEGIN_OF_SENTENCE,
-            "cls_token": "[CLS]",
-            "do_lower_case": true,
-            "mask_token": "[MASK]",
-            "pad_token": "[PAD]",
-            "sep_token": "[SEP]",
-            "tokenizer_class": "BertTokenizer",
-            "unk_token": "[UNK]",
-        }),
-    )?;
+    Tokenizer::write(directory, &tokens)?;
     write_json(&directory.join(FILE_NAME), &tokenizer_json(&tokens))
 }
 
 /// The `tokenizer.json` of a BERT tokenizer with the vocabulary `tokens`.
 fn tokenizer_json(tokens: &[String]) -> Value {
-    let added = SPECIAL.into_iter().zip(0..).chain([(BEGIN_OF_SENTENCE, tokens.len())]);
+    let added = SPECIAL.into_iter().zip(0..).chain([(START, tokens.len())]);
     let added: Vec<Value> = added
         .map(|(content, id)| {
             json!({

@@ -7,13 +7,14 @@
 //!                            an image encoder belongs to the run, which then is the second shard
 //!   stage1.safetensors       those that it has no place for: temperature, language-modelling head
 //!   optimizer.safetensors    moments: exp_avg.NAME, exp_avg_sq.NAME
-//!   trainer_state.json       step, place in the data, seed, and a checksum of every other file
+//!   trainer_state.json       step, place in the data, samples left out, seed, and a checksum of every other
+//!                            file
 //! RUN/checkpoints/latest     the newest
 //! ```
 
 use super::model::Companions;
 use super::run::Run;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::data::Position;
 use crate::error::{Error, Result};
 use crate::input;
@@ -26,7 +27,7 @@ use serde_json::{Map, json};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Name of the folder of a run's checkpoints.
@@ -40,10 +41,10 @@ const STAGE1_FILE_NAME: &str = "stage1.safetensors";
 /// The shards where there is an image encoder.
 const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 /// Largest state file read, in bytes.
-const STATE_BYTES: u64 = 1 << 20;
+const STATE_BYTES: u64 = 256 << 20;
 
 /// Where a run stood.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// Steps done.
     pub global_step: usize,
@@ -53,6 +54,8 @@ pub struct State {
     pub seed: u32,
     /// [`Dataset::fingerprint`](crate::data::Dataset::fingerprint) of what is learnt from.
     pub dataset: u32,
+    /// Faults of the samples left out so far, which count against what is allowed.
+    pub unreadable: Vec<String>,
     /// CRC-32 of every other file of the folder, in hexadecimal digits.
     pub checksums: BTreeMap<String, String>,
 }
@@ -86,7 +89,7 @@ pub(super) struct Frozen {
 }
 
 /// Name of the file with a run's image encoder, in the run's folder.
-const ENCODER_FILE_NAME: &str = "image-encoder.safetensors";
+pub(super) const ENCODER_FILE_NAME: &str = "image-encoder.safetensors";
 
 impl Frozen {
     /// The image encoder's file of `run`, from `source` unless it is there.
@@ -154,7 +157,7 @@ impl TensorSource for Moments {
 pub(super) fn save(
     run: &Path,
     state: State,
-    companions: &Companions,
+    model: (&Config, &Companions),
     tensors: Tensors<'_>,
     keep: usize,
 ) -> Result<PathBuf> {
@@ -165,7 +168,7 @@ pub(super) fn save(
     remove_folder(&partial)?;
     fs::create_dir(&partial).map_err(|error| Error::io(&partial, "create", error))?;
     let target = folder.join(name);
-    let saved = fill(&partial, state, companions, tensors).and_then(|()| {
+    let saved = fill(&partial, state, model, tensors).and_then(|()| {
         // One that was found torn may be in the way.
         retire(&target)?;
         fs::rename(&partial, &target).map_err(|error| Error::io(&target, "write", error))
@@ -183,14 +186,15 @@ pub(super) fn save(
     Ok(target)
 }
 
-fn fill(folder: &Path, mut state: State, companions: &Companions, tensors: Tensors<'_>) -> Result<()> {
+fn fill(
+    folder: &Path,
+    mut state: State,
+    (config, companions): (&Config, &Companions),
+    tensors: Tensors<'_>,
+) -> Result<()> {
     let none = BTreeMap::new();
-    for (name, bytes) in &companions.files {
-        let path = folder.join(name);
-        write_atomically(&path, |file| {
-            file.write_all(bytes).map_err(|error| Error::io(&path, "write", error))
-        })?;
-    }
+    write_json(&folder.join(config::FILE_NAME), &config.to_json())?;
+    companions.write(folder)?;
     let mut sums = BTreeMap::new();
     match tensors.frozen {
         None => write(&folder.join(FILE_NAME), &none, tensors.model)?,

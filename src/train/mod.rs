@@ -54,7 +54,7 @@ pub use batch::Batch;
 pub use checkpoint::{Saved, State};
 pub use memory::{MemoryPlan, StepSize};
 pub use metrics::Record;
-pub use model::{Companions, Model, start_token};
+pub use model::{Companions, Model};
 pub use options::{Hardness, Losses, Recompute, Stage1Options, StepPart};
 pub use parameters::{SimilarityLogit, Stage1Parameters};
 pub use run::Run;

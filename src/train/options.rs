@@ -105,8 +105,9 @@ impl Stage1Options {
             }
         }
         if self.start_token as usize >= config.qformer.vocab_size {
-            return Err(Error::usage(format!(
-                "texts are to start with token {}, but the model's vocabulary has {}",
+            return Err(Error::value(format!(
+                "a text to be generated starts with [DEC], token {}, for which the word embeddings have no row \
+                 (vocab_size is {}); stage 1 needs one more row than bert-base-uncased has",
                 self.start_token, config.qformer.vocab_size
             )));
         }

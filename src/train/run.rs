@@ -1,11 +1,12 @@
 //! A run's folder.
 
 use super::checkpoint::{self, Saved};
+use super::metrics;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::output::write_atomically;
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// Name of the file with a run's settings.
@@ -43,6 +44,24 @@ impl Run {
             file.write_all(config.to_string().as_bytes()).map_err(|error| Error::io(&path, "write", error))
         })?;
         Ok(Self { folder: folder.to_owned(), saved: None })
+    }
+
+    /// Takes back the run in `folder` that could not begin, so that another can.
+    ///
+    /// # Errors
+    /// Fails if the operating system refuses to remove its files.
+    pub fn discard(folder: &Path) -> Result<()> {
+        remove_partial(folder)?;
+        for name in [CONFIG_FILE_NAME, metrics::FILE_NAME, checkpoint::ENCODER_FILE_NAME] {
+            let path = folder.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::io(&path, "remove", error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Whether there is a run in `folder`.

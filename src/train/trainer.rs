@@ -2,7 +2,7 @@
 
 use super::checkpoint::{self, Frozen, Moments, State, Tensors};
 use super::metrics::{self, Line, Metrics, Record};
-use super::model::{Companions, Model, start_token};
+use super::model::{Companions, Model};
 use super::run::Run;
 use super::settings::Settings;
 use super::{Batch, Stage1, StepSize, curves, non_finite};
@@ -45,6 +45,8 @@ pub struct Trainer<B: Backend> {
     step: usize,
     /// Where the next step's data begin.
     position: Position,
+    /// Faults of the samples left out so far.
+    unreadable: Vec<String>,
     /// The newest checkpoint's folder, and the step it is of.
     saved: Option<(usize, PathBuf)>,
     /// Steps done, and since when.
@@ -102,7 +104,8 @@ impl<B: Backend + Clone> Trainer<B> {
         let Model { config, tokenizer, processor, companions, source } = model;
         settings.validate(&config)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
-        let options = settings.stage1(start_token(&tokenizer, &config)?);
+        let [start_token, _] = tokenizer.caption_ends();
+        let options = settings.stage1(start_token);
         let mut stage1 = Stage1::new(device.clone(), config.clone(), options, source)?;
         let encoder = match dataset.kind() {
             Kind::Features { width, .. } if width != config.vision.hidden_size => {
@@ -115,6 +118,7 @@ impl<B: Backend + Clone> Trainer<B> {
             Kind::Features { .. } => None,
             Kind::Pictures => {
                 let encoder = VisionEncoder::from_source(device.clone(), &config, source, &mut |_, _| ())?;
+                encoder.reserve(settings.batch_size)?;
                 Some((encoder, Frozen::of(&run, &config, source)?))
             }
         };
@@ -135,8 +139,7 @@ impl<B: Backend + Clone> Trainer<B> {
                 "the data set is not the one that the run was begun with: its names or captions differ; restore it, or begin another run",
             ));
         }
-        let (step, position) =
-            state.map_or_else(Default::default, |state| (state.global_step, state.position));
+        let State { global_step: step, position, unreadable, .. } = state.cloned().unwrap_or_default();
         let options = LoaderOptions {
             batch_size: settings.batch_size,
             order: settings.order,
@@ -147,7 +150,7 @@ impl<B: Backend + Clone> Trainer<B> {
         };
         let processor = encoder.is_some().then_some(processor);
         let captions = dataset.captions().len();
-        let loader = Loader::start(dataset, (processor, tokenizer), options, position)?;
+        let loader = Loader::start(dataset, (processor, tokenizer), options, position, &unreadable)?;
         let known = part_names(&Parameters::spec(&config, Abilities { text: true, retrieval: true }));
         let metrics = Metrics::open(run.folder().join(metrics::FILE_NAME), step)?;
         let mut trainer = Self {
@@ -164,6 +167,7 @@ impl<B: Backend + Clone> Trainer<B> {
             metrics,
             step,
             position,
+            unreadable,
             saved: None,
             since: (step, Instant::now()),
         };
@@ -216,6 +220,7 @@ impl<B: Backend + Clone> Trainer<B> {
         for fault in &unreadable {
             self.metrics.write(&json!({ "event": "warning", "step": step, "message": fault }))?;
         }
+        self.unreadable.extend_from_slice(&unreadable);
         let (examples, took) = (names.len(), begun.elapsed().as_secs_f64());
         let record = Record::new(step, losses, temperature, norm, rate);
         let samples_per_second = examples as f64 / took;
@@ -262,7 +267,8 @@ impl<B: Backend + Clone> Trainer<B> {
     pub fn save(&mut self) -> Result<PathBuf> {
         let seed = self.settings.seed;
         let (position, dataset, checksums) = (self.position, self.fingerprint, BTreeMap::new());
-        let state = State { global_step: self.step, position, seed, dataset, checksums };
+        let unreadable = self.unreadable.clone();
+        let state = State { global_step: self.step, position, seed, dataset, unreadable, checksums };
         let (weights, device) = (self.stage1.weights(), &self.device);
         let tensors = Tensors {
             model: weights.tensors(device, |name| self.known.contains(name)),
@@ -271,7 +277,13 @@ impl<B: Backend + Clone> Trainer<B> {
             frozen: self.encoder.as_ref().map(|(_, frozen)| frozen),
         };
         self.metrics.synchronise()?;
-        let saved = checkpoint::save(&self.folder, state, &self.companions, tensors, self.settings.keep);
+        let saved = checkpoint::save(
+            &self.folder,
+            state,
+            (&self.config, &self.companions),
+            tensors,
+            self.settings.keep,
+        );
         let path = saved.map_err(|error| match &self.saved {
             Some((_, whole)) => error.with(format_args!("the last whole checkpoint is {}", whole.display())),
             None => error,
@@ -321,7 +333,10 @@ impl<B: Backend + Clone> Trainer<B> {
     /// Bytes of the device's memory by purpose, of which there is no more in any step.
     pub fn memory(&self) -> Vec<(&'static str, usize)> {
         let mut purposes = self.stage1.memory().purposes().to_vec();
-        purposes.extend(self.encoder.as_ref().map(|(encoder, _)| ("image encoder", encoder.weight_bytes())));
+        if let Some((encoder, _)) = &self.encoder {
+            purposes.push(("image encoder", encoder.weight_bytes()));
+            purposes.push(("image encoder's activations", encoder.workspace_bytes()));
+        }
         purposes
     }
 

@@ -13,7 +13,7 @@ use crate::ops::embedding::EmbeddingForward;
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus};
 use crate::tensor::{HostTensor, ViewMut};
-use crate::workspace::Workspace;
+use crate::workspace::{Lease, Workspace};
 use std::path::Path;
 
 /// Colour channels.
@@ -153,6 +153,25 @@ impl<'a, B: Backend> VisionActs<'a, B> {
     }
 }
 
+/// Whether a checkpoint has an image encoder.
+pub fn is_in(checkpoint: &NamedCheckpoint<'_>) -> bool {
+    checkpoint.contains("vision_model.embeddings.class_embedding")
+}
+
+/// Refuses a checkpoint without an image encoder.
+///
+/// # Errors
+/// Fails if it has none.
+pub fn expect_in(checkpoint: &Checkpoint) -> Result<()> {
+    if is_in(&NamedCheckpoint::new(checkpoint)?) {
+        return Ok(());
+    }
+    let what = "has no image encoder (tensors vision_model.…), so it reads no images: LAVIS's .pth files and \
+                the checkpoints of training on features leave it out; give the image encoder's output as \
+                --features, which qformer encode writes with the checkpoint that has it";
+    Err(Error::input(checkpoint.path(), what))
+}
+
 /// A frozen image encoder with its weights on device `B`.
 pub struct VisionEncoder<B: Backend = crate::Cpu> {
     device: B,
@@ -183,6 +202,7 @@ impl<B: Backend> VisionEncoder<B> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        expect_in(checkpoint)?;
         let checkpoint = NamedCheckpoint::new(checkpoint)?;
         let specs = Parameters::spec(&config.vision);
         reject_surplus(&checkpoint, &part_names(&specs), |name| {
@@ -222,6 +242,19 @@ impl<B: Backend> VisionEncoder<B> {
         self.weights.bytes()
     }
 
+    /// Takes the memory for so many `images` at a time before they come.
+    ///
+    /// # Errors
+    /// Fails if there is not enough.
+    pub fn reserve(&self, images: usize) -> Result<()> {
+        self.lease(&Sequences::uniform(images, self.config.image_tokens()), images).map(drop)
+    }
+
+    /// Bytes that images are encoded in: as many as the most at a time took, which are kept.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace.bytes()
+    }
+
     /// The last block's output [B, N, W], before the last norm, of preprocessed images [B, 3, S, S].
     ///
     /// # Errors
@@ -248,10 +281,7 @@ impl<B: Backend> VisionEncoder<B> {
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
         let (b, parameters) = (&self.device, self.weights.view());
         let sequences = Sequences::uniform(images, self.config.image_tokens());
-        let mut lease = self.workspace.lease(b, (images, "images"), |c| {
-            c.take::<u32>(1, sequences.words());
-            VisionActs::carve(c, &self.config, images);
-        })?;
+        let mut lease = self.lease(&sequences, images)?;
         let mut cursor = lease.cursor();
         let placed = sequences.place(b, cursor.take(1, sequences.words()))?;
         let mut acts = VisionActs::carve(&mut cursor, &self.config, images);
@@ -260,6 +290,13 @@ impl<B: Backend> VisionEncoder<B> {
             block.forward(b, &self.config, placed, &mut acts)?;
         }
         b.read(acts.x[0].view())
+    }
+
+    fn lease(&self, sequences: &Sequences, images: usize) -> Result<Lease<'_, B>> {
+        self.workspace.lease(&self.device, (images, "images"), |c| {
+            c.take::<u32>(1, sequences.words());
+            VisionActs::carve(c, &self.config, images);
+        })
     }
 
     /// Class and patch embeddings with their positions, into `acts.x[0]`.

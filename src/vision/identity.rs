@@ -1,6 +1,6 @@
 //! Which image encoder it is.
 
-use super::encoder::Parameters;
+use super::encoder::{Parameters, expect_in};
 use super::image::ImageProcessor;
 use crate::config::Config;
 use crate::error::Result;
@@ -20,6 +20,7 @@ pub fn identity(
     processor: &ImageProcessor,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<String> {
+    expect_in(checkpoint)?;
     let source = NamedCheckpoint::new(checkpoint)?;
     let mut specs: Vec<Spec> = Vec::new();
     Parameters::spec(&config.vision).map(&mut |spec: &Spec| specs.push(spec.clone()));

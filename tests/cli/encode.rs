@@ -26,7 +26,7 @@ impl Encoding {
                 |x: u32, y: u32| Rgb([x * 5 + image, y * 7 + image * 3, x ^ y].map(|value| value as u8));
             RgbImage::from_fn(40, 30, pixel).save(encoding.path(&format!("{image}.png"))).unwrap();
             lines +=
-                &format!("{{\"image\": \"{image}.png\", \"caption\": [\"a cat\", \"number {image}\"]}}\n");
+                &format!("{{\"image\": \"{image}.png\", \"caption\": [\"A cat!\", \"number {image}\"]}}\n");
         }
         fs::write(encoding.path("data.jsonl"), lines).unwrap();
         encoding

@@ -8,6 +8,7 @@ mod embed;
 mod encode;
 mod errors;
 mod evaluate;
+mod gpu;
 mod init;
 mod inspect;
 #[path = "../support/paths.rs"]

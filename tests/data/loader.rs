@@ -49,7 +49,7 @@ fn features(workplace: &Workplace, rows: usize) -> Arc<Dataset> {
 
 fn start(workplace: &Workplace, dataset: &Arc<Dataset>, options: LoaderOptions, from: Position) -> Loader {
     let preparation = (Some(ImageProcessor::blip2(8)), workplace.tokenizer());
-    Loader::start(dataset.clone(), preparation, options, from).unwrap()
+    Loader::start(dataset.clone(), preparation, options, from, &[]).unwrap()
 }
 
 fn batches(loader: &mut Loader, count: usize) -> Vec<Loaded> {
@@ -157,7 +157,7 @@ fn features_come_in_their_order_and_a_batch_goes_on_in_the_next_epoch() {
     let dataset = features(&workplace, 5);
     let options = LoaderOptions { batch_size: 3, order: Order::Given, ..OPTIONS };
     let preparation = (None, workplace.tokenizer());
-    let mut loader = Loader::start(dataset, preparation, options, Position::default()).unwrap();
+    let mut loader = Loader::start(dataset, preparation, options, Position::default(), &[]).unwrap();
     for (rows, next) in [([0, 1, 2], (0, 3)), ([3, 4, 0], (1, 1)), ([1, 2, 3], (1, 4)), ([4, 0, 1], (2, 2))] {
         let loaded = loader.next().unwrap();
         let Images::Features(features) = loaded.examples.images else { panic!("these are features") };
@@ -203,6 +203,19 @@ fn more_unreadable_samples_than_allowed_are_an_error_that_names_them() {
     );
     let at = ["2.png", "4.png", "5.png"].map(|name| error.find(name).unwrap());
     assert!(at.is_sorted() && !error.contains("7.png"), "{error}");
+    // Those that an earlier loader told of count, and are not told of again.
+    let mut earlier = start(&workplace, &dataset, OPTIONS, Position::default());
+    let known: Vec<String> = (0..20).flat_map(|_| earlier.next().unwrap().unreadable).collect();
+    assert_eq!(known.len(), 5);
+    let again = |max_bad_samples| {
+        let options = LoaderOptions { max_bad_samples, ..OPTIONS };
+        let preparation = (Some(ImageProcessor::blip2(8)), workplace.tokenizer());
+        let mut loader =
+            Loader::start(dataset.clone(), preparation, options, Position::default(), &known).unwrap();
+        (0..20).map(|_| loader.next().map(|loaded| loaded.unreadable.len())).collect::<Result<Vec<_>, _>>()
+    };
+    assert_eq!(again(5).unwrap(), [0; 20]);
+    assert!(again(4).unwrap_err().to_string().contains("5 samples cannot be read, and 4 are allowed"));
     let after = loader.next().unwrap_err().to_string();
     assert!(after.contains("has ended"), "{after}");
 }
@@ -234,7 +247,7 @@ fn what_cannot_be_started_is_refused() {
     let workplace = Workplace::new();
     let dataset = pictures(&workplace);
     let refused = |dataset: &Arc<Dataset>, processor, options, from, fragment: &str| {
-        let error = Loader::start(dataset.clone(), (processor, workplace.tokenizer()), options, from);
+        let error = Loader::start(dataset.clone(), (processor, workplace.tokenizer()), options, from, &[]);
         let error = error.unwrap_err().to_string();
         assert!(error.contains(fragment), "{error}");
     };

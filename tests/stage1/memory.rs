@@ -98,7 +98,7 @@ fn what_cannot_be_trained_is_refused() {
     refused(config(), Stage1Options { weights: [f64::NAN; 3], ..options() }, "weight NaN");
     refused(config(), Stage1Options { smoothing: 1.0, ..options() }, "label smoothing is 1");
     refused(config(), Stage1Options { dropout: -0.1, ..options() }, "dropout is -0.1");
-    refused(config(), Stage1Options { start_token: 139, ..options() }, "vocabulary has 139");
+    refused(config(), Stage1Options { start_token: 139, ..options() }, "(vocab_size is 139)");
     let mut silent = config();
     silent.qformer.use_qformer_text_input = false;
     refused(silent, options(), "reads no text");

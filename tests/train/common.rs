@@ -47,9 +47,10 @@ impl Workplace {
     /// A run of `tiny` from the data set into the folder `output`, with everything random there is.
     pub(crate) fn train(&self, output: &str, steps: usize, more: &[&str]) -> Command {
         let mut command = command();
-        command.args(["train", "stage1", "--preset", "tiny", "--batch-size", "4"]);
-        command.args(["--save-frequency", "3", "--log-every-n-steps", "1"]);
-        for (flag, value) in [("--accum-freq", "2"), ("--lr", "1e-3")] {
+        command.args(["train", "stage1", "--preset", "tiny", "--log-every-n-steps", "1"]);
+        let defaults =
+            [("--batch-size", "4"), ("--accum-freq", "2"), ("--lr", "1e-3"), ("--save-frequency", "3")];
+        for (flag, value) in defaults {
             if !more.contains(&flag) {
                 command.args([flag, value]);
             }

@@ -105,3 +105,22 @@ fn another_data_set_is_refused() {
     fs::write(place.path("captions.jsonl"), captions.replace("cat", "bird")).unwrap();
     run(&mut place.resume("run")).with(1, &["the data set is not the one that the run was begun with"]);
 }
+
+#[test]
+fn samples_left_out_count_over_the_whole_run() {
+    let place = Workplace::new();
+    let captions = fs::read_to_string(place.path("captions.jsonl")).unwrap();
+    let blank = |(index, line): (usize, &str)| match index {
+        0 | 8 => format!("{{\"image\": \"image {index}\", \"caption\": [\"a cat\", \" \"]}}\n"),
+        _ => format!("{line}\n"),
+    };
+    fs::write(place.path("captions.jsonl"), captions.lines().enumerate().map(blank).collect::<String>())
+        .unwrap();
+    // Of steps of four in the order given the first meets a blank caption, and the fifth another.
+    let more = ["--order", "given", "--accum-freq", "1", "--max-bad-samples", "1"];
+    let told = ["2 samples cannot be read, and 1 are allowed", "image 0: caption 1", "image 8: caption 17"];
+    run(&mut place.train("run", 5, &more)).with(1, &["image 0: caption 1", "left out"]).with(1, &told);
+    assert_eq!(place.checkpoints("run"), ["latest", "step-00000003"]);
+    let ended = run(&mut place.resume("run")).with(1, &["continuing from", "step-00000003"]).with(1, &told);
+    assert!(!ended.stderr.contains("left out"), "{}", ended.stderr);
+}

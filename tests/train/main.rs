@@ -4,8 +4,12 @@
 mod common;
 mod faults;
 mod golden;
+mod gpu;
+mod mistakes;
 #[path = "../support/paths.rs"]
 mod paths;
 mod pictures;
 mod resume;
 mod settings;
+#[path = "../support/simulated.rs"]
+mod simulated;

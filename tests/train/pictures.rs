@@ -2,7 +2,8 @@
 
 use crate::common::*;
 use crate::paths::path;
-use qformer::params::safetensors::Checkpoint;
+use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
+use std::collections::BTreeMap;
 use std::fs;
 
 #[test]
@@ -19,7 +20,18 @@ fn checkpoints_of_a_run_on_pictures_carry_the_image_encoder() {
     command.args(["train", "stage1", "--model"]).arg(golden.join("model"));
     command.arg("--data").arg(place.path("data.jsonl"));
     command.args(["--batch-size", "3", "--steps", "2", "--save-frequency", "1", "--lr", "1e-3"]);
-    run(command.arg("--output").arg(place.path("run"))).with(0, &["begun anew", "temp", "cls.predictions"]);
+    run(command.arg("--output").arg(place.path("run"))).with(
+        0,
+        &[
+            "begun anew",
+            "temp",
+            "cls.predictions",
+            "image encoder ",
+            "image encoder's activations ",
+            "step 2/2",
+            "img/s",
+        ],
+    );
 
     let folder = place.checkpoint("run", 2);
     let (trained, begun) =
@@ -42,4 +54,43 @@ fn checkpoints_of_a_run_on_pictures_carry_the_image_encoder() {
     assert!(scored.status.success() && !scored.stdout.is_empty(), "{scored:?}");
     // And the run goes on from it.
     run(&mut place.resume("run")).with(0, &["continuing from"]);
+}
+
+#[test]
+fn a_model_trained_to_match_by_cosines_is_evaluated_by_them() {
+    let place = Workplace::new();
+    // As many tokens an image as the preset has.
+    let values: Vec<f32> = (0..10 * 17 * 64).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
+    let features = NewTensor::from_slice("vision_output", Dtype::F32, &[10, 17, 64], &values);
+    write(&place.path("features.safetensors"), &BTreeMap::new(), vec![features]).unwrap();
+    run(&mut place.train("run", 2, &["--matching", "max-similarity"])).with(0, &[]);
+    let mut evaluate = command();
+    evaluate.arg("evaluate").arg("--model").arg(place.checkpoint("run", 2)).arg("--json");
+    evaluate.arg("--features").arg(place.path("features.safetensors"));
+    let ended = evaluate.arg("--captions").arg(place.path("captions.jsonl")).output().unwrap();
+    let (printed, told) =
+        (String::from_utf8(ended.stdout).unwrap(), String::from_utf8(ended.stderr).unwrap());
+    assert!(ended.status.success() && told.contains("matched by the largest cosine"), "{told}");
+    let found: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    // A pair is told a match if 10·cosine - 5 is above 0, as far as two steps of 1e-3 have left it.
+    let texts: Vec<String> = lines(&place.path("captions.jsonl"))
+        .iter()
+        .flat_map(|line| {
+            line["caption"].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned())
+        })
+        .collect();
+    let mut score = command();
+    score
+        .args(["score", "--matching", "max-similarity", "--json", "--model"])
+        .arg(place.checkpoint("run", 2));
+    score.arg("--features").arg(place.path("features.safetensors")).arg("--text").args(&texts);
+    let scores: serde_json::Value = serde_json::from_slice(&score.output().unwrap().stdout).unwrap();
+    let matches = |&text: &usize| {
+        let cosine = scores["itm"][text / 2][text].as_f64().unwrap();
+        assert!((cosine - 0.5).abs() > 0.01, "{cosine} is too near to the edge to tell");
+        cosine > 0.5
+    };
+    let share = (0..texts.len()).filter(matches).count() as f64 / texts.len() as f64;
+    assert_eq!(found["itm_accuracy_positives"], share);
+    assert!(found["caption_loss"].as_f64().unwrap() > 0.0);
 }

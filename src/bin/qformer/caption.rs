@@ -1,9 +1,9 @@
 //! `qformer caption`: what the Q-Former says that an image shows.
 
 use crate::Remarks;
-use crate::device::{Device, Opened};
+use crate::device::Opened;
 use crate::images::Images;
-use crate::inputs::{ImageArguments, warn_of_not_finite};
+use crate::inputs::{BatchArguments, ImageArguments, ModelArguments, warn_of_not_finite};
 use crate::progress::Progress;
 use clap::{ArgGroup, Args};
 use qformer::language::decoding::{Decoding, Search};
@@ -12,7 +12,6 @@ use qformer::output::{self, printable};
 use qformer::params::safetensors::Checkpoint;
 use qformer::{Captioner, Config, Result, Tokenizer};
 use serde_json::{Value, json};
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// Caption images with the Q-Former's own language-modelling head
@@ -23,15 +22,10 @@ use std::path::PathBuf;
 #[derive(Args)]
 #[command(group = ArgGroup::new("image").required(true).args(["images", "image_dir", "features"]))]
 pub(crate) struct Arguments {
-    /// Folder of the checkpoint, as save_pretrained or qformer train writes it
-    #[arg(long, alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
-    model: PathBuf,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
-    device: Device,
-    /// Images computed at a time
-    #[arg(long, value_name = "N", default_value = "8", env = "QFORMER_BATCH_SIZE")]
-    batch_size: NonZeroUsize,
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    batch: BatchArguments,
     #[command(flatten)]
     images: ImageArguments,
     #[command(flatten)]
@@ -109,7 +103,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         output::check_writable(path)?;
     }
     let decoding = arguments.decoding.decoding()?;
-    let captioned = match arguments.device.open(remarks)? {
+    let captioned = match arguments.model.device.open(remarks)? {
         Opened::Cpu(device) => arguments.caption(device, decoding, remarks)?,
         Opened::Cuda(device) => arguments.caption(device, decoding, remarks)?,
     };
@@ -128,14 +122,14 @@ impl Arguments {
         decoding: Decoding,
         remarks: Remarks,
     ) -> Result<Vec<Captioned>> {
-        let config = Config::load(&self.model)?;
-        let mut images = Images::find(&self.images, &self.model, &config)?;
-        let tokenizer = Tokenizer::load(&self.model)?;
-        let checkpoint = Checkpoint::open(&self.model)?;
+        let config = Config::load(&self.model.folder)?;
+        let mut images = Images::find(&self.images, &self.model.folder, &config)?;
+        let tokenizer = Tokenizer::load(&self.model.folder)?;
+        let checkpoint = Checkpoint::open(&self.model.folder)?;
         let captioner = load(&device, &config, &checkpoint, &tokenizer, remarks)?;
         images.load_encoder(device, &config, &checkpoint, remarks)?;
         let mut captioned = Vec::with_capacity(images.names.len());
-        images.for_each_batch(self.batch_size, remarks, |batch| {
+        images.for_each_batch(self.batch.size, remarks, |batch| {
             let first = captioned.len();
             for captions in captioner.caption(batch, &decoding.starting_at(first as u64))? {
                 let text =
@@ -158,7 +152,7 @@ pub(crate) fn load<B: Backend + Clone>(
     remarks: Remarks,
 ) -> Result<Captioner<B>> {
     let progress = Progress::of_bytes("loading the Q-Former", remarks);
-    let ends = tokenizer.caption_ends()?;
+    let ends = tokenizer.caption_ends();
     let captioner =
         Captioner::from_checkpoint(device.clone(), config.clone(), checkpoint, ends, &mut |done, total| {
             progress.set(done, total);

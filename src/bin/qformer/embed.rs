@@ -37,7 +37,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     if arguments.save_vision_output.as_ref() == Some(&arguments.output) {
         return Err(Error::usage("--output and --save-vision-output are the same file; give two"));
     }
-    match arguments.inputs.device.open(remarks)? {
+    match arguments.inputs.model.device.open(remarks)? {
         Opened::Cpu(device) => embed(arguments, device, remarks),
         Opened::Cuda(device) => embed(arguments, device, remarks),
     }
@@ -52,7 +52,7 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
         true => None,
         false => Some(model.encode_text(&texts.tokens)?),
     };
-    images.for_each_batch(arguments.inputs.batch_size, remarks, |batch| {
+    images.for_each_batch(arguments.inputs.batch.size, remarks, |batch| {
         if let Some(spool) = &mut vision_output {
             spool.append(batch)?;
         }

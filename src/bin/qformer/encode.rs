@@ -2,9 +2,9 @@
 
 use crate::Remarks;
 use crate::data::ImageDataArguments;
-use crate::device::{Device, Opened};
+use crate::device::Opened;
 use crate::images::processor;
-use crate::inputs::warn_of_not_finite;
+use crate::inputs::{BatchArguments, ModelArguments, warn_of_not_finite};
 use crate::progress::Progress;
 use crate::spool::Spool;
 use clap::Args;
@@ -40,20 +40,15 @@ const TOLD: usize = 3;
 /// Write the image encoder's output of a data set's images, to learn from without the encoder
 ///
 /// The folder gets features-00000.safetensors and so on, with the tensor vision_output [images, tokens,
-/// width] in bf16, as the encoder leaves it before the last norm, and captions.jsonl, whose line i
-/// belongs to row i. A shard is written whole or not at all: an interrupted run, started again, goes on
-/// with the first missing shard. Images that cannot be read are named and left out.
+/// width] in bf16, as the encoder leaves it before the last norm, and captions.jsonl, whose line i holds the
+/// captions of row i, cleaned as LAVIS does. A shard is written whole or not at all: an interrupted run,
+/// started again, goes on with the first missing shard. Images that cannot be read are named and left out.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Folder of the checkpoint, as save_pretrained writes it
-    #[arg(long, alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
-    model: PathBuf,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
-    device: Device,
-    /// Images computed at a time
-    #[arg(long, value_name = "N", default_value = "8", env = "QFORMER_BATCH_SIZE")]
-    batch_size: NonZeroUsize,
+    #[command(flatten)]
+    model: ModelArguments,
+    #[command(flatten)]
+    batch: BatchArguments,
     #[command(flatten)]
     data: ImageDataArguments,
     /// Folder to write
@@ -73,16 +68,16 @@ type Unreadable = Vec<(usize, String)>;
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let dataset = Dataset::open(&arguments.data.source()?)?;
-    match arguments.device.open(remarks)? {
+    match arguments.model.device.open(remarks)? {
         Opened::Cpu(device) => encode(arguments, &dataset, device, remarks),
         Opened::Cuda(device) => encode(arguments, &dataset, device, remarks),
     }
 }
 
 fn encode<B: Backend>(arguments: &Arguments, dataset: &Dataset, device: B, remarks: Remarks) -> Result<()> {
-    let config = Config::load(&arguments.model)?;
-    let processor = processor(&arguments.model, &config)?;
-    let checkpoint = Checkpoint::open(&arguments.model)?;
+    let config = Config::load(&arguments.model.folder)?;
+    let processor = processor(&arguments.model.folder, &config)?;
+    let checkpoint = Checkpoint::open(&arguments.model.folder)?;
     let progress = Progress::of_bytes("identifying the image encoder", remarks);
     let encoder = identity(&config, &checkpoint, &processor, &mut |done, total| progress.set(done, total))?;
     drop(progress);
@@ -187,7 +182,7 @@ impl<'a> Shards<'a> {
         progress: &Progress,
     ) -> Result<()> {
         let images = shard * self.size..self.dataset.images().min((shard + 1) * self.size);
-        let batch_size = arguments.batch_size.get();
+        let batch_size = arguments.batch.size.get();
         let (first, all) = (unreadable.len(), self.dataset.images());
         let path = self.path(shard);
         let mut spool = Spool::new(&path)?;
@@ -235,11 +230,11 @@ impl<'a> Shards<'a> {
         images.into_par_iter().map(|image| self.dataset.pixel_values(image, processor)).collect()
     }
 
-    /// Writes the captions of all rows.
+    /// Writes the captions of all rows, as they are learnt from.
     fn write_captions(&self, unreadable: &Unreadable) -> Result<()> {
         let mut texts = vec![Vec::new(); self.dataset.images()];
-        for caption in self.dataset.captions() {
-            texts[caption.image as usize].push(&*caption.text);
+        for (index, caption) in self.dataset.captions().iter().enumerate() {
+            texts[caption.image as usize].push(self.dataset.text(index));
         }
         let path = self.folder.join(CAPTIONS);
         write_atomically(&path, |file| {

@@ -3,19 +3,24 @@
 use crate::Remarks;
 use crate::caption;
 use crate::data::DataArguments;
-use crate::device::{Device, Opened};
-use crate::images::processor;
-use crate::inputs::warn_of_not_finite;
+use crate::device::Opened;
+use crate::images::{compare_encoders, processor};
+use crate::inputs::{ModelArguments, warn_of_not_finite};
 use crate::progress::Progress;
 use clap::Args;
-use qformer::data::{Dataset, Kind, clean_caption};
-use qformer::evaluate::{self, CaptionStatistics, Captions, Images, Recalls, Retrieval};
+use qformer::data::{Dataset, Kind};
+use qformer::evaluate::{
+    self, CaptionStatistics, Captions, Images, MatchingAccuracy, MatchingLogits, Recalls, Retrieval,
+};
 use qformer::ops::Backend;
 use qformer::output;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
-use qformer::{Captioner, Config, HostTensor, ImageProcessor, QFormer, Result, Tokenizer, VisionEncoder};
+use qformer::{
+    Captioner, Config, HostTensor, ImageProcessor, Matching, QFormer, Result, Tokenizer, VisionEncoder,
+};
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -34,12 +39,8 @@ const TEXT_LENGTH: usize = 35;
 /// and give --features.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Folder of the checkpoint, as save_pretrained or qformer train writes it
-    #[arg(long, alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
-    model: PathBuf,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
-    device: Device,
+    #[command(flatten)]
+    model: ModelArguments,
     #[command(flatten)]
     data: DataArguments,
     /// Match every image with the K texts of the largest contrastive similarity, and every text with as
@@ -69,7 +70,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         output::check_writable(path)?;
     }
     let dataset = Dataset::open(&arguments.data.source()?)?;
-    let evaluation = match arguments.device.open(remarks)? {
+    let evaluation = match arguments.model.device.open(remarks)? {
         Opened::Cpu(device) => arguments.evaluate(device, &dataset, remarks)?,
         Opened::Cuda(device) => arguments.evaluate(device, &dataset, remarks)?,
     };
@@ -93,13 +94,13 @@ impl Arguments {
         dataset: &Dataset,
         remarks: Remarks,
     ) -> Result<Evaluation> {
-        let config = Config::load(&self.model)?;
-        let tokenizer = Tokenizer::load(&self.model)?;
+        let config = Config::load(&self.model.folder)?;
+        let tokenizer = Tokenizer::load(&self.model.folder)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
         let (texts, owners) = texts(dataset, remarks);
         let tokens =
             tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;
-        let checkpoint = Checkpoint::open(&self.model)?;
+        let checkpoint = Checkpoint::open(&self.model.folder)?;
         let model = if Captioner::<B>::is_in(&NamedCheckpoint::new(&checkpoint)?) {
             Model::Captioning(Box::new(caption::load(&device, &config, &checkpoint, &tokenizer, remarks)?))
         } else {
@@ -113,7 +114,10 @@ impl Arguments {
             Model::Retrieving(Box::new(model))
         };
         let mut reader = match dataset.kind() {
-            Kind::Features { .. } => Reader::Features(dataset),
+            Kind::Features { .. } => {
+                compare_encoders(dataset, &self.model.folder, &config, &checkpoint, remarks)?;
+                Reader::Features(dataset)
+            }
             Kind::Pictures => {
                 let progress = Progress::of_bytes("loading the image encoder", remarks);
                 let encoder =
@@ -121,10 +125,14 @@ impl Arguments {
                         progress.set(done, total);
                     })?;
                 warn_of_not_finite(encoder.not_finite(), remarks);
-                let processor = processor(&self.model, &config)?;
+                let processor = processor(&self.model.folder, &config)?;
                 Reader::Pictures { dataset, processor, encoder: Box::new(encoder), encoded: Vec::new() }
             }
         };
+        let logits = MatchingLogits::of(&NamedCheckpoint::new(&checkpoint)?)?;
+        if logits.matching() == Matching::MaxSimilarity {
+            remarks.note("pairs are matched by the largest cosine, as the checkpoint was trained");
+        }
         let (count, captions) = (dataset.images(), Captions { tokens: &tokens, images: &owners });
         let mut shown: Option<(&str, Progress)> = None;
         let mut progress = |what: &'static str, done: usize, total: usize| {
@@ -140,7 +148,7 @@ impl Arguments {
         let mut read = |images| reader.read(images);
         let images = Images { count, read: &mut read };
         let rerank = self.rerank.get();
-        let retrieval = evaluate::retrieval(qformer, images, captions, rerank, &mut progress)?;
+        let retrieval = evaluate::retrieval(qformer, images, captions, rerank, logits, &mut progress)?;
         let captioning = match &model {
             Model::Retrieving(_) => None,
             Model::Captioning(captioner) => {
@@ -152,11 +160,13 @@ impl Arguments {
     }
 }
 
-/// The captions as LAVIS evaluates them, but for blank ones, and the image of each.
-fn texts(dataset: &Dataset, remarks: Remarks) -> (Vec<String>, Vec<u32>) {
-    let captions = dataset.captions().iter().map(|caption| (clean_caption(&caption.text), caption.image));
-    let (texts, owners): (Vec<String>, Vec<u32>) =
-        captions.filter(|(text, _)| !text.trim().is_empty()).unzip();
+/// The captions, but for blank ones, and the image of each.
+fn texts(dataset: &Dataset, remarks: Remarks) -> (Vec<Cow<'_, str>>, Vec<u32>) {
+    let captions = dataset.captions().iter().enumerate();
+    let (texts, owners): (Vec<_>, Vec<u32>) = captions
+        .map(|(index, caption)| (dataset.text(index), caption.image))
+        .filter(|(text, _)| !text.trim().is_empty())
+        .unzip();
     let blank = dataset.captions().len() - texts.len();
     if blank > 0 {
         remarks.warning(format_args!("{blank} captions are blank and left out"));
@@ -233,10 +243,13 @@ impl Evaluation {
                 table += &format!("{name:<28}{one:>6.2} {five:>6.2} {ten:>6.2}\n");
             }
         }
-        let [all, positives, negatives] =
-            [retrieval.matching.all, retrieval.matching.positives, retrieval.matching.negatives].map(percent);
+        let MatchingAccuracy { positives, negatives, all } = retrieval.matching;
+        let negatives = negatives
+            .map_or("there are no".into(), |negatives| format!("{:.2} % of the", percent(negatives)));
         table += &format!(
-            "\nITM accuracy        {all:.2} %: {positives:.2} % of the true pairs, {negatives:.2} % of the hard negatives\n"
+            "\nITM accuracy        {:.2} %: {:.2} % of the true pairs, {negatives} hard negatives\n",
+            percent(all),
+            percent(positives)
         );
         if let Some(found) = captioning {
             let (perplexity, loss, tokens) = (found.perplexity(), found.loss, found.tokens);

@@ -3,11 +3,13 @@
 use crate::Remarks;
 use crate::inputs::{ImageArguments, warn_of_not_finite};
 use crate::progress::Progress;
-use qformer::data::{NAMES, VISION_OUTPUT};
+use qformer::data::{Dataset, NAMES, VISION_OUTPUT};
 use qformer::ops::Backend;
+use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
 use qformer::tensor::HostTensor;
-use qformer::vision::encoder::VisionEncoder;
+use qformer::vision::encoder::{self, VisionEncoder};
+use qformer::vision::identity::identity;
 use qformer::vision::image::ImageProcessor;
 use qformer::{Config, Error, Result};
 use rayon::prelude::*;
@@ -134,6 +136,41 @@ pub(crate) fn processor(model: &Path, config: &Config) -> Result<ImageProcessor>
         return Err(Error::input(model, what));
     }
     Ok(processor)
+}
+
+/// The image processor in `folder`, or BLIP-2's if it holds none.
+pub(crate) fn processor_or_blip2(folder: &Path, config: &Config) -> Result<ImageProcessor> {
+    let files = ["processor_config.json", "preprocessor_config.json"];
+    match files.iter().any(|file| folder.join(file).exists()) {
+        true => processor(folder, config),
+        false => Ok(ImageProcessor::blip2(config.vision.image_size)),
+    }
+}
+
+/// Warns if a data set's features are of another image encoder than that in the folder `model`, as far as
+/// they tell.
+pub(crate) fn compare_encoders(
+    dataset: &Dataset,
+    model: &Path,
+    config: &Config,
+    checkpoint: &Checkpoint,
+    remarks: Remarks,
+) -> Result<()> {
+    let (Some(of_features), true) = (dataset.encoder(), encoder::is_in(&NamedCheckpoint::new(checkpoint)?))
+    else {
+        return Ok(());
+    };
+    let progress = Progress::of_bytes("identifying the image encoder", remarks);
+    let processor = processor_or_blip2(model, config)?;
+    let own = identity(config, checkpoint, &processor, &mut |done, total| progress.set(done, total))?;
+    if own != of_features {
+        remarks.warning(format_args!(
+            "the features are of another image encoder ({of_features}) than {} has ({own}); encode the images with \
+             it, unless the two are the same but for rounding",
+            model.display()
+        ));
+    }
+    Ok(())
 }
 
 /// Pixel values [images, 3, S, S], decoded on all cores.

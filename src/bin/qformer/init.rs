@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use qformer::output::write_json;
 use qformer::params::{init, safetensors};
 use qformer::qformer::{Abilities, Parameters};
+use qformer::train::Companions;
 use qformer::vision::encoder;
 use qformer::vision::image::ImageProcessor;
 use qformer::{Config, Error, Result, Tokenizer, config, tokenizer};
@@ -15,14 +16,6 @@ use std::path::{Path, PathBuf};
 
 /// The key of config.json by which a folder is known to be this command's work.
 const ORIGIN: &str = "qformer_init";
-
-/// Files of a tokenizer, of which not all need be there.
-const TOKENIZER_FILES: [&str; 4] = [
-    tokenizer::FILE_NAME,
-    tokenizer::VOCABULARY_FILE_NAME,
-    tokenizer::CONFIG_FILE_NAME,
-    "special_tokens_map.json",
-];
 
 /// Write a randomly initialised checkpoint
 ///
@@ -65,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         Tokenizer::load(source)?.check_vocabulary(config.qformer.vocab_size)?;
     }
     claim(directory)?;
-    for file in TOKENIZER_FILES {
+    for file in tokenizer::FILE_NAMES {
         remove_if_there(&directory.join(file))?;
     }
 
@@ -73,9 +66,10 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let mut json = config.to_json();
     json[ORIGIN] = json!({ "preset": name, "seed": arguments.seed });
     write_json(&directory.join(config::FILE_NAME), &json)?;
-    write_processor(directory, &config)?;
+    let processor = ImageProcessor::blip2(config.vision.image_size);
+    Companions::gather(&config, &processor, arguments.tokenizer.as_deref())?.write(directory)?;
     match (&arguments.tokenizer, arguments.preset) {
-        (Some(source), _) => copy_tokenizer(source, directory)?,
+        (Some(_), _) => {}
         (None, Preset::Tiny) => Tokenizer::write_tiny(directory)?,
         (None, Preset::Blip2VitG) => remarks.note(
             "to read texts, the model needs the tokenizer of bert-base-uncased: \
@@ -112,29 +106,4 @@ fn remove_if_there(path: &Path) -> Result<()> {
         true => fs::remove_file(path).map_err(|error| Error::io(path, "remove", error)),
         false => Ok(()),
     }
-}
-
-/// Writes the settings of the image processor where version 4 of transformers looks for them, and
-/// where version 5 does.
-fn write_processor(directory: &Path, config: &Config) -> Result<()> {
-    let image_processor = ImageProcessor::blip2(config.vision.image_size).to_json();
-    write_json(&directory.join("preprocessor_config.json"), &image_processor)?;
-    write_json(
-        &directory.join("processor_config.json"),
-        &json!({
-            "image_processor": image_processor,
-            "num_query_tokens": config.num_query_tokens,
-            "processor_class": "Blip2Processor",
-        }),
-    )
-}
-
-fn copy_tokenizer(source: &Path, directory: &Path) -> Result<()> {
-    for file in TOKENIZER_FILES {
-        let from = source.join(file);
-        if from.exists() {
-            fs::copy(&from, directory.join(file)).map_err(|error| Error::io(&from, "copy", error))?;
-        }
-    }
-    Ok(())
 }

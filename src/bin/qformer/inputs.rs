@@ -12,18 +12,33 @@ use qformer::{Config, QFormer, Result};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-/// Arguments of commands that run a model.
+/// A model and where it runs.
 #[derive(Args)]
-pub(crate) struct Inputs {
-    /// Folder of the checkpoint, as save_pretrained writes it, or of a .pth file beside its config.json
-    #[arg(long, alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
-    pub(crate) model: PathBuf,
+pub(crate) struct ModelArguments {
+    /// Folder of the checkpoint, as save_pretrained or qformer train writes it, or of a .pth file beside its
+    /// config.json
+    #[arg(long = "model", alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
+    pub(crate) folder: PathBuf,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
     pub(crate) device: Device,
+}
+
+/// How many images at a time.
+#[derive(Args)]
+pub(crate) struct BatchArguments {
     /// Images computed at a time
-    #[arg(long, value_name = "N", default_value = "8", env = "QFORMER_BATCH_SIZE")]
-    pub(crate) batch_size: NonZeroUsize,
+    #[arg(long = "batch-size", value_name = "N", default_value = "8", env = "QFORMER_BATCH_SIZE")]
+    pub(crate) size: NonZeroUsize,
+}
+
+/// Arguments of commands that compare images with texts.
+#[derive(Args)]
+pub(crate) struct Inputs {
+    #[command(flatten)]
+    pub(crate) model: ModelArguments,
+    #[command(flatten)]
+    pub(crate) batch: BatchArguments,
     #[command(flatten)]
     pub(crate) images: ImageArguments,
     #[command(flatten)]
@@ -67,10 +82,10 @@ pub(crate) struct Loaded<B: Backend> {
 impl Inputs {
     /// Reads all that there is to read before the first image.
     pub(crate) fn load<B: Backend + Clone>(&self, device: B, remarks: Remarks) -> Result<Loaded<B>> {
-        let config = Config::load(&self.model)?;
-        let mut images = Images::find(&self.images, &self.model, &config)?;
-        let texts = Texts::encode(self.texts.read()?, &self.model, &config, remarks)?;
-        let checkpoint = Checkpoint::open(&self.model)?;
+        let config = Config::load(&self.model.folder)?;
+        let mut images = Images::find(&self.images, &self.model.folder, &config)?;
+        let texts = Texts::encode(self.texts.read()?, &self.model.folder, &config, remarks)?;
+        let checkpoint = Checkpoint::open(&self.model.folder)?;
         let progress = Progress::of_bytes("loading the Q-Former", remarks);
         let model =
             QFormer::from_checkpoint(device.clone(), config.clone(), &checkpoint, &mut |done, total| {

@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         output::check_writable(path)?;
     }
     let inputs = &arguments.inputs;
-    let scores = match inputs.device.open(remarks)? {
+    let scores = match inputs.model.device.open(remarks)? {
         Opened::Cpu(device) => arguments.score(inputs.load(device, remarks)?, remarks)?,
         Opened::Cuda(device) => arguments.score(inputs.load(device, remarks)?, remarks)?,
     };
@@ -99,7 +99,7 @@ impl Arguments {
         let text_features = model.encode_text(&texts.tokens)?;
         let count = texts.tokens.len();
         let (mut itc, mut itm, mut logits) = (Vec::new(), Vec::new(), Vec::new());
-        images.for_each_batch(self.inputs.batch_size, remarks, |batch| {
+        images.for_each_batch(self.inputs.batch.size, remarks, |batch| {
             let features = model.encode_image(batch)?.features.expect("a model that compares texts");
             let similarity = model.similarity(&features, &text_features)?;
             let rows: Vec<Vec<f32>> = similarity.values.chunks(count).map(<[f32]>::to_vec).collect();

@@ -4,7 +4,7 @@ use super::world::Scene;
 use crate::Remarks;
 use crate::progress::Progress;
 use qformer::data::Dataset;
-use qformer::evaluate::{Captions, Images, Retrieval, retrieval};
+use qformer::evaluate::{Captions, Images, MatchingLogits, Retrieval, retrieval};
 use qformer::language::decoding::{Decoding, Search};
 use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer, Result, Tokenizer};
 use serde_json::{Value, json};
@@ -72,6 +72,7 @@ impl HeldOut {
             Images { count, read: &mut read },
             Captions { tokens: &self.texts, images: &owners },
             RERANKED,
+            MatchingLogits::Classifier,
             &mut |_, done, total| progress.set(done, total),
         )?;
         drop(progress);

@@ -65,7 +65,7 @@ pub(super) fn learn(
     let open = Checkpoint::open(begun)?;
     let source = NamedCheckpoint::new(&open)?;
     let model = Model {
-        companions: Companions::gather(&config, &processor, begun)?,
+        companions: Companions::gather(&config, &processor, Some(begun))?,
         tokenizer: Tokenizer::load(begun)?,
         config,
         processor,

@@ -1,16 +1,15 @@
 //! The demo's model: sizes, tokenizer, and parameters to begin with.
 
 use super::world;
-use qformer::output::{write_atomically, write_json};
+use qformer::output::write_json;
 use qformer::params::init::{self, key, uniform};
 use qformer::params::safetensors::{self, Dtype, NewTensor};
 use qformer::params::{Part, Tree};
 use qformer::train::Stage1Parameters;
 use qformer::vision::encoder;
-use qformer::{Config, Error, ImageProcessor, Matching, Result, config, tokenizer};
+use qformer::{Config, Error, ImageProcessor, Matching, Result, Tokenizer, config};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 /// Side of the pictures, in pixels.
@@ -25,8 +24,6 @@ const IMAGE_WIDTH: usize = 192;
 pub(super) const LONGEST: usize = 20;
 /// The tokens before the words.
 const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-/// Follows the words.
-const START: &str = "[DEC]";
 /// Standard deviation of the position embeddings, beside patches whose embeddings have about 1.
 const POSITION_DEVIATION: f64 = 0.5;
 
@@ -57,7 +54,8 @@ pub(super) fn write(folder: &Path, seed: u64) -> Result<()> {
     let config = config();
     std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, "create", error))?;
     write_json(&folder.join(config::FILE_NAME), &config.to_json())?;
-    write_tokenizer(folder)?;
+    let tokens: Vec<&str> = SPECIAL.into_iter().chain(world::words()).collect();
+    Tokenizer::write(folder, &tokens)?;
     let mut processor = ImageProcessor::blip2(SIDE).to_json();
     // The ground's shade is 0: what stands out is what is drawn.
     processor["image_mean"] = json!([0.9, 0.9, 0.9]);
@@ -65,25 +63,6 @@ pub(super) fn write(folder: &Path, seed: u64) -> Result<()> {
     let mut tensors = init::tensors(&Stage1Parameters::spec(&config, Matching::Classifier), &config, seed);
     tensors.extend(image_encoder(&config, seed));
     safetensors::write(&folder.join(safetensors::FILE_NAME), &BTreeMap::new(), tensors)
-}
-
-fn write_tokenizer(folder: &Path) -> Result<()> {
-    let tokens: Vec<&str> = SPECIAL.into_iter().chain(world::words()).collect();
-    let path = folder.join(tokenizer::VOCABULARY_FILE_NAME);
-    write_atomically(&path, |file| {
-        writeln!(file, "{}", tokens.join("\n")).map_err(|error| Error::io(&path, "write", error))
-    })?;
-    let settings = json!({
-        "bos_token": START,
-        "cls_token": "[CLS]",
-        "do_lower_case": true,
-        "mask_token": "[MASK]",
-        "pad_token": "[PAD]",
-        "sep_token": "[SEP]",
-        "tokenizer_class": "BertTokenizer",
-        "unk_token": "[UNK]",
-    });
-    write_json(&folder.join(tokenizer::CONFIG_FILE_NAME), &settings)
 }
 
 /// An image encoder that was never trained: random, but so that outputs have about the deviation of inputs,

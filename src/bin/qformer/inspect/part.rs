@@ -15,6 +15,7 @@ pub(super) enum Part {
     RetrievalHeads,
     LanguageModellingHead,
     Temperature,
+    SimilarityLogit,
     LanguageProjection,
     LanguageModel,
     /// Tensors that repeat others or hold no parameters.
@@ -33,6 +34,7 @@ impl Part {
         match name {
             "query_tokens" => Self::QueryTokens,
             "temp" => Self::Temperature,
+            "itm_scale" | "itm_bias" => Self::SimilarityLogit,
             _ if starts("vision_model.post_layernorm.") => Self::ImageNorm,
             _ if starts("vision_model.") => Self::ImageEncoder,
             _ if starts("embeddings.") => Self::TextEmbeddings,
@@ -63,7 +65,11 @@ impl Part {
     pub(super) fn is_extra(self) -> bool {
         matches!(
             self,
-            Self::LanguageModellingHead | Self::Temperature | Self::LanguageProjection | Self::LanguageModel
+            Self::LanguageModellingHead
+                | Self::Temperature
+                | Self::SimilarityLogit
+                | Self::LanguageProjection
+                | Self::LanguageModel
         )
     }
 
@@ -82,6 +88,7 @@ impl Part {
             Self::RetrievalHeads => "retrieval heads",
             Self::LanguageModellingHead => "language-modelling head",
             Self::Temperature => "temperature",
+            Self::SimilarityLogit => "scale of matching by cosines",
             Self::LanguageProjection => "language projection",
             Self::LanguageModel => "language model",
             Self::Copies => "copies and buffers",

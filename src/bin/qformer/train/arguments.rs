@@ -31,7 +31,8 @@ pub(crate) struct Arguments {
     #[arg(long, short, value_name = "RUN")]
     pub(super) output: PathBuf,
     /// Continue the run in --output from its newest checkpoint; other flags may be left away, and may not
-    /// contradict it. Begins a run if there is none
+    /// contradict it, but for --max-bad-samples, --save-frequency, --log-every-n-steps and --keep. Begins a
+    /// run if there is none
     #[arg(long)]
     pub(super) resume: bool,
 }

@@ -1,11 +1,13 @@
 //! What a run begins with: a checkpoint, a new model, or its own checkpoint.
 
 use super::arguments::ModelArguments;
-use crate::Remarks;
+use crate::{Remarks, images};
+use qformer::data::{Dataset, Kind};
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, TensorSource};
 use qformer::train::{Companions, Model, Settings, Stage1Parameters};
+use qformer::vision::encoder;
 use qformer::vision::image::ImageProcessor;
 use qformer::{Config, Error, Result, Tokenizer};
 use std::path::Path;
@@ -16,6 +18,7 @@ impl ModelArguments {
     pub(super) fn open<R>(
         &self,
         settings: &Settings,
+        dataset: &Dataset,
         remarks: Remarks,
         take: impl FnOnce(Model<'_>) -> Result<R>,
     ) -> Result<R> {
@@ -27,6 +30,12 @@ impl ModelArguments {
                 let tokenizer =
                     if has_tokenizer(folder) { folder } else { self.bert.as_deref().unwrap_or(folder) };
                 let open = Checkpoint::open(folder)?;
+                match dataset.kind() {
+                    Kind::Pictures => encoder::expect_in(&open)?,
+                    Kind::Features { .. } => {
+                        images::compare_encoders(dataset, folder, &config, &open, remarks)?;
+                    }
+                }
                 let named = NamedCheckpoint::new(&open)?;
                 let source = Layered::new(&named, Initial::new(&config, seed, bert.as_ref()));
                 let begun = source.begun(&Stage1Parameters::spec(&config, settings.matching));
@@ -37,22 +46,24 @@ impl ModelArguments {
                         begun.join(", ")
                     ));
                 }
-                take(model(&config, processor(folder, &config)?, tokenizer, &source)?)
+                take(model(&config, images::processor_or_blip2(folder, &config)?, tokenizer, &source)?)
             }
-            (None, Some("tiny")) => {
-                let config = Config::tiny();
+            (None, Some(preset)) => {
+                let is_tiny = preset == "tiny";
+                let config = if is_tiny { Config::tiny() } else { Config::blip2_vit_g() };
                 let folder =
                     TempDir::new().map_err(|error| Error::io(&std::env::temp_dir(), "write to", error))?;
-                Tokenizer::write_tiny(folder.path())?;
-                let source = Initial::new(&config, seed, bert.as_ref());
-                take(model(&config, ImageProcessor::blip2(config.vision.image_size), folder.path(), &source)?)
-            }
-            (None, Some(_)) => {
-                let config = Config::blip2_vit_g();
-                let Some(tokenizer) = &self.bert else {
-                    return Err(Error::usage(
-                        "--preset blip2-vit-g takes --bert DIR, bert-base-uncased with its tokenizer",
-                    ));
+                let tokenizer = match &self.bert {
+                    Some(bert) => bert,
+                    None if is_tiny => {
+                        Tokenizer::write_tiny(folder.path())?;
+                        folder.path()
+                    }
+                    None => {
+                        return Err(Error::usage(
+                            "--preset blip2-vit-g takes --bert DIR, bert-base-uncased with its tokenizer",
+                        ));
+                    }
                 };
                 let source = Initial::new(&config, seed, bert.as_ref());
                 take(model(&config, ImageProcessor::blip2(config.vision.image_size), tokenizer, &source)?)
@@ -67,7 +78,7 @@ pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(Model<'_>) -> Result<R>
     let config = Config::load(folder)?;
     let open = Checkpoint::open(folder)?;
     let source = NamedCheckpoint::new(&open)?;
-    take(model(&config, processor(folder, &config)?, folder, &source)?)
+    take(model(&config, images::processor_or_blip2(folder, &config)?, folder, &source)?)
 }
 
 fn model<'a>(
@@ -76,18 +87,9 @@ fn model<'a>(
     tokenizer: &Path,
     source: &'a dyn TensorSource,
 ) -> Result<Model<'a>> {
-    let companions = Companions::gather(config, &processor, tokenizer)?;
+    let companions = Companions::gather(config, &processor, Some(tokenizer))?;
     let (config, tokenizer) = (config.clone(), Tokenizer::load(tokenizer)?);
     Ok(Model { config, tokenizer, processor, companions, source })
-}
-
-/// The image processor in `folder`, or BLIP-2's if it holds none.
-fn processor(folder: &Path, config: &Config) -> Result<ImageProcessor> {
-    let files = ["processor_config.json", "preprocessor_config.json"];
-    match files.iter().any(|file| folder.join(file).exists()) {
-        true => ImageProcessor::load(folder),
-        false => Ok(ImageProcessor::blip2(config.vision.image_size)),
-    }
 }
 
 fn has_tokenizer(folder: &Path) -> bool {

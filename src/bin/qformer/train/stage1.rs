@@ -5,7 +5,7 @@ use super::{begin, report, stop};
 use crate::Remarks;
 use crate::data::DataArguments;
 use crate::device::{Device, Opened};
-use qformer::data::Dataset;
+use qformer::data::{Dataset, Kind};
 use qformer::ops::Backend;
 use qformer::train::{Ending, Model, Run, Settings, Trainer};
 use qformer::{Error, Result};
@@ -14,6 +14,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use toml::{Table, Value};
+
+/// Settings that may change when a run goes on: no number that it computes depends on them.
+const CHANGEABLE: [&str; 4] = ["max-bad-samples", "save-frequency", "log-every-n-steps", "keep"];
 
 /// All that a run is begun with: the tables of its `config.toml`.
 struct Begun {
@@ -59,28 +62,38 @@ impl Begun {
     /// A run as the flags ask for it.
     fn new(arguments: &Arguments) -> Result<Self> {
         let dataset = Arc::new(Dataset::open(&arguments.data.source()?)?);
+        if arguments.model.preset.is_some() && dataset.kind() == Kind::Pictures {
+            return Err(Error::usage(
+                "--preset begins without a trained image encoder, which --data needs; give --model DIR, the folder \
+                 of a checkpoint that has one, or --features of one",
+            ));
+        }
         let settings = arguments.settings.resolve(dataset.captions().len())?;
         Ok(Self { model: arguments.model.clone(), data: arguments.data.clone(), settings, dataset })
     }
 
     /// The run of `config`, which the flags may not contradict.
-    fn again(arguments: &Arguments, config: &Table, device: &str) -> Result<Self> {
+    fn again(arguments: &Arguments, begun: &Table, device: &str) -> Result<Self> {
         let folder = &arguments.output;
         let given = with_absolute_paths(table(&arguments.model)?)?;
-        check_against(folder, &given, config.get("model"))?;
+        check_against(folder, &given, begun.get("model"))?;
         let given = with_absolute_paths(table(&arguments.data)?)?;
-        check_against(folder, &given, config.get("data"))?;
+        check_against(folder, &given, begun.get("data"))?;
         let given = Table::from_iter([("device".to_owned(), Value::from(device))]);
-        check_against(folder, &given, Some(&Value::Table(config.clone())))?;
-        let data: DataArguments = section(folder, config, "data")?;
+        check_against(folder, &given, Some(&Value::Table(begun.clone())))?;
+        let data: DataArguments = section(folder, begun, "data")?;
         let dataset = Arc::new(Dataset::open(&data.source()?)?);
         let mut given = arguments.settings.given()?;
         if arguments.settings.is_by_epochs() {
             let steps = arguments.settings.resolve(dataset.captions().len())?.steps;
             given.insert("steps".to_owned(), Value::Integer(steps as i64));
         }
-        check_against(folder, &given, config.get("train"))?;
-        let (model, settings) = (section(folder, config, "model")?, section(folder, config, "train")?);
+        let changed: Vec<_> = CHANGEABLE.iter().filter_map(|&flag| given.remove_entry(flag)).collect();
+        check_against(folder, &given, begun.get("train"))?;
+        let mut train: Table = section(folder, begun, "train")?;
+        train.extend(changed);
+        let config = Table::from_iter([("train".to_owned(), train.into())]);
+        let (model, settings) = (section(folder, begun, "model")?, section(folder, &config, "train")?);
         Ok(Self { model, data, settings, dataset })
     }
 
@@ -116,11 +129,15 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
     let (folder, saved) = (run.folder().to_owned(), run.saved().map(|saved| saved.folder.clone()));
     let Begun { model, settings, dataset, .. } = begun;
     let (stop, every) = (stop::watch()?, settings.log_every_n_steps);
-    let prepare = |model: Model<'_>| Trainer::new(device, settings.clone(), model, dataset, run);
-    let mut trainer = match &saved {
-        Some(folder) => begin::reopen(folder, prepare)?,
-        None => model.open(&settings, remarks, prepare)?,
+    let prepare = |model: Model<'_>| Trainer::new(device, settings.clone(), model, dataset.clone(), run);
+    let prepared = match &saved {
+        Some(folder) => begin::reopen(folder, prepare),
+        None => model.open(&settings, &dataset, remarks, prepare),
     };
+    if let (Err(_), None) = (&prepared, &saved) {
+        Run::discard(&folder)?;
+    }
+    let mut trainer = prepared?;
     if let Some(saved) = &saved {
         remarks.note(format_args!("continuing from {}", saved.display()));
     }
