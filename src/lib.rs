@@ -49,6 +49,7 @@ pub mod tensor;
 pub mod tokenizer;
 pub mod train;
 pub mod vision;
+mod replays;
 mod workspace;
 
 pub use config::Config;

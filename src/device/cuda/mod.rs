@@ -31,6 +31,8 @@ use std::sync::{Arc, Mutex};
 
 /// Numbers that a task on the host converts at least.
 const PER_TASK: usize = 1 << 14;
+/// Rows of text come in multiples of this: fewer would hardly be computed sooner.
+const LEAST_ROW_UNIT: usize = 32;
 /// The oldest CUDA a driver has to support.
 const OLDEST_CUDA: i32 = 12_000;
 /// The oldest GPUs that have bf16 and asynchronous copies: Ampere.
@@ -230,6 +232,11 @@ impl Device for Cuda {
     type Buffer = CudaBuffer;
     type Replay = graph::Replay;
     const IMAGES_PER_PASS: usize = 256;
+
+    fn row_unit(rows: usize) -> usize {
+        // Eight numbers between a power of two and the next: a sixteenth of the rows is filler on average.
+        (rows.next_power_of_two() / 16).max(LEAST_ROW_UNIT)
+    }
 
     fn frozen_layout(&self) -> Layout {
         // The matrix is read by rows whatever is done with it; the pitch is of no account here.
