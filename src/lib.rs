@@ -45,11 +45,11 @@ pub mod output;
 pub mod params;
 pub mod qformer;
 pub mod random;
+mod replays;
 pub mod tensor;
 pub mod tokenizer;
 pub mod train;
 pub mod vision;
-mod replays;
 mod workspace;
 
 pub use config::Config;

@@ -232,34 +232,43 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
         device.clear(self.gradients.cursor().take::<D::Stat>(1, self.len))
     }
 
-    /// Lets the optimiser do step number `step`, counted from 1; returns the gradient's norm before it was
-    /// clipped.
+    /// Lets the optimiser do step number `step`, counted from 1, by what was recorded of it with these constants;
+    /// returns the gradient's norm before it was clipped.
     ///
     /// # Errors
     /// Fails if the device does.
-    pub fn update(&mut self, device: &D, constants: AdamW, learning_rate: f64, step: usize) -> Result<f64> {
+    pub(super) fn update(
+        &mut self,
+        device: &D,
+        constants: AdamW,
+        learning_rate: f64,
+        step: usize,
+        replay: &mut D::Replay,
+    ) -> Result<f64> {
         let power = |beta: f64| 1.0 - beta.powf(step as f64);
         let schedule = [learning_rate, power(constants.beta1), power(constants.beta2)];
         let mut scalars = Scalars::carve(&mut self.scalars.cursor());
         device.write(&schedule.map(|x| x as f32), 0, scalars.schedule.reborrow())?;
         let len = self.len;
         let gradient: S<'_, D> = self.gradients.first(1, len);
-        device.norm(Norm {
-            x: gradient,
-            partial_sums: scalars.partial_sums,
-            norm: scalars.norm.reborrow(),
-        })?;
-        let [first, second] = &mut self.moments;
-        device.adamw_step(AdamWStep {
-            constants,
-            schedule: scalars.schedule.view(),
-            gradient,
-            norm: scalars.norm.view(),
-            decayed: self.decayed,
-            parameters: self.parameters.cursor().take(1, len),
-            first_moment: first.cursor().take(1, len),
-            second_moment: second.cursor().take(1, len),
-            weights: self.weights.as_mut().map(|weights| weights.cursor().take(1, len)),
+        device.replay(replay, || {
+            device.norm(Norm {
+                x: gradient,
+                partial_sums: scalars.partial_sums,
+                norm: scalars.norm.reborrow(),
+            })?;
+            let [first, second] = &mut self.moments;
+            device.adamw_step(AdamWStep {
+                constants,
+                schedule: scalars.schedule.view(),
+                gradient,
+                norm: scalars.norm.view(),
+                decayed: self.decayed,
+                parameters: self.parameters.cursor().take(1, len),
+                first_moment: first.cursor().take(1, len),
+                second_moment: second.cursor().take(1, len),
+                weights: self.weights.as_mut().map(|weights| weights.cursor().take(1, len)),
+            })
         })?;
         Ok(f64::from(device.read(scalars.norm.view())?[0]))
     }
