@@ -26,3 +26,22 @@ impl<D: Device> Replays<D> {
         self.0.entry(key).or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+
+    #[test]
+    fn no_more_is_kept_than_is_allowed() {
+        let mut replays = Replays::<Cpu>::default();
+        for round in 0..2 {
+            for size in 0..MOST {
+                replays.of("pass", vec![size]);
+            }
+            assert_eq!(replays.0.len(), MOST, "round {round}");
+        }
+        replays.of("another pass", vec![0]);
+        assert_eq!(replays.0.len(), 1);
+    }
+}

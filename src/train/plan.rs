@@ -188,3 +188,53 @@ pub(super) struct Pair {
     /// 1 if they match, else 0
     pub(super) label: u32,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{Cpu, Cuda};
+
+    const ROWS: ImageRows = ImageRows { queries: 4, tokens: 17 };
+
+    fn texts(lengths: [usize; 3]) -> Vec<Vec<u32>> {
+        lengths.map(|length| vec![5; length]).to_vec()
+    }
+
+    fn together<D: Device>(lengths: [usize; 3]) -> Plan {
+        let texts = texts(lengths);
+        let all: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+        let pairs = [0, 1, 2, 0, 2, 1].map(|text| Pair { image: text, text, label: 1 });
+        Plan::together::<D>(&pairs, &all, &texts, ROWS, 1)
+    }
+
+    #[test]
+    fn batches_of_about_as_much_text_have_the_same_sizes() {
+        let alone = |lengths| Plan::alone::<Cuda>(&texts(lengths), ROWS).sizes();
+        assert_eq!(alone([9, 9, 9]), alone([20, 2, 10]));
+        assert_ne!(alone([9, 9, 9]), alone([20, 3, 10]));
+        // 81 and 96 rows of text.
+        assert_eq!(together::<Cuda>([9, 9, 9]).sizes(), together::<Cuda>([20, 2, 10]).sizes());
+    }
+
+    #[test]
+    fn every_row_is_in_a_sequence_of_its_own() {
+        for lengths in [[9, 9, 9], [32, 32, 33], [64, 64, 64], [33, 33, 40]] {
+            for plan in [Plan::alone::<Cuda>(&texts(lengths), ROWS), together::<Cuda>(lengths)] {
+                let tables = plan.attending.iter().flat_map(|(sequences, ..)| sequences.as_slice());
+                let mut rows: Vec<usize> = tables
+                    .flat_map(|s| s.queries)
+                    .flat_map(|span| span.start..span.start + span.len)
+                    .collect();
+                rows.sort_unstable();
+                assert_eq!(rows, (0..plan.rows()).collect::<Vec<_>>());
+                assert_eq!(plan.tokens.len() % 32, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_filled_up_where_nothing_is_replayed() {
+        assert_eq!(Plan::alone::<Cpu>(&texts([9, 9, 9]), ROWS).tokens.len(), 27);
+        assert_eq!(together::<Cpu>([9, 9, 9]).tokens.len(), 81);
+    }
+}

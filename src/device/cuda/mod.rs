@@ -234,8 +234,8 @@ impl Device for Cuda {
     const IMAGES_PER_PASS: usize = 256;
 
     fn row_unit(rows: usize) -> usize {
-        // Eight numbers between a power of two and the next: a sixteenth of the rows is filler on average.
-        (rows.next_power_of_two() / 16).max(LEAST_ROW_UNIT)
+        // Sixteen numbers between a power of two and the next: a sixteenth of the rows is filler at most.
+        (rows.next_power_of_two() / 32).max(LEAST_ROW_UNIT)
     }
 
     fn frozen_layout(&self) -> Layout {
