@@ -203,7 +203,8 @@ mod tests {
     fn together<D: Device>(lengths: [usize; 3]) -> Plan {
         let texts = texts(lengths);
         let all: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-        let pairs = [0, 1, 2, 0, 2, 1].map(|text| Pair { image: text, text, label: 1 });
+        let pairs = [[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 0]];
+        let pairs = pairs.map(|[image, text]| Pair { image, text, label: u32::from(image == text) });
         Plan::together::<D>(&pairs, &all, &texts, ROWS, 1)
     }
 
