@@ -31,8 +31,6 @@ use std::sync::{Arc, Mutex};
 
 /// Numbers that a task on the host converts at least.
 const PER_TASK: usize = 1 << 14;
-/// Rows of text come in multiples of this: fewer would hardly be computed sooner.
-const LEAST_ROW_UNIT: usize = 32;
 /// The oldest CUDA a driver has to support.
 const OLDEST_CUDA: i32 = 12_000;
 /// The oldest GPUs that have bf16 and asynchronous copies: Ampere.
@@ -234,8 +232,7 @@ impl Device for Cuda {
     const IMAGES_PER_PASS: usize = 256;
 
     fn row_unit(rows: usize) -> usize {
-        // Sixteen numbers between a power of two and the next: a sixteenth of the rows is filler at most.
-        (rows.next_power_of_two() / 32).max(LEAST_ROW_UNIT)
+        graph::row_unit(rows)
     }
 
     fn frozen_layout(&self) -> Layout {
