@@ -12,7 +12,7 @@ use qformer::ops::contrastive::ContrastiveGradient;
 use qformer::params::init::{key, uniform};
 use qformer::params::{Part, TensorSource};
 use qformer::qformer::Abilities;
-use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options};
+use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepSize};
 use qformer::{Config, Cuda, HostTensor, Matching, QFormer, Result};
 
 const WORDS: u32 = 50;
@@ -209,5 +209,20 @@ fn what_a_step_learnt_from_before_does_not_show() {
         let mut fresh = stage1(&options);
         let of_fresh = fresh.differentiate(std::slice::from_ref(batch), 3).unwrap();
         assert!(found(&model, &losses) == found(&fresh, &of_fresh));
+    }
+}
+
+#[test]
+fn filler_has_its_place_in_the_memory_that_was_reserved() {
+    for matching in [Matching::Classifier, Matching::MaxSimilarity] {
+        let mut model = stage1(&options(matching, Recompute::Blocks));
+        let size =
+            StepSize { images: IMAGES, batches: 1, image_tokens: config().image_tokens(), text_tokens: 33 };
+        let plan = model.reserve(size).unwrap();
+        for lengths in [[33, 33, 33], [2, 2, 33], [33, 31, 32]] {
+            let batch = Batch::new(&config(), images("first"), texts(lengths, 0), vec![4, 5, 6]).unwrap();
+            model.differentiate(&[batch], 1).unwrap();
+            assert_eq!(model.memory(), plan);
+        }
     }
 }
