@@ -194,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     u32 counted = 0;
     for (u32 i = threadIdx.x; i < a.rows; i += THREADS) counted += a.labels.data[i] != IGNORED;
     __shared__ float counts[WARPS];
-    // Whole numbers below 2²⁴ are exact in float.
+    // Whole numbers below 2²⁴ are exact in float; every warp adds up the same ones.
     const float count = block_sum(static_cast<float>(counted), counts);
     const u32 label = a.labels.data[blockIdx.x];
     const float weight = label == IGNORED ? 0.0f : a.weight / count;

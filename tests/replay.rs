@@ -109,7 +109,7 @@ fn replayed_passes_over_text_have_the_bits_of_a_fresh_model() {
 fn replayed_joint_passes_have_the_bits_of_a_fresh_model() {
     let images = [images("first"), images("second"), images("third")];
     let texts = [texts([1, 14, 8], 0), texts([11, 5, 2], 1), texts([7, 7, 7], 2)];
-    // As many pairs, of other images and other texts: 31, 34 or 35 tokens, filled up to 32 or to 64.
+    // As many pairs, of other images and other texts: 31, 32 and 28 tokens, filled up to 32.
     let pairs = [
         [(0, 0), (0, 1), (1, 2), (2, 2)],
         [(2, 0), (2, 1), (1, 0), (0, 1)],
@@ -122,7 +122,7 @@ fn replayed_joint_passes_have_the_bits_of_a_fresh_model() {
         };
         let fresh = [0, 1, 2].map(|i| score(&retrieval(), i));
         let model = retrieval();
-        for _ in 0..3 {
+        for _ in 0..2 {
             for (i, fresh) in fresh.iter().enumerate() {
                 assert_eq!(&score(&model, i), fresh, "{matching:?} {i}");
             }
@@ -176,7 +176,7 @@ fn replayed_steps_have_the_bits_of_steps_done_kernel_by_kernel() {
     {
         let options = options(matching, recompute);
         let (mut replayed, mut direct) = (stage1(&options), stage1(&options));
-        for (step, batch) in batches().iter().cycle().take(5).enumerate() {
+        for (step, batch) in batches().iter().cycle().take(4).enumerate() {
             let step = step + 1;
             let batch = std::slice::from_ref(batch);
             let adamw = |max_norm| AdamW {
@@ -204,7 +204,7 @@ fn what_a_step_learnt_from_before_does_not_show() {
     let options = options(Matching::Classifier, Recompute::None);
     let batches = batches();
     let mut model = stage1(&options);
-    for batch in batches.iter().cycle().take(6) {
+    for batch in batches.iter().cycle().take(4) {
         let losses = model.differentiate(std::slice::from_ref(batch), 3).unwrap();
         let mut fresh = stage1(&options);
         let of_fresh = fresh.differentiate(std::slice::from_ref(batch), 3).unwrap();

@@ -47,7 +47,7 @@ impl Plan {
             keys: [Span::new(image * tokens, tokens), Span::EMPTY],
         };
         Self {
-            cross: often(Sequences::new(images.iter().enumerate().map(sequence).collect())),
+            cross: rounded_up(Sequences::new(images.iter().enumerate().map(sequence).collect())),
             query_rows: images.len() * queries,
             images,
             tokens: Vec::new(),
@@ -173,7 +173,7 @@ impl Filled {
 }
 
 /// Sequences of which more than one may be in a group, the number in the largest rounded up.
-fn often(sequences: Sequences) -> Sequences {
+fn rounded_up(sequences: Sequences) -> Sequences {
     let sizes = sequences.sizes();
     sequences.within(SequenceSizes { queries: sizes.queries.next_power_of_two(), ..sizes })
 }

@@ -24,8 +24,9 @@ pub struct Stage1<B: Backend> {
     config: Config,
     options: Stage1Options,
     weights: TrainedWeights<B, Stage1Parameters<weights::Place>>,
-    /// Of steps of one micro-batch; with the optimiser's constants, its step.
+    /// Of the two phases of steps of one micro-batch.
     replays: Replays<B>,
+    /// Of the optimiser's step with these constants.
     update: Option<(AdamW, B::Replay)>,
     /// What is the same in every step.
     constants: Arena<B>,
