@@ -1,5 +1,6 @@
 // cross_entropy: the mean over rows of lse − (1 − ε)·x_y − ε/V·Σ x, lse = ln Σ exp x, over a row x of V logits
-// with label y; and its gradient w/rows·(exp(x − lse) − (1 − ε)·[y] − ε/V), in place.
+// with label y; and its gradient w/rows·(exp(x − lse) − (1 − ε)·[y] − ε/V), in place. Rows whose label is IGNORED
+// have no loss and no gradient, and the others alone are counted.
 //
 // cross_entropy_forward: a block a row, which it reads once, with a running maximum. Bytes moved: x once.
 // Saves lse, the row's loss and where its largest logit stands.
@@ -37,12 +38,16 @@ struct CrossEntropyBackwardArgs {
     In<u32> labels;    // [1, rows]
     In<float> lse;     // [1, rows]
     Out<bf16> logits;  // [rows, width]
-    u32 width;
-    float weight;       // w/rows
-    float at_label;     // w/rows·(1 − ε)
-    float at_all;       // w/rows·ε/V
+    u32 rows, width;
+    float weight;       // w
+    float at_label;     // 1 − ε
+    float at_all;       // ε/V
+    u32 unused;
 };
-static_assert(sizeof(CrossEntropyBackwardArgs) == 64);
+static_assert(sizeof(CrossEntropyBackwardArgs) == 72);
+
+// Twin of `IGNORED` in src/ops/cross_entropy/mod.rs.
+constexpr u32 IGNORED = 0xffffffffu;
 
 constexpr u32 THREADS = 256;
 constexpr u32 WARPS = THREADS / WARP;
@@ -137,44 +142,64 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x != 0) return;
     for (u32 warp = 1; warp < WARPS; ++warp) seen.merge(warps[warp]);
     const float lse = seen.largest + logf(seen.sum);
-    const float at_label = to_float(row[a.labels.data[blockIdx.x]]);
+    const u32 label = a.labels.data[blockIdx.x];
+    float loss = 0.0f;
+    if (label != IGNORED) loss = lse - a.at_label * to_float(row[label]) - a.at_all * seen.total;
     a.lse.data[blockIdx.x] = lse;
-    a.row_losses.data[blockIdx.x] = lse - a.at_label * at_label - a.at_all * seen.total;
+    a.row_losses.data[blockIdx.x] = loss;
     a.predictions.data[blockIdx.x] = seen.where;
 }
 
 extern "C" __global__ void __launch_bounds__(MEAN_THREADS)
     cross_entropy_mean(const __grid_constant__ CrossEntropyMeanArgs a) {
     float loss = 0.0f;
-    u32 correct = 0;
+    u32 correct = 0, counted = 0;
     for (u32 row = threadIdx.x; row < a.rows; row += MEAN_THREADS) {
+        const u32 label = a.labels.data[row];
+        if (label == IGNORED) continue;
         loss += a.row_losses.data[row];
-        correct += a.predictions.data[row] == a.labels.data[row];
+        correct += a.predictions.data[row] == label;
+        ++counted;
     }
-    __shared__ float losses[MEAN_THREADS / WARP], counts[MEAN_THREADS / WARP];
+    __shared__ float losses[MEAN_THREADS / WARP], right[MEAN_THREADS / WARP], counts[MEAN_THREADS / WARP];
     loss = block_sum(loss, losses);
     // Whole numbers below 2²⁴ are exact in float.
-    const float count = block_sum(static_cast<float>(correct), counts);
+    const float sum = block_sum(static_cast<float>(correct), right);
+    const float count = block_sum(static_cast<float>(counted), counts);
     if (threadIdx.x != 0) return;
-    *a.loss.data = loss / static_cast<float>(a.rows);
-    *a.correct.data = static_cast<u32>(count);
+    *a.loss.data = loss / count;
+    *a.correct.data = static_cast<u32>(sum);
 }
 
-// Logits into gradients, from `column` on.
-template <int N> __device__ void differentiate(const CrossEntropyBackwardArgs &a, float (&x)[N], u32 column, u32 label, float shift) {
+// What turns the logits of a row into their gradients.
+struct Gradient {
+    u32 label;
+    float shift;                     // of the exponents, in powers of two
+    float weight, at_label, at_all;  // of this row's loss; zeros if it does not count
+
+    // Those from `column` on.
+    template <int N> __device__ void of(float (&x)[N], u32 column) const {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        x[i] = a.weight * ex2(x[i] * LOG2_E - shift) - a.at_all;
-        if (column + i == label) x[i] -= a.at_label;
+        for (int i = 0; i < N; ++i) {
+            x[i] = weight * ex2(x[i] * LOG2_E - shift) - at_all;
+            if (column + i == label) x[i] -= at_label;
+        }
     }
-}
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     cross_entropy_backward(const __grid_constant__ CrossEntropyBackwardArgs a) {
     bf16 *row = a.logits.row(blockIdx.x);  // [width]
     const Cut cut(row, a.width);
+    u32 counted = 0;
+    for (u32 i = threadIdx.x; i < a.rows; i += THREADS) counted += a.labels.data[i] != IGNORED;
+    __shared__ float counts[WARPS];
+    // Whole numbers below 2²⁴ are exact in float; every warp adds up the same ones.
+    const float count = block_sum(static_cast<float>(counted), counts);
     const u32 label = a.labels.data[blockIdx.x];
+    const float weight = label == IGNORED ? 0.0f : a.weight / count;
     const float shift = a.lse.data[blockIdx.x] * LOG2_E;
+    const Gradient gradient{label, shift, weight, weight * a.at_label, weight * a.at_all};
     // Vectors that a thread reads before it writes: enough to hide the memory's latency.
     constexpr u32 BATCH = 4;
     for (u32 first = threadIdx.x; first < cut.vectors; first += BATCH * THREADS) {
@@ -186,14 +211,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (u32 i = 0; i < BATCH; ++i) {
             const u32 vector = first + i * THREADS;
             if (vector >= cut.vectors) break;
-            differentiate(a, x[i], cut.column(vector), label, shift);
+            gradient.of(x[i], cut.column(vector));
             store(row + cut.column(vector), x[i]);
         }
     }
     if (threadIdx.x < cut.singles) {
         const u32 column = cut.single(threadIdx.x);
         float x[1] = {to_float(row[column])};
-        differentiate(a, x, column, label, shift);
+        gradient.of(x, column);
         store(row + column, x);
     }
 }

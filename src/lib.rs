@@ -45,6 +45,7 @@ pub mod output;
 pub mod params;
 pub mod qformer;
 pub mod random;
+mod replays;
 pub mod tensor;
 pub mod tokenizer;
 pub mod train;

@@ -3,7 +3,7 @@
 use crate::arena::{Arena, Cursor};
 use crate::device::Device;
 use crate::error::Result;
-use std::collections::HashMap;
+use crate::replays::Replays;
 use std::sync::{Mutex, PoisonError};
 
 /// One arena, kept from call to call and exchanged for a larger one when needed, because fresh
@@ -12,7 +12,7 @@ pub(crate) struct Workspace<D: Device>(Mutex<Option<Kept<D>>>);
 
 /// An arena, with what was recorded of passes that work in it, which are dropped first.
 struct Kept<D: Device> {
-    replays: HashMap<usize, D::Replay>,
+    replays: Replays<D>,
     arena: Arena<D>,
 }
 
@@ -49,7 +49,7 @@ impl<D: Device> Workspace<D> {
                 drop(smaller);
                 let arena = Arena::sized(device, "activations", bytes);
                 let arena = arena.map_err(|e| e.for_batch(items, what, bytes, device.free_memory()))?;
-                Kept { replays: HashMap::new(), arena }
+                Kept { replays: Replays::default(), arena }
             }
         };
         Ok(Lease { kept: Some(kept), home: self })
@@ -74,11 +74,19 @@ impl<D: Device> Lease<'_, D> {
         self.kept.as_mut().expect("held until dropped").arena.cursor()
     }
 
-    /// The same, with what was recorded of a pass over `batch` items, which must be the only kind of
-    /// pass that asks for it here: a batch decides all sizes and addresses.
-    pub(crate) fn replayed(&mut self, batch: usize) -> (Cursor<'_, D>, &mut D::Replay) {
+    /// The same, with what was recorded of `work` of these `sizes` in this memory.
+    pub(crate) fn replayed(
+        &mut self,
+        work: &'static str,
+        sizes: Vec<usize>,
+    ) -> (Cursor<'_, D>, &mut D::Replay) {
         let kept = self.kept.as_mut().expect("held until dropped");
-        (kept.arena.cursor(), kept.replays.entry(batch).or_default())
+        (kept.arena.cursor(), kept.replays.of(work, sizes))
+    }
+
+    /// Where its memory begins.
+    pub(crate) fn address(&self) -> usize {
+        self.kept.as_ref().expect("held until dropped").arena.address(0).addr()
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the library, each with those it may name.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("error", &[]),
     ("tensor", &[]),
     ("random", &[]),
@@ -17,7 +17,8 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("arena", &["error", "tensor", "device"]),
     ("ops", &["error", "tensor", "device", "config", "random"]),
     ("params", &["error", "input", "output", "tensor", "arena", "device", "config"]),
-    ("workspace", &["error", "arena", "device"]),
+    ("replays", &["device"]),
+    ("workspace", &["error", "arena", "device", "replays"]),
     ("language", &["error", "random"]),
     ("layers", &["error", "tensor", "arena", "device", "config", "ops", "params"]),
     (
@@ -37,6 +38,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "config",
             "ops",
             "params",
+            "replays",
             "workspace",
             "layers",
             "qformer",

@@ -62,6 +62,10 @@ impl<E: Real> Device for Cpu<E> {
     type Replay = ();
     const IMAGES_PER_PASS: usize = 8;
 
+    fn row_unit(_: usize) -> usize {
+        1
+    }
+
     fn frozen_layout(&self) -> Layout {
         if self.has_amx() { Layout::SplitPanels } else { Layout::Panels }
     }

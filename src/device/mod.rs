@@ -33,6 +33,10 @@ pub trait Device: Sized + Send + Sync {
     /// Images that a pass takes at a time, enough to keep the device busy.
     const IMAGES_PER_PASS: usize;
 
+    /// So many rows of text are filled up to a multiple of this, with rows that are not read, so that the numbers
+    /// of rows, and with them what was recorded for [`Self::replay`], come again; 1 where nothing is recorded.
+    fn row_unit(rows: usize) -> usize;
+
     /// Layout in which this device multiplies by a frozen weight fastest.
     fn frozen_layout(&self) -> Layout;
 

@@ -64,7 +64,7 @@ impl<T> Tree<T> for Block<T> {
 pub struct Stream<'a, B: Backend> {
     /// How many rows are query rows.
     pub query_rows: usize,
-    /// Which rows attend to one another; every row is in one of them.
+    /// Which rows attend to one another; every row that is read is in one of them.
     pub attending: &'a [Attending<'a, B>],
     /// H
     pub heads: usize,

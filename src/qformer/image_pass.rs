@@ -131,7 +131,7 @@ impl<B: Backend> QFormer<B> {
         let mut lease = self.workspace.lease(b, (images, "images"), |c| {
             ImagePassActs::carve(c, self, images, [&own, &cross]);
         })?;
-        let (mut cursor, replay) = lease.replayed(images);
+        let (mut cursor, replay) = lease.replayed("image pass", vec![images]);
         let mut acts = ImagePassActs::carve(&mut cursor, self, images, [&own, &cross]);
         b.write(values, 0, acts.vision_output.reborrow())?;
         write_query_ids(b, queries, acts.ids.reborrow())?;

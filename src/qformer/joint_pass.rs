@@ -1,7 +1,7 @@
 //! The joint pass: queries and text see one another, the queries the image, and a pair of image and
 //! text gets a matching score.
 
-use super::text_pass::{ClsActs, TextEmbeddingActs, text_spans};
+use super::text_pass::{ClsActs, FilledText, TextEmbeddingActs, text_spans};
 use super::{Parameters, QFormer, embed_queries, write_query_ids};
 use crate::arena::Cursor;
 use crate::device::{M, V};
@@ -11,7 +11,7 @@ use crate::layers::block::BlockActs;
 use crate::layers::cross_attention::ImageTokens;
 use crate::layers::self_attention::{Attending, FirstKeys};
 use crate::ops::Backend;
-use crate::ops::attention::{Mask, Sequence, Sequences, Span};
+use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
 use crate::ops::pool::PoolForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
 use crate::tensor::{HostTensor, ViewMut};
@@ -174,21 +174,25 @@ impl<B: Backend> QFormer<B> {
         parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
         let mut matches = Vec::with_capacity(pairs.len());
         for now in pairs.chunks(4 * B::IMAGES_PER_PASS) {
-            matches.extend(self.joint_pass(&parameters, acts.keys_values.view(), now, matching)?);
+            let keys_values = (acts.keys_values.view(), images);
+            matches.extend(self.joint_pass(&parameters, keys_values, now, matching)?);
         }
         Ok(matches)
     }
 
+    /// Replayed for as many pairs and images, of as many rows of text and as long a text, and as many pairs of
+    /// an image, where the last three are rounded up.
     fn joint_pass(
         &self,
         parameters: &Parameters<V<'_, B>>,
-        keys_values: V<'_, B>,
+        (keys_values, images): (V<'_, B>, usize),
         pairs: &[(usize, &[u32])],
         matching: Matching,
     ) -> Result<Vec<Match>> {
         let (b, queries) = (&self.device, self.config.num_query_tokens);
-        let (images, texts): (Vec<usize>, Vec<&[u32]>) = pairs.iter().copied().unzip();
-        let (pairs, text_rows) = (pairs.len(), texts.iter().map(|text| text.len()).sum());
+        let (images_of_pairs, texts): (Vec<usize>, Vec<&[u32]>) = pairs.iter().copied().unzip();
+        let FilledText { tokens, places, longest } = FilledText::of::<B>(&texts);
+        let (pairs, text_rows) = (pairs.len(), tokens.len());
         let query_rows = pairs * queries;
         let spans = text_spans(&texts, query_rows);
         let sequence = |(pair, &text): (usize, &Span)| {
@@ -196,50 +200,65 @@ impl<B: Backend> QFormer<B> {
             Sequence { queries: both, keys: both }
         };
         let own = Sequences::new(spans.iter().enumerate().map(sequence).collect());
-        let cross = self.cross_sequences(images);
+        let longest = queries + longest;
+        let sizes = SequenceSizes { keys: longest, queries: longest, ..own.sizes() };
+        let own = own.within(sizes);
+        let cross = self.cross_sequences(images_of_pairs);
+        let most = cross.sizes().queries.next_power_of_two();
+        let sizes = SequenceSizes { groups: images, queries: most, ..cross.sizes() };
+        let cross = cross.within(sizes);
         let mut lease = self.workspace.lease(b, (pairs, "pairs"), |c| {
             JointPassActs::carve(c, self, pairs, text_rows, [&own, &cross]);
         })?;
-        let mut acts = JointPassActs::carve(&mut lease.cursor(), self, pairs, text_rows, [&own, &cross]);
-        let [mut x, mut y] = acts.x;
-        let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
+        let sizes =
+            vec![matching as usize, pairs, images, text_rows, longest, most, keys_values.pointer().addr()];
+        let (mut cursor, replay) = lease.replayed("joint pass", sizes);
+        let mut acts = JointPassActs::carve(&mut cursor, self, pairs, text_rows, [&own, &cross]);
         write_query_ids(b, queries, acts.query_ids.reborrow())?;
-        embed_queries(b, parameters, acts.query_ids.view(), acts.embedded_queries, x_queries)?;
-        self.embed_text(parameters, &texts, acts.embedded_text, x_text)?;
+        acts.embedded_text.write(b, [&tokens, &places])?;
+        acts.cls.write(b, &spans)?;
+        let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
 
-        let sequences = own.place(b, acts.own)?;
-        let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
-        let image = ImageTokens::KeysValues { keys_values, sequences: cross.place(b, acts.cross)? };
-        let stream = self.stream(query_rows, &attending, Some(image));
-        for (index, block) in parameters.blocks.iter().enumerate() {
-            let inputs = self.inputs(parameters, index);
-            block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-            std::mem::swap(&mut x, &mut y);
-        }
-
-        let heads = parameters.heads.as_ref().expect("checked by heads");
-        let query_output = x.view().row_range(0..query_rows);
+        b.replay(replay, || {
+            let [mut x, mut y] = acts.x;
+            let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
+            embed_queries(b, parameters, acts.query_ids.view(), acts.embedded_queries, x_queries)?;
+            self.embed_written(parameters, &mut acts.embedded_text, x_text)?;
+            let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
+            let image = ImageTokens::KeysValues { keys_values, sequences: cross };
+            let stream = self.stream(query_rows, &attending, Some(image));
+            for (index, block) in parameters.blocks.iter().enumerate() {
+                let inputs = self.inputs(parameters, index);
+                block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
+                std::mem::swap(&mut x, &mut y);
+            }
+            let heads = parameters.heads.as_ref().expect("checked by heads");
+            let query_output = x.view().row_range(0..query_rows);
+            match matching {
+                Matching::Classifier => {
+                    b.pool_forward(PoolForward { x: query_output, y: acts.pooled.reborrow() })?;
+                    heads.matching.forward(b, acts.pooled.view(), acts.logits.reborrow())
+                }
+                Matching::MaxSimilarity => {
+                    let (projected, unit) = (acts.projected, acts.unit.reborrow());
+                    self.project(&heads.vision_projection, query_output, projected, unit)?;
+                    self.project_cls(parameters, x.view(), &mut acts.cls)?;
+                    b.similarity_forward(SimilarityForward {
+                        pairing: Pairing::Matched,
+                        queries: acts.unit.view(),
+                        texts: acts.cls.unit.view(),
+                        similarity: acts.similarity.reborrow(),
+                        winner: None,
+                    })
+                }
+            }
+        })?;
         match matching {
             Matching::Classifier => {
-                b.pool_forward(PoolForward { x: query_output, y: acts.pooled.reborrow() })?;
-                heads.matching.forward(b, acts.pooled.view(), acts.logits.reborrow())?;
-                Ok(b.read(acts.logits.view())?
-                    .as_chunks()
-                    .0
-                    .iter()
-                    .map(|&logits| Match::of_logits(logits))
-                    .collect())
+                let logits = b.read(acts.logits.view())?;
+                Ok(logits.as_chunks().0.iter().map(|&logits| Match::of_logits(logits)).collect())
             }
             Matching::MaxSimilarity => {
-                self.project(&heads.vision_projection, query_output, acts.projected, acts.unit.reborrow())?;
-                self.project_cls(parameters, x.view(), &spans, &mut acts.cls)?;
-                b.similarity_forward(SimilarityForward {
-                    pairing: Pairing::Matched,
-                    queries: acts.unit.view(),
-                    texts: acts.cls.unit.view(),
-                    similarity: acts.similarity.reborrow(),
-                    winner: None,
-                })?;
                 let scores = b.read(acts.similarity.view())?;
                 Ok(scores.into_iter().map(|score| Match { score, logits: None }).collect())
             }

@@ -8,7 +8,7 @@ use crate::layers::Keep;
 use crate::layers::block::BlockActs;
 use crate::layers::self_attention::{Attending, FirstKeys};
 use crate::ops::Backend;
-use crate::ops::attention::{Mask, Sequence, Sequences, Span};
+use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
 use crate::ops::embedding::EmbeddingForward;
 use crate::tensor::{HostTensor, ViewMut};
 
@@ -25,6 +25,12 @@ pub(super) struct TextEmbeddingActs<'a, B: Backend> {
 impl<'a, B: Backend> TextEmbeddingActs<'a, B> {
     pub(super) fn carve(cursor: &mut Cursor<'a, B>, rows: usize, hidden: usize) -> Self {
         Self { ids: cursor.take(1, rows), places: cursor.take(1, rows), embedded: cursor.take(rows, hidden) }
+    }
+
+    /// The tokens of a stream, and their places in their texts.
+    pub(super) fn write(&mut self, b: &B, [tokens, places]: [&[u32]; 2]) -> Result<()> {
+        b.write_indices(tokens, self.ids.reborrow())?;
+        b.write_indices(places, self.places.reborrow())
     }
 }
 
@@ -48,6 +54,12 @@ impl<'a, B: Backend> ClsActs<'a, B> {
             projected: cursor.take(texts, embedding),
             unit: cursor.take(texts, embedding),
         }
+    }
+
+    /// The rows to gather: the first one of each span.
+    pub(super) fn write(&mut self, b: &B, spans: &[Span]) -> Result<()> {
+        let first: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
+        b.write_indices(&first, self.ids.reborrow())
     }
 }
 
@@ -106,27 +118,36 @@ impl<B: Backend> QFormer<B> {
         Ok(HostTensor::new(&[texts.len(), self.config.image_text_hidden_size], features))
     }
 
+    /// Replayed for as many texts, of as many rows and as long a text, where rows and length are rounded up.
     fn text_pass(&self, texts: &[Vec<u32>], features: &mut Vec<f32>) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
-        let rows = texts.iter().map(Vec::len).sum();
+        let FilledText { tokens, places, longest } = FilledText::of::<B>(texts);
+        let rows = tokens.len();
         let spans = text_spans(texts, 0);
         let sequence = |&span: &Span| Sequence { queries: [Span::EMPTY, span], keys: [Span::EMPTY, span] };
         let own = Sequences::new(spans.iter().map(sequence).collect());
+        let sizes = SequenceSizes { keys: longest, queries: longest, ..own.sizes() };
+        let own = own.within(sizes);
         let mut lease = self.workspace.lease(b, (texts.len(), "texts"), |c| {
             TextPassActs::carve(c, self, rows, texts.len(), &own);
         })?;
-        let mut acts = TextPassActs::carve(&mut lease.cursor(), self, rows, texts.len(), &own);
-        let [mut x, mut y] = acts.x;
-        self.embed_text(&parameters, texts, acts.embedding, x.reborrow())?;
+        let (mut cursor, replay) = lease.replayed("text pass", vec![texts.len(), rows, longest]);
+        let mut acts = TextPassActs::carve(&mut cursor, self, rows, texts.len(), &own);
+        acts.embedding.write(b, [&tokens, &places])?;
+        acts.cls.write(b, &spans)?;
         let sequences = own.place(b, acts.own)?;
-        let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
-        let stream = self.stream(0, &attending, None);
-        for (index, block) in parameters.blocks.iter().enumerate() {
-            let inputs = self.inputs(&parameters, index);
-            block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-            std::mem::swap(&mut x, &mut y);
-        }
-        self.project_cls(&parameters, x.view(), &spans, &mut acts.cls)?;
+        b.replay(replay, || {
+            let [mut x, mut y] = acts.x;
+            self.embed_written(&parameters, &mut acts.embedding, x.reborrow())?;
+            let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
+            let stream = self.stream(0, &attending, None);
+            for (index, block) in parameters.blocks.iter().enumerate() {
+                let inputs = self.inputs(&parameters, index);
+                block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
+                std::mem::swap(&mut x, &mut y);
+            }
+            self.project_cls(&parameters, x.view(), &mut acts.cls)
+        })?;
         features.extend(b.read(acts.cls.unit.view())?);
         Ok(())
     }
@@ -139,8 +160,7 @@ impl<B: Backend> QFormer<B> {
         acts: TextEmbeddingActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let tokens: Vec<u32> = texts.iter().flat_map(AsRef::as_ref).copied().collect();
-        let positions: Vec<u32> = texts.iter().flat_map(|text| 0..text.as_ref().len() as u32).collect();
+        let [tokens, positions] = tokens_and_places(texts);
         self.embed_tokens(parameters, [&tokens, &positions], acts, y)
     }
 
@@ -148,14 +168,23 @@ impl<B: Backend> QFormer<B> {
     pub(super) fn embed_tokens(
         &self,
         parameters: &Parameters<V<'_, B>>,
-        [tokens, positions]: [&[u32]; 2],
-        acts: TextEmbeddingActs<'_, B>,
+        tokens_and_positions: [&[u32]; 2],
+        mut acts: TextEmbeddingActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let TextEmbeddingActs { mut ids, mut places, mut embedded } = acts;
+        acts.write(&self.device, tokens_and_positions)?;
+        self.embed_written(parameters, &mut acts, y)
+    }
+
+    /// Embeds the tokens that were written to `acts`, into `y` [rows, D].
+    pub(super) fn embed_written(
+        &self,
+        parameters: &Parameters<V<'_, B>>,
+        acts: &mut TextEmbeddingActs<'_, B>,
+        y: M<'_, B>,
+    ) -> Result<()> {
+        let TextEmbeddingActs { ids, places, embedded } = acts;
         let embeddings = parameters.text_embeddings.as_ref().expect("checked by check_texts");
-        self.device.write_indices(tokens, ids.reborrow())?;
-        self.device.write_indices(positions, places.reborrow())?;
         self.device.embedding_forward(EmbeddingForward {
             ids: ids.view(),
             table: embeddings.words,
@@ -165,17 +194,14 @@ impl<B: Backend> QFormer<B> {
         parameters.embedding_norm.forward(&self.device, embedded.view(), None, y)
     }
 
-    /// Features of the first row of each span of `x` [rows, D], into `acts.unit`.
+    /// Features of those rows of `x` [rows, D] that were written to `acts`, into `acts.unit`.
     pub(super) fn project_cls(
         &self,
         parameters: &Parameters<V<'_, B>>,
         x: V<'_, B>,
-        spans: &[Span],
         acts: &mut ClsActs<'_, B>,
     ) -> Result<()> {
         let heads = parameters.heads.as_ref().expect("checked by heads");
-        let first: Vec<u32> = spans.iter().map(|span| span.start as u32).collect();
-        self.device.write_indices(&first, acts.ids.reborrow())?;
         self.device.embedding_forward(EmbeddingForward {
             ids: acts.ids.view(),
             table: x,
@@ -189,6 +215,38 @@ impl<B: Backend> QFormer<B> {
             acts.unit.reborrow(),
         )
     }
+}
+
+/// The rows of text of a stream, filled up so that their number comes again. The rows beyond the texts are of
+/// padding, in no sequence, and nothing reads what becomes of them; all that a pass does elsewhere is done
+/// row by row.
+pub(super) struct FilledText {
+    /// [rows]
+    pub(super) tokens: Vec<u32>,
+    /// [rows]: places within their texts
+    pub(super) places: Vec<u32>,
+    /// Tokens of the longest text, rounded up likewise.
+    pub(super) longest: usize,
+}
+
+impl FilledText {
+    pub(super) fn of<B: Backend>(texts: &[impl AsRef<[u32]>]) -> Self {
+        let [mut tokens, mut places] = tokens_and_places(texts);
+        let unit = B::row_unit(tokens.len());
+        let rows = tokens.len().next_multiple_of(unit);
+        tokens.resize(rows, 0);
+        places.resize(rows, 0);
+        let longest = texts.iter().map(|text| text.as_ref().len()).max().unwrap_or(0);
+        Self { tokens, places, longest: longest.next_multiple_of(B::row_unit(longest)) }
+    }
+}
+
+/// The tokens of the texts, one text after the other, and their places in them.
+fn tokens_and_places(texts: &[impl AsRef<[u32]>]) -> [Vec<u32>; 2] {
+    [
+        texts.iter().flat_map(AsRef::as_ref).copied().collect(),
+        texts.iter().flat_map(|text| 0..text.as_ref().len() as u32).collect(),
+    ]
 }
 
 /// Where the texts lie in a stream, the first of them at row `start`.

@@ -3,14 +3,14 @@
 use super::plan::Plan;
 use crate::arena::Cursor;
 use crate::config::QFormerConfig;
-use crate::device::{M, SM, V, Write};
+use crate::device::{Device, M, SM, V, Write};
 use crate::error::Result;
 use crate::layers::layer_norm::LayerNormActs;
 use crate::layers::linear::{Fused, Linear};
 use crate::layers::{Keep, LanguageHead};
 use crate::ops::Backend;
 use crate::ops::activation::{Activation, ActivationBackward};
-use crate::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward};
+use crate::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward, IGNORED};
 use crate::tensor::{Layout, Shape, ViewMut};
 
 /// Columns of logits start at multiples of 16 bytes in every row.
@@ -41,7 +41,8 @@ pub(super) struct CaptioningActs<'a, B: Backend> {
     d: [M<'a, B>; 2],
 }
 
-/// Rows of the stream that predict, and what.
+/// Rows of the stream that predict, and what, then filler: rows whose predictions count for nothing, to a number
+/// that follows from the rows that texts are filled up to.
 pub(super) struct Predictions {
     pub(super) rows: Vec<u32>,
     labels: Vec<u32>,
@@ -49,10 +50,16 @@ pub(super) struct Predictions {
 
 impl Predictions {
     /// Of the last `texts` texts of the plan.
-    pub(super) fn of(plan: &Plan, texts: usize) -> Self {
+    pub(super) fn of<D: Device>(plan: &Plan, texts: usize) -> Self {
         let spans = &plan.texts[plan.texts.len() - texts..];
         let rows = spans.iter().flat_map(|span| span.start..span.start + span.len - 1);
-        let (rows, labels) = rows.map(|row| (row as u32, plan.tokens[row + 1 - plan.query_rows()])).unzip();
+        let label = |row: usize| (row as u32, plan.tokens[row + 1 - plan.query_rows()]);
+        let (mut rows, mut labels): (Vec<u32>, Vec<u32>) = rows.map(label).unzip();
+        let tokens = rows.len() + texts;
+        let filled = tokens.next_multiple_of(D::row_unit(tokens)) - texts;
+        // Any row will do; the first one, a query's, gets no gradient back.
+        rows.resize(filled, 0);
+        labels.resize(filled, IGNORED);
         Self { rows, labels }
     }
 }
@@ -81,6 +88,12 @@ impl<'a, B: Backend> CaptioningActs<'a, B> {
     }
 }
 
+impl<B: Backend> CaptioningActs<'_, B> {
+    pub(super) fn write(&mut self, b: &B, predictions: &Predictions) -> Result<()> {
+        b.write_indices(&predictions.labels, self.labels.reborrow())
+    }
+}
+
 /// The head with the word embeddings [V, D], which are its last layer.
 pub(super) struct Captioning<'a, B: Backend> {
     pub(super) head: &'a LanguageHead<V<'a, B>>,
@@ -95,12 +108,10 @@ impl<B: Backend> Captioning<'_, B> {
     pub(super) fn forward(
         &self,
         b: &B,
-        predictions: &Predictions,
         hidden: V<'_, B>,
         acts: &mut CaptioningActs<'_, B>,
         loss: SM<'_, B>,
     ) -> Result<()> {
-        b.write_indices(&predictions.labels, acts.labels.reborrow())?;
         let pre_activation = Some(acts.pre_activation.reborrow());
         let fused = Fused { activation: Some(self.activation), residual: None, pre_activation };
         self.head.transform.fused_forward(b, hidden, fused, acts.activated.reborrow())?;

@@ -40,6 +40,12 @@ impl<'a, B: Backend> FeatureActs<'a, B> {
     }
 }
 
+impl<B: Backend> FeatureActs<'_, B> {
+    pub(super) fn write(&mut self, b: &B, plan: &Plan) -> Result<()> {
+        self.cls.write(b, &plan.cls_rows(plan.texts.len()), plan)
+    }
+}
+
 /// What ITC works in.
 pub(super) struct ContrastiveActs<'a, B: Backend> {
     /// [B·Q, E], of unit length
@@ -118,6 +124,10 @@ impl<'a, B: Backend> ContrastiveActs<'a, B> {
 }
 
 impl<B: Backend> ContrastiveActs<'_, B> {
+    pub(super) fn write(&mut self, b: &B, image_ids: &[u32]) -> Result<()> {
+        b.write_indices(image_ids, self.image_ids.reborrow())
+    }
+
     /// What [`Contrastive::forward`] found; waits for the device.
     pub(super) fn hard_negatives(&self, b: &B) -> Result<HardNegatives> {
         Ok(HardNegatives {
@@ -150,7 +160,7 @@ impl<B: Backend> Contrastive<'_, B> {
         let queries = output.row_range(0..plan.query_rows());
         let unit = all.queries.reborrow().split_rows(rows.start).1.split_rows(rows.len()).0;
         acts.queries.forward(b, &self.heads.vision_projection, queries, unit)?;
-        acts.cls.take(b, &plan.cls_rows(plan.texts.len()), output)?;
+        acts.cls.take(b, output)?;
         let unit = all.texts.reborrow().split_rows(images.start).1.split_rows(images.len()).0;
         acts.texts.forward(b, &self.heads.text_projection, acts.cls.rows.view(), unit)
     }
@@ -176,11 +186,9 @@ impl<B: Backend> Contrastive<'_, B> {
     pub(super) fn forward(
         &self,
         b: &B,
-        image_ids: &[u32],
         negatives: Negatives<'_, B>,
         acts: &mut ContrastiveActs<'_, B>,
     ) -> Result<()> {
-        b.write_indices(image_ids, acts.image_ids.reborrow())?;
         b.contrastive_forward(ContrastiveForward {
             batch: self.batch(&acts.queries, &acts.texts, &acts.image_ids),
             negatives,
@@ -239,7 +247,7 @@ impl<B: Backend> Contrastive<'_, B> {
         let (cls, dunit) = (acts.cls.rows.view(), all.dtexts.view().row_range(images.clone()));
         let dcls = acts.cls.drows.reborrow().split_rows(images.len()).0;
         acts.texts.backward(b, projection, cls, dunit, gradient, dcls)?;
-        acts.cls.put_back(b, &plan.cls_rows(plan.texts.len()), plan, dtext_rows)
+        acts.cls.put_back(b, dtext_rows)
     }
 }
 

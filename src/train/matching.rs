@@ -93,6 +93,12 @@ impl<'a, B: Backend> MatchingActs<'a, B> {
     }
 }
 
+impl<B: Backend> MatchingActs<'_, B> {
+    pub(super) fn write(&mut self, b: &B, labels: &[u32]) -> Result<()> {
+        b.write_indices(labels, self.labels.reborrow())
+    }
+}
+
 /// What tells whether pairs match.
 pub(super) struct MatchingHead<'a, B: Backend> {
     pub(super) heads: &'a RetrievalHeads<V<'a, B>>,
@@ -120,13 +126,11 @@ impl<B: Backend> MatchingHead<'_, B> {
     pub(super) fn forward(
         &self,
         b: &B,
-        labels: &[u32],
         queries: V<'_, B>,
         cls: V<'_, B>,
         acts: &mut MatchingActs<'_, B>,
         told: Told<'_, B>,
     ) -> Result<()> {
-        b.write_indices(labels, acts.labels.reborrow())?;
         let form = match &mut acts.form {
             FormActs::Classifier(acts) => {
                 b.pool_forward(PoolForward { x: queries, y: acts.pooled.reborrow() })?;

@@ -81,11 +81,11 @@ impl MemoryPlan {
         let vectors = VectorBytes::planned::<B>(&Stage1Parameters::spec(config, options.matching));
         let rows = ImageRows { queries: config.num_query_tokens, tokens: image_tokens };
         let texts = vec![vec![0; text_tokens]; images];
-        let first = Plan::alone(&texts, rows);
+        let first = Plan::alone::<B>(&texts, rows);
         let pairs: Vec<Pair> = (0..PAIRS_OF_IMAGE * images)
             .map(|pair| Pair { image: pair / PAIRS_OF_IMAGE, text: 0, label: 0 })
             .collect();
-        let second = Second::new(&pairs, &[&texts[0]], &texts, rows, options);
+        let second = Second::new::<B>(&pairs, &[&texts[0]], &texts, rows, options);
         let width = config.vision.hidden_size;
         let constants = Arena::<B>::bytes(|c| {
             Constants::carve(c, width);

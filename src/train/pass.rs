@@ -3,7 +3,7 @@
 use super::acts::{Constants, FirstPhaseActs, FoldActs, SecondPhaseActs, WholeActs};
 use super::batch::Whole;
 use super::captioning::Captioning;
-use super::contrastive::{Contrastive, HardNegatives};
+use super::contrastive::Contrastive;
 use super::matching::{MatchingGradients, MatchingHead};
 use super::plan::Plan;
 use super::second::Second;
@@ -138,6 +138,23 @@ impl<B: Backend> Pass<'_, B> {
         })
     }
 
+    /// What the host knows of a first phase, before all that the device does in it.
+    pub(super) fn write_first(&self, first: First<'_>, acts: &mut FirstPhaseActs<'_, B>) -> Result<()> {
+        let b = self.b;
+        b.write(&first.batch.vision_output.values, 0, acts.vision_output.reborrow())?;
+        acts.trunk.write(b, first.plan, self.config.num_query_tokens)?;
+        acts.contrastive.write(b, first.plan)
+    }
+
+    /// The same of a pass of the second phase.
+    pub(super) fn write_second(&self, second: &Second, acts: &mut SecondPhaseActs<'_, B>) -> Result<()> {
+        let b = self.b;
+        acts.trunk.write(b, &second.plan, self.config.num_query_tokens)?;
+        acts.picked.write(b, &second.picked, &second.plan)?;
+        acts.matching.write(b, &second.labels)?;
+        acts.captioning.write(b, &second.predictions)
+    }
+
     pub(super) fn first_forward(
         &self,
         first: First<'_>,
@@ -145,7 +162,6 @@ impl<B: Backend> Pass<'_, B> {
         whole: &mut WholeActs<'_, B>,
     ) -> Result<()> {
         let b = self.b;
-        b.write(&first.batch.vision_output.values, 0, acts.vision_output.reborrow())?;
         b.layer_norm_forward(LayerNormForward {
             x: acts.vision_output.view(),
             dropout: None,
@@ -167,19 +183,14 @@ impl<B: Backend> Pass<'_, B> {
     }
 
     /// ITC of the features of all first phases, with the gradients of these and of the temperature.
-    pub(super) fn contrast(
-        &self,
-        whole: &mut WholeActs<'_, B>,
-        dtemperature: SM<'_, B>,
-    ) -> Result<HardNegatives> {
+    pub(super) fn contrast(&self, whole: &mut WholeActs<'_, B>, dtemperature: SM<'_, B>) -> Result<()> {
         let negatives = match self.options.hardness {
             Hardness::Hardest => Negatives::Hardest,
             Hardness::Sampled => Negatives::Sampled { key: self.constants.key.view(), site: NEGATIVES_SITE },
         };
         let (contrastive, acts) = (self.contrastive(), &mut whole.contrastive);
-        contrastive.forward(self.b, &self.whole.image_ids, negatives, acts)?;
-        contrastive.backward(self.b, self.options.weights[0], acts, dtemperature)?;
-        acts.hard_negatives(self.b)
+        contrastive.forward(self.b, negatives, acts)?;
+        contrastive.backward(self.b, self.options.weights[0], acts, dtemperature)
     }
 
     pub(super) fn second_forward(
@@ -195,15 +206,15 @@ impl<B: Backend> Pass<'_, B> {
         let trunk = self.trunk(self.number(place), &projections, first.keys_values.view());
         trunk.forward(b, &second.plan, &mut acts.trunk, Some(&first.trunk))?;
         let output = acts.trunk.output();
-        acts.picked.take(b, &second.picked, output)?;
+        acts.picked.take(b, output)?;
         let [queries, hidden, cls] = read_by_heads(second, output, &acts.picked.rows);
         let (findings, matching) = (&mut whole.findings, &mut acts.matching);
-        self.matching().forward(b, &second.labels, queries, cls, matching, findings.told(place.pass))?;
+        self.matching().forward(b, queries, cls, matching, findings.told(place.pass))?;
         if second.predictions.rows.is_empty() {
             return Ok(());
         }
         let loss = findings.captioning(place.batch);
-        self.captioning().forward(b, &second.predictions, hidden, &mut acts.captioning, loss)
+        self.captioning().forward(b, hidden, &mut acts.captioning, loss)
     }
 
     pub(super) fn second_backward(
@@ -248,7 +259,7 @@ impl<B: Backend> Pass<'_, B> {
                 dhidden,
             )?;
         }
-        acts.picked.put_back(b, &second.picked, plan, dtext)?;
+        acts.picked.put_back(b, dtext)?;
         if place.write == Write::Replace {
             for dqkv in &mut first.dqkv {
                 b.clear(dqkv.reborrow())?;

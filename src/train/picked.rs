@@ -30,22 +30,27 @@ impl<'a, B: Backend> PickedActs<'a, B> {
         }
     }
 
-    /// Takes the rows `picked` out of `output` [rows, D].
-    pub(super) fn take(&mut self, b: &B, picked: &[u32], output: V<'_, B>) -> Result<()> {
+    /// Which rows are taken out: `picked` of the plan's stream. Those that are not of text get no gradient back.
+    pub(super) fn write(&mut self, b: &B, picked: &[u32], plan: &Plan) -> Result<()> {
         b.write_indices(picked, self.ids.reborrow())?;
+        let mut from = vec![picked.len() as u32; plan.tokens.len()];
+        for (index, &row) in picked.iter().enumerate() {
+            if let Some(row) = (row as usize).checked_sub(plan.query_rows()) {
+                from[row] = index as u32;
+            }
+        }
+        b.write_indices(&from, self.from.reborrow())
+    }
+
+    /// Takes the rows out of `output` [rows, D].
+    pub(super) fn take(&mut self, b: &B, output: V<'_, B>) -> Result<()> {
         let (ids, y) = (self.ids.view(), self.rows.reborrow());
         b.embedding_forward(EmbeddingForward { ids, table: output, positions: None, y })
     }
 
-    /// The gradient of all rows of text, into `dtext` [text rows, D]: that of the rows `picked`, else 0.
-    pub(super) fn put_back(&mut self, b: &B, picked: &[u32], plan: &Plan, dtext: M<'_, B>) -> Result<()> {
-        let zeros = picked.len();
-        b.clear(self.drows.reborrow().split_rows(zeros).1)?;
-        let mut from = vec![zeros as u32; plan.tokens.len()];
-        for (index, &row) in picked.iter().enumerate() {
-            from[row as usize - plan.query_rows()] = index as u32;
-        }
-        b.write_indices(&from, self.from.reborrow())?;
+    /// The gradient of all rows of text, into `dtext` [text rows, D]: that of the rows taken out, else 0.
+    pub(super) fn put_back(&mut self, b: &B, dtext: M<'_, B>) -> Result<()> {
+        b.clear(self.drows.reborrow().split_rows(self.ids.cols()).1)?;
         let (ids, table) = (self.from.view(), self.drows.view());
         b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: dtext })
     }

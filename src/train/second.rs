@@ -4,6 +4,7 @@ use super::Stage1Options;
 use super::captioning::Predictions;
 use super::contrastive::HardNegatives;
 use super::plan::{ImageRows, Pair, Plan};
+use crate::device::Device;
 use crate::qformer::Matching;
 use std::ops::Range;
 
@@ -16,7 +17,7 @@ pub(super) struct Second {
     /// [P]: 1 where a pair matches, else 0
     pub(super) labels: Vec<u32>,
     pub(super) predictions: Predictions,
-    /// Rows that heads read: first those that predict, then, if ITM reads them, the first ones of the
+    /// Rows that heads read: first those that predict, filler among them, then, if ITM reads them, the first ones of the
     /// pairs' texts.
     pub(super) picked: Vec<u32>,
 }
@@ -24,20 +25,27 @@ pub(super) struct Second {
 impl Second {
     /// The pass over `pairs`, whose texts are of all `texts`, and over `captions`, one of each image of
     /// the micro-batch or none.
-    pub(super) fn new(
+    pub(super) fn new<D: Device>(
         pairs: &[Pair],
         texts: &[&[u32]],
         captions: &[Vec<u32>],
         rows: ImageRows,
         options: &Stage1Options,
     ) -> Self {
-        let plan = Plan::together(pairs, texts, captions, rows, options.start_token);
-        let predictions = Predictions::of(&plan, captions.len());
+        let plan = Plan::together::<D>(pairs, texts, captions, rows, options.start_token);
+        let predictions = Predictions::of::<D>(&plan, captions.len());
         let mut picked = predictions.rows.clone();
         if options.matching == Matching::MaxSimilarity {
             picked.extend(plan.cls_rows(pairs.len()));
         }
         Self { labels: pairs.iter().map(|pair| pair.label).collect(), plan, predictions, picked }
+    }
+
+    /// All numbers that its operations follow from.
+    pub(super) fn sizes(&self) -> Vec<usize> {
+        let mut sizes = self.plan.sizes();
+        sizes.extend([self.labels.len(), self.predictions.rows.len(), self.picked.len()]);
+        sizes
     }
 
     /// Most passes of a step: were all full, there would be one a micro-batch, and each micro-batch has

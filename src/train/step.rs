@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::adamw::AdamW;
 use crate::params::TensorSource;
+use crate::replays::Replays;
 use crate::workspace::Workspace;
 
 /// A Q-Former in training.
@@ -23,6 +24,10 @@ pub struct Stage1<B: Backend> {
     config: Config,
     options: Stage1Options,
     weights: TrainedWeights<B, Stage1Parameters<weights::Place>>,
+    /// Of the two phases of steps of one micro-batch.
+    replays: Replays<B>,
+    /// Of the optimiser's step with these constants.
+    update: Option<(AdamW, B::Replay)>,
     /// What is the same in every step.
     constants: Arena<B>,
     whole: Workspace<B>,
@@ -48,7 +53,18 @@ impl<B: Backend> Stage1<B> {
         device.write(&vec![1.0; width], 0, carved.ones.reborrow())?;
         device.clear(carved.zeros)?;
         let [whole, first_phase, second_phase] = [(); 3].map(|()| Workspace::default());
-        Ok(Self { device, config, options, weights, constants, whole, first_phase, second_phase })
+        Ok(Self {
+            device,
+            config,
+            options,
+            weights,
+            replays: Replays::default(),
+            update: None,
+            constants,
+            whole,
+            first_phase,
+            second_phase,
+        })
     }
 
     /// The parameters, with their gradients.
@@ -100,15 +116,19 @@ impl<B: Backend> Stage1<B> {
     /// losses and gradients are those of the whole: negatives are taken from all of it. For that the
     /// first phase of each micro-batch but one runs twice; with one, nothing does.
     ///
+    /// With one, the device replays all that comes again for batches of as many images and, rounded up, as much
+    /// text ([`Device::replay`](crate::device::Device::replay)): from the images to their hard negatives, which the
+    /// host must know to say who is matched with whom, and from there to the gradients.
+    ///
     /// # Errors
     /// Fails if there is no micro-batch or more than 2048, if there is not enough memory, and if the
     /// device does.
     pub fn differentiate(&mut self, batches: &[Batch], step: usize) -> Result<Losses> {
-        self.differentiate_observed(batches, step, &mut |_| Ok(()))
+        self.run(batches, step, None)
     }
 
-    /// The same; `done` is called whenever the device has been asked for a part, each as often as it is
-    /// done.
+    /// The same, part by part; `done` is called whenever the device has been asked for one, each as often as
+    /// it is done.
     ///
     /// # Errors
     /// As [`Self::differentiate`], and if `done` does.
@@ -118,10 +138,23 @@ impl<B: Backend> Stage1<B> {
         step: usize,
         done: &mut dyn FnMut(StepPart) -> Result<()>,
     ) -> Result<Losses> {
+        self.run(batches, step, Some(done))
+    }
+
+    fn run(
+        &mut self,
+        batches: &[Batch],
+        step: usize,
+        mut observer: Option<&mut dyn FnMut(StepPart) -> Result<()>>,
+    ) -> Result<Losses> {
         let whole = Whole::of(batches)?;
         self.weights.clear_gradients(&self.device)?;
-        let Self { device: b, config, options, weights, constants, .. } = self;
+        let Self { device: b, config, options, weights, constants, replays, .. } = self;
         let b: &B = b;
+        // Several micro-batches share memory, to which the host writes in between.
+        let is_replayed = batches.len() == 1 && observer.is_none();
+        let mut replays = is_replayed.then_some(replays);
+        let mut done = |part| observer.as_mut().map_or(Ok(()), |done| done(part));
         let mut constants = Constants::carve(&mut constants.cursor(), config.vision.hidden_size);
         b.write_indices(&[options.seed, step as u32], constants.key.reborrow())?;
         let Training { weights: parameters, parameters: exact, mut gradients } = weights.training();
@@ -132,9 +165,10 @@ impl<B: Backend> Stage1<B> {
         let mut lease = self.whole.lease(b, (whole.images(), "images"), |c| {
             WholeActs::carve(c, sizes, config);
         })?;
+        let of_whole = lease.address();
         let mut all = WholeActs::carve(&mut lease.cursor(), sizes, config);
         let plans: Vec<Plan> =
-            batches.iter().map(|batch| Plan::alone(&batch.texts, batch.rows(config))).collect();
+            batches.iter().map(|batch| Plan::alone::<B>(&batch.texts, batch.rows(config))).collect();
         let firsts = || {
             let parts = batches.iter().zip(&plans).enumerate();
             parts.map(|(index, (batch, plan))| First { index, batch, plan })
@@ -146,14 +180,28 @@ impl<B: Backend> Stage1<B> {
         });
         let bytes = bytes.max().expect("one at least");
         let mut lease = self.first_phase.lease_bytes(b, (whole.largest(), "images"), bytes)?;
+        let addresses = [of_whole, lease.address()];
 
-        pass.fold_forward(&mut all.fold)?;
-        for first in firsts() {
+        all.contrastive.write(b, &whole.image_ids)?;
+        if is_replayed {
+            let first = firsts().next().expect("one");
             let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
-            pass.first_forward(first, &mut acts, &mut all)?;
-            done(StepPart::FirstForward)?;
+            pass.write_first(first, &mut acts)?;
         }
-        let negatives = pass.contrast(&mut all, gradients.temperature.reborrow())?;
+        let sizes = || [&addresses[..], &plans[0].sizes()].concat();
+        replayed(b, replays.as_deref_mut(), "first phase", sizes, || {
+            pass.fold_forward(&mut all.fold)?;
+            for first in firsts() {
+                let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
+                if !is_replayed {
+                    pass.write_first(first, &mut acts)?;
+                }
+                pass.first_forward(first, &mut acts, &mut all)?;
+                done(StepPart::FirstForward)?;
+            }
+            pass.contrast(&mut all, gradients.temperature.reborrow())
+        })?;
+        let negatives = all.contrastive.hard_negatives(b)?;
         done(StepPart::Contrastive)?;
 
         let pairs = (whole.images() + negatives.count()) as f64;
@@ -162,16 +210,16 @@ impl<B: Backend> Stage1<B> {
             let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
             // What the last one worked out is still in its place.
             if first.index + 1 < batches.len() {
+                pass.write_first(first, &mut acts)?;
                 pass.first_forward(first, &mut acts, &mut all)?;
                 done(StepPart::FirstForward)?;
             }
             let most = PAIRS_OF_IMAGE * whole.largest();
-            for (index, pairs_of_pass) in
-                passes(&negatives, whole.images_of(first.index), most).iter().enumerate()
-            {
+            let passes = passes(&negatives, whole.images_of(first.index), most);
+            for (index, pairs_of_pass) in passes.iter().enumerate() {
                 let captions = if index == 0 { &first.batch.texts[..] } else { &[] };
                 let rows = first.batch.rows(config);
-                let second = Second::new(pairs_of_pass, &whole.texts, captions, rows, options);
+                let second = Second::new::<B>(pairs_of_pass, &whole.texts, captions, rows, options);
                 let place = Place {
                     batch: first.index,
                     pass: shares.len(),
@@ -182,18 +230,29 @@ impl<B: Backend> Stage1<B> {
                 let mut lease = self.second_phase.lease(b, (first.batch.images(), "images"), |c| {
                     SecondPhaseActs::carve(c, b, &second, config, options);
                 })?;
+                let address = lease.address();
                 let mut second_acts =
                     SecondPhaseActs::carve(&mut lease.cursor(), b, &second, config, options);
-                pass.second_forward(&second, place, &acts, &mut all, &mut second_acts)?;
-                done(StepPart::SecondForward)?;
-                pass.second_backward(&second, place, &mut acts, &all, &mut second_acts, &mut gradients)?;
-                done(StepPart::SecondBackward)?;
+                pass.write_second(&second, &mut second_acts)?;
+                let last_of_batch = index + 1 == passes.len();
+                let sizes = || [&addresses[..], &[address], &first.plan.sizes(), &second.sizes()].concat();
+                replayed(b, replays.as_deref_mut(), "second phase", sizes, || {
+                    pass.second_forward(&second, place, &acts, &mut all, &mut second_acts)?;
+                    done(StepPart::SecondForward)?;
+                    pass.second_backward(&second, place, &mut acts, &all, &mut second_acts, &mut gradients)?;
+                    done(StepPart::SecondBackward)?;
+                    if last_of_batch {
+                        pass.first_backward(first, &mut acts, &mut all, &mut gradients)?;
+                        done(StepPart::FirstBackward)?;
+                    }
+                    if last_of_batch && first.index == 0 {
+                        pass.fold_backward(&all.fold, &mut gradients)?;
+                        done(StepPart::FirstBackward)?;
+                    }
+                    Ok(())
+                })?;
             }
-            pass.first_backward(first, &mut acts, &mut all, &mut gradients)?;
-            done(StepPart::FirstBackward)?;
         }
-        pass.fold_backward(&all.fold, &mut gradients)?;
-        done(StepPart::FirstBackward)?;
         // Last, because reading waits for the device.
         pass.losses(&all, &shares)
     }
@@ -203,6 +262,24 @@ impl<B: Backend> Stage1<B> {
     /// # Errors
     /// Fails if the device does.
     pub fn update(&mut self, constants: AdamW, learning_rate: f64, step: usize) -> Result<f64> {
-        self.weights.update(&self.device, constants, learning_rate, step)
+        let replay = match &mut self.update {
+            Some((recorded, replay)) if *recorded == constants => replay,
+            other => &mut other.insert((constants, B::Replay::default())).1,
+        };
+        self.weights.update(&self.device, constants, learning_rate, step, replay)
+    }
+}
+
+/// Does work of these `sizes`, replayed where there is something to keep of it.
+fn replayed<B: Backend>(
+    b: &B,
+    replays: Option<&mut Replays<B>>,
+    what: &'static str,
+    sizes: impl FnOnce() -> Vec<usize>,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    match replays {
+        Some(replays) => b.replay(replays.of(what, sizes()), work),
+        None => work(),
     }
 }

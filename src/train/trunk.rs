@@ -20,7 +20,7 @@ use crate::qformer::Parameters;
 use crate::tensor::ViewMut;
 
 /// The padding token, whose embedding is not trained.
-const PADDING: u32 = 0;
+pub(super) const PADDING: u32 = 0;
 
 /// What a stream is embedded in and its blocks work in.
 pub(super) struct TrunkActs<'a, B: Backend> {
@@ -123,6 +123,19 @@ impl<'a, B: Backend> TrunkActs<'a, B> {
         }
     }
 
+    /// What it is embedded from, and who attends to whom; a set of `queries` rows an image.
+    pub(super) fn write(&mut self, b: &B, plan: &Plan, queries: usize) -> Result<()> {
+        let ids: Vec<u32> = (0..plan.query_rows()).map(|row| (row % queries) as u32).collect();
+        b.write_indices(&ids, self.query_ids.reborrow())?;
+        b.write_indices(&plan.tokens, self.tokens.reborrow())?;
+        b.write_indices(&plan.positions, self.positions.reborrow())?;
+        for ((sequences, ..), table) in plan.attending.iter().zip(&mut self.attending) {
+            sequences.place(b, table.reborrow())?;
+        }
+        plan.cross.place(b, self.cross.reborrow())?;
+        Ok(())
+    }
+
     /// The last block's output [rows, D].
     pub(super) fn output(&self) -> V<'_, B> {
         self.x.last().expect("the input and the blocks' outputs").view()
@@ -159,7 +172,7 @@ pub(super) enum Qkv<'a, B: Backend> {
 }
 
 impl<B: Backend> Trunk<'_, B> {
-    /// From the plan to `acts.output()`; `earlier` is a stream whose queries this one sees.
+    /// From what was written to `acts` to `acts.output()`; `earlier` is a stream whose queries this one sees.
     pub(super) fn forward(
         &self,
         b: &B,
@@ -168,16 +181,6 @@ impl<B: Backend> Trunk<'_, B> {
         earlier: Option<&TrunkActs<'_, B>>,
     ) -> Result<()> {
         let (parameters, query_rows) = (self.parameters, plan.query_rows());
-        let queries = parameters.query_tokens.rows();
-        let ids: Vec<u32> = (0..query_rows).map(|row| (row % queries) as u32).collect();
-        b.write_indices(&ids, acts.query_ids.reborrow())?;
-        b.write_indices(&plan.tokens, acts.tokens.reborrow())?;
-        b.write_indices(&plan.positions, acts.positions.reborrow())?;
-        for ((sequences, ..), table) in plan.attending.iter().zip(&mut acts.attending) {
-            sequences.place(b, table.reborrow())?;
-        }
-        plan.cross.place(b, acts.cross.reborrow())?;
-
         let words = parameters.text_embeddings.as_ref().expect("a model that reads text");
         let (of_queries, of_text) = acts.embedded.reborrow().split_rows(query_rows);
         let (ids, table) = (acts.query_ids.view(), parameters.query_tokens);

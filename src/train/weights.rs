@@ -1,16 +1,17 @@
 //! Parameters in training: one flat vector each of the numbers themselves, their gradients and their
 //! moments, and where the graph computes in narrower numbers, of what it reads.
 
+mod update;
+
 use crate::arena::Arena;
 use crate::device::{Device, S, SM, V};
 use crate::error::Result;
 use crate::ops::Backend;
-use crate::ops::adamw::{AdamW, AdamWStep};
-use crate::ops::norm::{Norm, PARTIAL_SUMS};
 use crate::params::safetensors::{Dtype, NewTensor};
 use crate::params::{Part, Spec, TensorSource, Tree};
 use crate::tensor::{HostTensor, Layout, Number, Shape, View, ViewMut};
 use std::any::TypeId;
+use update::Scalars;
 
 /// Parameters start at multiples of this many elements: whole lines of an arena in any number type.
 const ALIGNMENT: usize = 32;
@@ -73,26 +74,6 @@ pub struct Training<'a, D: Backend, P: Tree<Place>> {
     pub parameters: P::With<S<'a, D>>,
     /// To be added to.
     pub gradients: P::With<SM<'a, D>>,
-}
-
-/// Scalars of the optimiser's step.
-struct Scalars<'a, D: Device> {
-    /// [1, 3]: learning rate, 1 − β1ᵗ, 1 − β2ᵗ
-    schedule: SM<'a, D>,
-    /// [1, 1]
-    norm: SM<'a, D>,
-    /// [1, PARTIAL_SUMS]
-    partial_sums: SM<'a, D>,
-}
-
-impl<'a, D: Device> Scalars<'a, D> {
-    fn carve(cursor: &mut crate::arena::Cursor<'a, D>) -> Self {
-        Self {
-            schedule: cursor.take(1, 3),
-            norm: cursor.take(1, 1),
-            partial_sums: cursor.take(1, PARTIAL_SUMS),
-        }
-    }
 }
 
 /// LAVIS's rule: matrices and tables are decayed; biases, norms and the temperature are not.
@@ -230,38 +211,6 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
     /// Fails if the device does.
     pub fn clear_gradients(&mut self, device: &D) -> Result<()> {
         device.clear(self.gradients.cursor().take::<D::Stat>(1, self.len))
-    }
-
-    /// Lets the optimiser do step number `step`, counted from 1; returns the gradient's norm before it was
-    /// clipped.
-    ///
-    /// # Errors
-    /// Fails if the device does.
-    pub fn update(&mut self, device: &D, constants: AdamW, learning_rate: f64, step: usize) -> Result<f64> {
-        let power = |beta: f64| 1.0 - beta.powf(step as f64);
-        let schedule = [learning_rate, power(constants.beta1), power(constants.beta2)];
-        let mut scalars = Scalars::carve(&mut self.scalars.cursor());
-        device.write(&schedule.map(|x| x as f32), 0, scalars.schedule.reborrow())?;
-        let len = self.len;
-        let gradient: S<'_, D> = self.gradients.first(1, len);
-        device.norm(Norm {
-            x: gradient,
-            partial_sums: scalars.partial_sums,
-            norm: scalars.norm.reborrow(),
-        })?;
-        let [first, second] = &mut self.moments;
-        device.adamw_step(AdamWStep {
-            constants,
-            schedule: scalars.schedule.view(),
-            gradient,
-            norm: scalars.norm.view(),
-            decayed: self.decayed,
-            parameters: self.parameters.cursor().take(1, len),
-            first_moment: first.cursor().take(1, len),
-            second_moment: second.cursor().take(1, len),
-            weights: self.weights.as_mut().map(|weights| weights.cursor().take(1, len)),
-        })?;
-        Ok(f64::from(device.read(scalars.norm.view())?[0]))
     }
 
     /// Bytes that are held.

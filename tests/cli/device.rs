@@ -65,7 +65,7 @@ fn a_gpu_that_is_too_small_says_how_much_was_needed_and_how_much_would_fit() {
     }
     let run = score("cuda", |command| {
         // The model fits, what it works in does not.
-        command.env("LD_LIBRARY_PATH", simulated::driver()).env("SIMGPU_MEMORY", "1700000");
+        command.env("LD_LIBRARY_PATH", simulated::driver()).env("SIMGPU_MEMORY", "1790000");
     });
     run.fails(&[
         "cannot allocate",

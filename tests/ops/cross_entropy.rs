@@ -1,7 +1,7 @@
 use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
 use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
 use qformer::device::{Cpu, Cuda};
-use qformer::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward, CrossEntropyOp};
+use qformer::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward, CrossEntropyOp, IGNORED};
 
 /// Rows and words: the model's, one of each, less than a vector, primes, and whole vectors.
 const SHAPES: [[usize; 2]; 5] = [[7, 30_523], [1, 1], [3, 5], [11, 2053], [2, 4096]];
@@ -226,6 +226,25 @@ fn the_first_of_equal_logits_is_predicted() {
     predicts_the_first_of_equals::<Cpu<f64>>();
     predicts_the_first_of_equals::<Cpu<f32>>();
     predicts_the_first_of_equals::<Cuda>();
+}
+
+#[test]
+fn ignored_rows_count_for_nothing_on_the_gpu() {
+    let all = Rows::random::<Cuda>(0.1, [5, 2053]);
+    let counted = [0, 2, 3];
+    let kept = Rows {
+        logits: Matrix::from_fn(3, 2053, |r, c| all.logits.at(counted[r], c)),
+        labels: counted.map(|r| all.labels[r]).to_vec(),
+        ..all
+    };
+    let label = |r: usize| if counted.contains(&r) { all.labels[r] } else { IGNORED };
+    let filled = Rows { labels: (0..5).map(label).collect(), ..all };
+    let (got, want) = (filled.forward::<Cuda>(), kept.forward::<Cuda>());
+    // The same terms in the same order, with zeros between them.
+    assert!(got.loss == want.loss && got.correct == want.correct);
+    let (got, want) = (filled.backward::<Cuda>(2.0), kept.backward::<Cuda>(2.0));
+    counted.iter().enumerate().for_each(|(r, &row)| assert_eq!(got.row(row), want.row(r)));
+    assert!([1, 4].iter().all(|&r| got.row(r).iter().all(|&d| d == 0.0)));
 }
 
 fn is_stable<D: TestDevice + CrossEntropyOp>() {

@@ -7,6 +7,15 @@ use std::cell::Cell;
 use std::ptr;
 use std::sync::{Arc, PoisonError};
 
+/// Rows of text come in multiples of this: fewer would hardly be computed sooner.
+const LEAST_ROW_UNIT: usize = 32;
+
+/// What [`Device::row_unit`](crate::device::Device::row_unit) says.
+pub(super) fn row_unit(rows: usize) -> usize {
+    // Sixteen numbers between a power of two and the next: a sixteenth of the rows is filler at most.
+    (rows.next_power_of_two() / 32).max(LEAST_ROW_UNIT)
+}
+
 /// Captured work; it reads and writes the same memory at every launch.
 struct Graph {
     executable: sys::CUgraphExec,

@@ -231,6 +231,10 @@ impl Device for Cuda {
     type Replay = graph::Replay;
     const IMAGES_PER_PASS: usize = 256;
 
+    fn row_unit(rows: usize) -> usize {
+        graph::row_unit(rows)
+    }
+
     fn frozen_layout(&self) -> Layout {
         // The matrix is read by rows whatever is done with it; the pitch is of no account here.
         Layout::Rows { pitch: 0 }

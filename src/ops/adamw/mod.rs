@@ -8,7 +8,7 @@ use crate::device::{Device, M, S, SM};
 use crate::error::Result;
 
 /// The constants of AdamW.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// β1
     pub beta1: f64,

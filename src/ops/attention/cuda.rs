@@ -1,6 +1,6 @@
 //! Launches of `kernels/attention.cu`.
 
-use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence};
+use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, SequenceSizes};
 use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
 use crate::device::{Cuda, Write};
 use crate::error::Result;
@@ -119,25 +119,20 @@ macro_rules! launch {
 struct Largest {
     groups: u32,
     keys: usize,
-    /// Tiles of queries of all its sequences.
+    /// Tiles of queries of all its sequences; blocks take more of them in turn.
     tiles: usize,
 }
 
 impl<'a> Attention<'a, Cuda> {
     fn largest(&self) -> Largest {
-        let groups = self.sequences.groups.windows(2).map(|g| &self.sequences.as_slice()[g[0]..g[1]]);
-        let tiles = |s: &Sequence| s.query_count().div_ceil(TILE);
-        Largest {
-            groups: count(groups.len()),
-            keys: groups.clone().flatten().map(Sequence::key_count).max().unwrap_or(0),
-            tiles: groups.map(|g| g.iter().map(tiles).sum()).max().unwrap_or(0),
-        }
+        let SequenceSizes { groups, keys, queries, .. } = self.sequences.sizes();
+        Largest { groups: count(groups), keys, tiles: queries.div_ceil(TILE) }
     }
 
     fn args(&self, width: u32, vector: u32) -> AttentionArgs<'a> {
         AttentionArgs {
             table: self.sequences.table.pointer(),
-            groups: count(self.sequences.groups.len() - 1),
+            groups: count(self.sequences.sizes().groups),
             causal: u32::from(self.mask == Mask::Causal),
             width,
             vector,

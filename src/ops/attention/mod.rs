@@ -12,6 +12,7 @@ mod cuda;
 mod sequences;
 
 pub(crate) use cuda::padded_width;
+pub(crate) use sequences::SequenceSizes;
 pub use sequences::{PlacedSequences, Sequence, Sequences, Span};
 
 use crate::device::{Device, M, S, SM, V, Write};

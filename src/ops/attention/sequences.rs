@@ -5,6 +5,9 @@ use crate::error::Result;
 use crate::tensor::{View, ViewMut};
 use std::ops::Deref;
 
+/// Words of a sequence in the table.
+const SEQUENCE_WORDS: usize = 8;
+
 /// Consecutive rows of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
@@ -58,6 +61,20 @@ pub struct Sequences {
     spans_share_keys: bool,
     /// Whether no two groups share a key, so that each can own its keys' gradients.
     groups_own_keys: bool,
+    sizes: SequenceSizes,
+}
+
+/// What the size of the table and the launches of kernels follow from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SequenceSizes {
+    /// Groups.
+    pub(crate) groups: usize,
+    /// Sequences.
+    pub(crate) sequences: usize,
+    /// Keys of the sequence with most of them.
+    pub(crate) keys: usize,
+    /// Queries of the group with most of them.
+    pub(crate) queries: usize,
 }
 
 impl Sequences {
@@ -81,7 +98,28 @@ impl Sequences {
             "a query has no key to attend to"
         );
         groups.push(sequences.len());
-        Self { sequences, groups, spans_share_keys, groups_own_keys }
+        let queries = |g: &[usize]| sequences[g[0]..g[1]].iter().map(Sequence::query_count).sum();
+        let sizes = SequenceSizes {
+            groups: groups.len() - 1,
+            sequences: sequences.len(),
+            keys: sequences.iter().map(Sequence::key_count).max().unwrap_or(0),
+            queries: groups.windows(2).map(queries).max().unwrap_or(0),
+        };
+        Self { sequences, groups, spans_share_keys, groups_own_keys, sizes }
+    }
+
+    pub(crate) fn sizes(&self) -> SequenceSizes {
+        self.sizes
+    }
+
+    /// The same with sizes that are as large or larger: groups without sequences are added, and room in the
+    /// table. Launches over other sequences of these sizes are then the same.
+    pub(crate) fn within(mut self, sizes: SequenceSizes) -> Self {
+        let own = self.sizes;
+        assert!(sizes.groups >= own.groups && sizes.sequences >= own.sequences, "{own:?} within {sizes:?}");
+        assert!(sizes.keys >= own.keys && sizes.queries >= own.queries, "{own:?} within {sizes:?}");
+        self.groups.resize(sizes.groups + 1, self.sequences.len());
+        Self { sizes, ..self }
     }
 
     /// Self-attention of `count` sets of `len` rows that follow one another.
@@ -97,7 +135,7 @@ impl Sequences {
 
     /// Words of the table that kernels read.
     pub fn words(&self) -> usize {
-        self.table().len()
+        self.sizes.groups + 1 + self.sizes.sequences * SEQUENCE_WORDS
     }
 
     /// The same with the table that [`Self::place`] wrote earlier.
@@ -120,12 +158,14 @@ impl Sequences {
     }
 
     /// Bounds of the groups, then start and length of each sequence's spans: two of queries, two of
-    /// keys. So a block of threads finds its rows in two reads.
+    /// keys, then zeros where there is room for more. So a block of threads finds its rows in two reads.
     fn table(&self) -> Vec<u32> {
         let word = |n: usize| u32::try_from(n).expect("a stream has fewer than 2³² rows");
         let spans = self.sequences.iter().flat_map(|s| [s.queries, s.keys].concat());
         let spans = spans.flat_map(|span| [word(span.start), word(span.len)]);
-        self.groups.iter().map(|&group| word(group)).chain(spans).collect()
+        let mut table: Vec<u32> = self.groups.iter().map(|&group| word(group)).chain(spans).collect();
+        table.resize(self.words(), 0);
+        table
     }
 
     /// Asserts that gradients of keys can be formed.

@@ -45,20 +45,22 @@ arguments! {
         unused: u32,
     }
 
-    struct CrossEntropyBackwardArgs("cross_entropy", "cross_entropy_backward", 64) {
+    struct CrossEntropyBackwardArgs("cross_entropy", "cross_entropy_backward", 72) {
         /// [1, rows]
         labels: In<'a, u32>,
         /// [1, rows]
         lse: In<'a, f32>,
         /// [rows, width]
         logits: Out<'a, bf16>,
+        rows: u32,
         width: u32,
-        /// w/rows
+        /// w
         weight: f32,
-        /// w/rows·(1 − ε)
+        /// 1 − ε
         at_label: f32,
-        /// w/rows·ε/V
+        /// ε/V
         at_all: f32,
+        unused: u32,
     }
 }
 
@@ -95,16 +97,17 @@ impl CrossEntropyOp for Cuda {
 
     fn cross_entropy_backward(&self, args: CrossEntropyBackward<'_, Self>) -> Result<()> {
         args.check();
-        let weight = args.row_weight();
         let (rows, width) = (count(args.logits.rows()), count(args.logits.cols()));
         let backward = CrossEntropyBackwardArgs {
             labels: In::of(args.labels),
             lse: In::of(args.lse),
             logits: Out::of(args.logits),
+            rows,
             width,
-            weight: weight as f32,
-            at_label: (weight * (1.0 - args.smoothing)) as f32,
-            at_all: (weight * args.smoothing / f64::from(width)) as f32,
+            weight: args.weight as f32,
+            at_label: (1.0 - args.smoothing) as f32,
+            at_all: (args.smoothing / f64::from(width)) as f32,
+            unused: 0,
         };
         self.launch(Grid { blocks: [rows, 1, 1], threads: THREADS, shared_bytes: 0 }, backward)
     }

@@ -10,13 +10,17 @@ use crate::device::{Device, M, S, SM, V};
 use crate::error::Result;
 use crate::tensor::{Shape, View, ViewMut};
 
+/// The label of a row that counts for nothing: its loss and its gradient are 0, and means are over the others, of
+/// which there is one at least. Only devices that fill rows up know it ([`Device::row_unit`]).
+pub const IGNORED: u32 = u32::MAX;
+
 /// Operands of [`CrossEntropyOp::cross_entropy_forward`].
 pub struct CrossEntropyForward<'a, D: Device> {
     /// ε
     pub smoothing: f64,
     /// x [rows, V]
     pub logits: V<'a, D>,
-    /// y [1, rows], each less than V
+    /// y [1, rows], each less than V, or [`IGNORED`]
     pub labels: View<'a, D, u32>,
     /// [1, rows], written: what the backward pass needs
     pub lse: SM<'a, D>,
@@ -75,7 +79,7 @@ impl<D: Device> CrossEntropyBackward<'_, D> {
         assert!(self.labels.shape() == row && self.lse.shape() == row, "labels and lse [1, rows]");
     }
 
-    /// w/rows, the gradient of a row's loss
+    /// w/rows, the gradient of a row's loss where all rows count
     fn row_weight(&self) -> f64 {
         self.weight / self.logits.rows() as f64
     }

@@ -1,0 +1,73 @@
+//! A step of the optimiser.
+
+use super::{Place, TrainedWeights};
+use crate::arena::Cursor;
+use crate::device::{Device, S, SM};
+use crate::error::Result;
+use crate::ops::Backend;
+use crate::ops::adamw::{AdamW, AdamWStep};
+use crate::ops::norm::{Norm, PARTIAL_SUMS};
+use crate::params::Tree;
+
+/// Scalars of the optimiser's step.
+pub(super) struct Scalars<'a, D: Device> {
+    /// [1, 3]: learning rate, 1 − β1ᵗ, 1 − β2ᵗ
+    schedule: SM<'a, D>,
+    /// [1, 1]
+    norm: SM<'a, D>,
+    /// [1, PARTIAL_SUMS]
+    partial_sums: SM<'a, D>,
+}
+
+impl<'a, D: Device> Scalars<'a, D> {
+    pub(super) fn carve(cursor: &mut Cursor<'a, D>) -> Self {
+        Self {
+            schedule: cursor.take(1, 3),
+            norm: cursor.take(1, 1),
+            partial_sums: cursor.take(1, PARTIAL_SUMS),
+        }
+    }
+}
+
+impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
+    /// Lets the optimiser do step number `step`, counted from 1, by what was recorded of it with these constants;
+    /// returns the gradient's norm before it was clipped.
+    ///
+    /// # Errors
+    /// Fails if the device does.
+    pub(in crate::train) fn update(
+        &mut self,
+        device: &D,
+        constants: AdamW,
+        learning_rate: f64,
+        step: usize,
+        replay: &mut D::Replay,
+    ) -> Result<f64> {
+        let power = |beta: f64| 1.0 - beta.powf(step as f64);
+        let schedule = [learning_rate, power(constants.beta1), power(constants.beta2)];
+        let mut scalars = Scalars::carve(&mut self.scalars.cursor());
+        device.write(&schedule.map(|x| x as f32), 0, scalars.schedule.reborrow())?;
+        let len = self.len;
+        let gradient: S<'_, D> = self.gradients.first(1, len);
+        device.replay(replay, || {
+            device.norm(Norm {
+                x: gradient,
+                partial_sums: scalars.partial_sums,
+                norm: scalars.norm.reborrow(),
+            })?;
+            let [first, second] = &mut self.moments;
+            device.adamw_step(AdamWStep {
+                constants,
+                schedule: scalars.schedule.view(),
+                gradient,
+                norm: scalars.norm.view(),
+                decayed: self.decayed,
+                parameters: self.parameters.cursor().take(1, len),
+                first_moment: first.cursor().take(1, len),
+                second_moment: second.cursor().take(1, len),
+                weights: self.weights.as_mut().map(|weights| weights.cursor().take(1, len)),
+            })
+        })?;
+        Ok(f64::from(device.read(scalars.norm.view())?[0]))
+    }
+}

@@ -1,0 +1,228 @@
+//! Work that is recorded and replayed on the GPU: the same bits as the same work done kernel by kernel, whatever
+//! was in its memory before, and whichever texts it was recorded with.
+
+#[path = "support/cuda.rs"]
+mod cuda;
+
+use cuda::cuda;
+use qformer::arena::Arena;
+use qformer::device::Device;
+use qformer::ops::adamw::AdamW;
+use qformer::ops::contrastive::ContrastiveGradient;
+use qformer::params::init::{key, uniform};
+use qformer::params::{Part, TensorSource};
+use qformer::qformer::Abilities;
+use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepSize};
+use qformer::{Config, Cuda, HostTensor, Matching, QFormer, Result};
+
+const WORDS: u32 = 50;
+const IMAGES: usize = 3;
+
+/// Weights large enough that no term of the model is lost beside the others.
+struct RandomWeights;
+
+impl TensorSource for RandomWeights {
+    fn check(&self, _: &[&Part]) -> Result<()> {
+        Ok(())
+    }
+
+    fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
+        let centre = if part.name.to_lowercase().ends_with("norm.weight") { 1.0 } else { 0.0 };
+        let values: Vec<f32> = random(&part.name, part.len()).iter().map(|x| centre + 0.3 * x).collect();
+        sink(0, &values);
+        Ok(0)
+    }
+}
+
+fn random(name: &str, count: usize) -> Vec<f32> {
+    (0..count as u64).map(|i| (2.0 * uniform(key(7, name), i) - 1.0) as f32).collect()
+}
+
+fn config() -> Config {
+    let mut config = Config::tiny();
+    config.num_query_tokens = 4;
+    config.image_text_hidden_size = 16;
+    config.vision.hidden_size = 48;
+    config.vision.num_attention_heads = 1;
+    config.qformer.encoder_hidden_size = 48;
+    config.qformer.hidden_size = 64;
+    config.qformer.intermediate_size = 96;
+    config.qformer.num_hidden_layers = 2;
+    config.qformer.vocab_size = WORDS as usize;
+    config.validate().unwrap();
+    config
+}
+
+fn images(name: &str) -> HostTensor {
+    let config = config();
+    let shape = [IMAGES, config.image_tokens(), config.vision.hidden_size];
+    HostTensor::new(&shape, random(name, shape.iter().product()))
+}
+
+/// Texts of so many tokens each.
+fn texts<const N: usize>(lengths: [u32; N], seed: u32) -> Vec<Vec<u32>> {
+    let text = |length: u32| (0..length).map(|i| 1 + (i * 13 + length + 7 * seed) % (WORDS - 1)).collect();
+    lengths.map(text).to_vec()
+}
+
+fn retrieval() -> QFormer<Cuda> {
+    let abilities = Abilities { text: true, retrieval: true };
+    QFormer::from_source(cuda().clone(), config(), abilities, &RandomWeights, &mut |_, _| ()).unwrap()
+}
+
+#[test]
+fn work_is_done_then_recorded_and_from_then_on_replayed() {
+    let device = cuda();
+    let mut arena = Arena::sized(device, "a test", 64).unwrap();
+    let (mut replay, mut calls) = (<Cuda as Device>::Replay::default(), 0);
+    for _ in 0..4 {
+        let mut words = arena.cursor().take::<u32>(1, 3);
+        device.write_indices(&[1, 2, 3], words.reborrow()).unwrap();
+        device
+            .replay(&mut replay, || {
+                calls += 1;
+                device.clear(words.reborrow().split_columns(2).0)
+            })
+            .unwrap();
+        assert_eq!(device.read_indices(words.view()).unwrap(), [0, 0, 3]);
+    }
+    assert_eq!(calls, 2);
+}
+
+#[test]
+fn replayed_passes_over_text_have_the_bits_of_a_fresh_model() {
+    // 26, 32, 25 and 16 tokens: all are filled up to 32.
+    let batches =
+        [texts([1, 14, 8, 3], 0), texts([2, 20, 5, 5], 1), texts([9, 2, 6, 8], 2), texts([4; 4], 3)];
+    let fresh: Vec<HostTensor> =
+        batches.iter().map(|batch| retrieval().encode_text(batch).unwrap()).collect();
+    let model = retrieval();
+    for _ in 0..2 {
+        for (batch, fresh) in batches.iter().zip(&fresh) {
+            assert_eq!(&model.encode_text(batch).unwrap(), fresh);
+        }
+    }
+    assert_ne!(fresh[0], fresh[1]);
+}
+
+#[test]
+fn replayed_joint_passes_have_the_bits_of_a_fresh_model() {
+    let images = [images("first"), images("second"), images("third")];
+    let texts = [texts([1, 14, 8], 0), texts([11, 5, 2], 1), texts([7, 7, 7], 2)];
+    // As many pairs, of other images and other texts: 31, 32 and 28 tokens, filled up to 32.
+    let pairs = [
+        [(0, 0), (0, 1), (1, 2), (2, 2)],
+        [(2, 0), (2, 1), (1, 0), (0, 1)],
+        [(0, 2), (1, 1), (1, 0), (0, 1)],
+    ];
+    for matching in [Matching::Classifier, Matching::MaxSimilarity] {
+        let score = |model: &QFormer<Cuda>, i: usize| {
+            let matches = model.match_score(&images[i], &texts[i], &pairs[i], matching).unwrap();
+            matches.iter().map(|m| (m.score, m.logits)).collect::<Vec<_>>()
+        };
+        let fresh = [0, 1, 2].map(|i| score(&retrieval(), i));
+        let model = retrieval();
+        for _ in 0..2 {
+            for (i, fresh) in fresh.iter().enumerate() {
+                assert_eq!(&score(&model, i), fresh, "{matching:?} {i}");
+            }
+        }
+        assert_ne!(fresh[0], fresh[1]);
+    }
+}
+
+fn options(matching: Matching, recompute: Recompute) -> Stage1Options {
+    Stage1Options {
+        weights: [1.0; 3],
+        smoothing: 0.1,
+        dropout: 0.1,
+        hardness: Hardness::Sampled,
+        contrastive_gradient: ContrastiveGradient::OneSided,
+        matching,
+        recompute,
+        start_token: WORDS - 1,
+        seed: 5,
+    }
+}
+
+/// Batches whose texts are filled up to the same number of rows in both phases.
+fn batches() -> [Batch; 3] {
+    // 27, 28 and 32 tokens, of which the last need no filler, and four times as many in the second phase.
+    [([9, 9, 9], "first"), ([10, 9, 9], "second"), ([12, 10, 10], "third")].map(|(lengths, name)| {
+        Batch::new(&config(), images(name), texts(lengths, lengths[1]), vec![4, 5, 6]).unwrap()
+    })
+}
+
+fn stage1(options: &Stage1Options) -> Stage1<Cuda> {
+    Stage1::new(cuda().clone(), config(), options.clone(), &RandomWeights).unwrap()
+}
+
+/// Losses and gradients.
+fn found(model: &Stage1<Cuda>, losses: &Losses) -> (Vec<f64>, Vec<f32>) {
+    let mut gradients = Vec::new();
+    let each = |_: &Part, found: HostTensor| {
+        gradients.extend(found.values);
+        Ok(())
+    };
+    model.weights().for_each_gradient(model.device(), each).unwrap();
+    let Losses { total, contrastive, matching, captioning, matching_accuracy, recall } = *losses;
+    (vec![total, contrastive, matching, captioning, matching_accuracy, recall[0], recall[1]], gradients)
+}
+
+#[test]
+fn replayed_steps_have_the_bits_of_steps_done_kernel_by_kernel() {
+    for (matching, recompute) in
+        [(Matching::Classifier, Recompute::None), (Matching::MaxSimilarity, Recompute::Blocks)]
+    {
+        let options = options(matching, recompute);
+        let (mut replayed, mut direct) = (stage1(&options), stage1(&options));
+        for (step, batch) in batches().iter().cycle().take(4).enumerate() {
+            let step = step + 1;
+            let batch = std::slice::from_ref(batch);
+            let adamw = |max_norm| AdamW {
+                beta1: 0.9,
+                beta2: 0.98,
+                epsilon: 1e-8,
+                weight_decay: 0.05,
+                max_norm: Some(max_norm),
+            };
+            let losses = replayed.differentiate(batch, step).unwrap();
+            let of_replayed = found(&replayed, &losses);
+            let losses = direct.differentiate_observed(batch, step, &mut |_| Ok(())).unwrap();
+            assert!(of_replayed == found(&direct, &losses), "step {step}");
+            assert!(of_replayed.1.iter().all(|g| g.is_finite()) && losses.total.is_finite());
+            // Constants that were not there before are never replayed; no gradient is as large as these.
+            let rate = 1e-3 / step as f64;
+            let norm = replayed.update(adamw(1e9), rate, step).unwrap();
+            assert_eq!(norm, direct.update(adamw(1e9 + step as f64), rate, step).unwrap());
+        }
+    }
+}
+
+#[test]
+fn what_a_step_learnt_from_before_does_not_show() {
+    let options = options(Matching::Classifier, Recompute::None);
+    let batches = batches();
+    let mut model = stage1(&options);
+    for batch in batches.iter().cycle().take(4) {
+        let losses = model.differentiate(std::slice::from_ref(batch), 3).unwrap();
+        let mut fresh = stage1(&options);
+        let of_fresh = fresh.differentiate(std::slice::from_ref(batch), 3).unwrap();
+        assert!(found(&model, &losses) == found(&fresh, &of_fresh));
+    }
+}
+
+#[test]
+fn filler_has_its_place_in_the_memory_that_was_reserved() {
+    for matching in [Matching::Classifier, Matching::MaxSimilarity] {
+        let mut model = stage1(&options(matching, Recompute::Blocks));
+        let size =
+            StepSize { images: IMAGES, batches: 1, image_tokens: config().image_tokens(), text_tokens: 33 };
+        let plan = model.reserve(size).unwrap();
+        for lengths in [[33, 33, 33], [2, 2, 33], [33, 31, 32]] {
+            let batch = Batch::new(&config(), images("first"), texts(lengths, 0), vec![4, 5, 6]).unwrap();
+            model.differentiate(&[batch], 1).unwrap();
+            assert_eq!(model.memory(), plan);
+        }
+    }
+}
