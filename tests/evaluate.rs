@@ -2,37 +2,16 @@
 
 #[path = "support/paths.rs"]
 mod paths;
+#[path = "support/random.rs"]
+mod random;
 
 use qformer::config::Config;
 use qformer::evaluate::{Captions, Images, MatchingLogits, captioning, retrieval};
-use qformer::params::init::{key, uniform};
 use qformer::params::safetensors::Checkpoint;
-use qformer::params::{Part, TensorSource};
 use qformer::qformer::Abilities;
-use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer, Result};
+use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer};
+use random::{RandomWeights, random};
 use std::ops::Range;
-
-struct RandomWeights;
-
-fn random(name: &str, count: usize) -> Vec<f32> {
-    (0..count as u64).map(|i| (2.0 * uniform(key(3, name), i) - 1.0) as f32).collect()
-}
-
-impl TensorSource for RandomWeights {
-    fn check(&self, _: &[&Part]) -> Result<()> {
-        Ok(())
-    }
-
-    fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
-        let centre = if part.name.to_lowercase().ends_with("norm.weight") { 1.0 } else { 0.0 };
-        let mut values = random(&part.name, part.len());
-        // The matching head says yes about as often as no.
-        let width = if part.name == "itm_head.bias" { 0.0 } else { 0.3 };
-        values.iter_mut().for_each(|value| *value = centre + width * *value);
-        sink(0, &values);
-        Ok(0)
-    }
-}
 
 fn config() -> Config {
     let mut config = Config::tiny();

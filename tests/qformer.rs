@@ -1,37 +1,17 @@
 //! The passes against an independent computation in double precision, for models of many shapes.
 
+#[path = "support/random.rs"]
+mod random;
 #[path = "../src/bin/qformer-bench/reference.rs"]
 #[allow(dead_code, reason = "the binary also checks training with it")]
 mod reference;
 
 use qformer::config::{Activation, Config};
 use qformer::device::Real;
-use qformer::params::init::{key, uniform};
-use qformer::params::{Part, TensorSource};
 use qformer::qformer::Abilities;
-use qformer::{Cpu, HostTensor, Matching, QFormer, Result};
+use qformer::{Cpu, HostTensor, Matching, QFormer};
+use random::{RandomWeights, random};
 use reference::Reference;
-
-/// Weights large enough that no term of the model is lost beside the others.
-struct RandomWeights;
-
-fn random(name: &str, count: usize) -> Vec<f32> {
-    (0..count as u64).map(|i| (2.0 * uniform(key(7, name), i) - 1.0) as f32).collect()
-}
-
-impl TensorSource for RandomWeights {
-    fn check(&self, _: &[&Part]) -> Result<()> {
-        Ok(())
-    }
-
-    fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
-        let centre = if part.name.to_lowercase().ends_with("norm.weight") { 1.0 } else { 0.0 };
-        let mut values = random(&part.name, part.len());
-        values.iter_mut().for_each(|value| *value = centre + 0.3 * *value);
-        sink(0, &values);
-        Ok(0)
-    }
-}
 
 /// [hidden, heads, intermediate, layers, cross-attention frequency, queries, image width, embedding]
 const SHAPES: [[usize; 8]; 6] = [

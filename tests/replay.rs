@@ -3,40 +3,21 @@
 
 #[path = "support/cuda.rs"]
 mod cuda;
+#[path = "support/random.rs"]
+mod random;
 
 use cuda::cuda;
 use qformer::arena::Arena;
 use qformer::device::Device;
 use qformer::ops::adamw::AdamW;
 use qformer::ops::contrastive::ContrastiveGradient;
-use qformer::params::init::{key, uniform};
-use qformer::params::{Part, TensorSource};
 use qformer::qformer::Abilities;
 use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepSize};
-use qformer::{Config, Cuda, HostTensor, Matching, QFormer, Result};
+use qformer::{Config, Cuda, HostTensor, Matching, QFormer};
+use random::{RandomWeights, random};
 
 const WORDS: u32 = 50;
 const IMAGES: usize = 3;
-
-/// Weights large enough that no term of the model is lost beside the others.
-struct RandomWeights;
-
-impl TensorSource for RandomWeights {
-    fn check(&self, _: &[&Part]) -> Result<()> {
-        Ok(())
-    }
-
-    fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
-        let centre = if part.name.to_lowercase().ends_with("norm.weight") { 1.0 } else { 0.0 };
-        let values: Vec<f32> = random(&part.name, part.len()).iter().map(|x| centre + 0.3 * x).collect();
-        sink(0, &values);
-        Ok(0)
-    }
-}
-
-fn random(name: &str, count: usize) -> Vec<f32> {
-    (0..count as u64).map(|i| (2.0 * uniform(key(7, name), i) - 1.0) as f32).collect()
-}
 
 fn config() -> Config {
     let mut config = Config::tiny();
