@@ -11,6 +11,7 @@ use qformer::arena::Arena;
 use qformer::device::Device;
 use qformer::ops::adamw::AdamW;
 use qformer::ops::contrastive::ContrastiveGradient;
+use qformer::params::Part;
 use qformer::qformer::Abilities;
 use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepSize};
 use qformer::{Config, Cuda, HostTensor, Matching, QFormer};
