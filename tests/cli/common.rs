@@ -1,6 +1,7 @@
 //! Running the program, and checkpoints made from the golden one.
 
 use crate::paths::path;
+pub(crate) use crate::program::command;
 use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
 use qformer::tensor::HostTensor;
 use serde_json::Value;
@@ -8,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use tempfile::TempDir;
 
 /// ‖found − expected‖ / ‖expected‖ allowed of a float32 implementation against float64 values.
@@ -32,16 +33,6 @@ pub(crate) fn model() -> PathBuf {
 
 pub(crate) fn images() -> [PathBuf; 3] {
     ["astronaut", "chelsea", "coffee"].map(|name| golden().join(format!("images/{name}.png")))
-}
-
-/// The program, with nothing of this process's settings, on the CPU unless it is told otherwise.
-pub(crate) fn command() -> Command {
-    let mut command = Command::new(path(env!("CARGO_BIN_EXE_qformer")));
-    for name in ["MODEL", "THREADS", "BATCH_SIZE"] {
-        command.env_remove(format!("QFORMER_{name}"));
-    }
-    command.env("QFORMER_DEVICE", "cpu");
-    command
 }
 
 /// How a run ended.

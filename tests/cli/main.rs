@@ -13,6 +13,8 @@ mod init;
 mod inspect;
 #[path = "../support/paths.rs"]
 mod paths;
+#[path = "../support/program.rs"]
+mod program;
 mod score;
 #[path = "../support/simulated.rs"]
 mod simulated;

@@ -1,6 +1,6 @@
 //! Running the program on a small data set.
 
-use crate::paths::path;
+pub(crate) use crate::program::command;
 use qformer::params::safetensors::{Dtype, NewTensor, write};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -118,16 +118,6 @@ pub(crate) fn values() -> Vec<f32> {
 /// The objects in a file of one a line; every line has to be whole.
 pub(crate) fn lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// The program, with nothing of this process's settings, on the CPU.
-pub(crate) fn command() -> Command {
-    let mut command = Command::new(path(env!("CARGO_BIN_EXE_qformer")));
-    for name in ["MODEL", "THREADS", "BATCH_SIZE"] {
-        command.env_remove(format!("QFORMER_{name}"));
-    }
-    command.env("QFORMER_DEVICE", "cpu");
-    command
 }
 
 /// How a run ended.

@@ -9,6 +9,8 @@ mod mistakes;
 #[path = "../support/paths.rs"]
 mod paths;
 mod pictures;
+#[path = "../support/program.rs"]
+mod program;
 mod resume;
 mod settings;
 #[path = "../support/simulated.rs"]
