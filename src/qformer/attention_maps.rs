@@ -1,61 +1,15 @@
 //! Where the queries look: the weights of cross-attention, which no pass forms.
 
+use super::image_pass::ImagePassActs;
 use super::{QFormer, embed_queries, write_query_ids};
-use crate::arena::Cursor;
-use crate::device::M;
 use crate::error::{Error, Result};
-use crate::layers::Keep;
-use crate::layers::block::BlockActs;
 use crate::layers::cross_attention::ImageTokens;
 use crate::layers::self_attention::{Attending, FirstKeys};
 use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequences};
-use crate::tensor::{HostTensor, ViewMut};
+use crate::tensor::HostTensor;
 use rayon::prelude::*;
 use std::ops::Range;
-
-/// What the pass to a block works in.
-struct MapActs<'a, B: Backend> {
-    /// The image encoder's output [I·N, W]
-    vision_output: M<'a, B>,
-    /// The same, normed [I·N, W]
-    features: M<'a, B>,
-    /// [I·N, blocks·2·D]
-    keys_values: M<'a, B>,
-    /// [1, I·Q]
-    ids: ViewMut<'a, B, u32>,
-    /// Table of the queries' sequences [1, words]
-    own: ViewMut<'a, B, u32>,
-    /// Table of the queries over their images [1, words]
-    cross: ViewMut<'a, B, u32>,
-    /// Shared by all blocks.
-    block: BlockActs<'a, B>,
-    /// [I·Q, D]: a block's input and output, in turns
-    x: [M<'a, B>; 2],
-}
-
-impl<'a, B: Backend> MapActs<'a, B> {
-    fn carve(
-        cursor: &mut Cursor<'a, B>,
-        model: &QFormer<B>,
-        images: usize,
-        [own, cross]: [&Sequences; 2],
-    ) -> Self {
-        let config = &model.config;
-        let (rows, hidden) = (images * config.num_query_tokens, config.qformer.hidden_size);
-        let (tokens, width) = (images * config.image_tokens(), config.vision.hidden_size);
-        Self {
-            vision_output: cursor.take(tokens, width),
-            features: cursor.take(tokens, width),
-            keys_values: cursor.take(tokens, model.keys_values_width()),
-            ids: cursor.take(1, rows),
-            own: cursor.take(1, own.words()),
-            cross: cursor.take(1, cross.words()),
-            block: BlockActs::carve(cursor, [rows, 0], &config.qformer, Keep::Nothing),
-            x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
-        }
-    }
-}
 
 impl<B: Backend> QFormer<B> {
     /// The weights of cross-attention in block `block`, counted from 0, when the queries read images alone
@@ -103,22 +57,24 @@ impl<B: Backend> QFormer<B> {
         values: &[f32],
         images: usize,
         block: usize,
-        read: impl FnOnce(&MapActs<'_, B>, [Range<usize>; 2]) -> Result<R>,
+        read: impl FnOnce(&ImagePassActs<'_, B>, [Range<usize>; 2]) -> Result<R>,
     ) -> Result<R> {
         let (b, parameters) = (&self.device, self.weights.view());
         let (queries, hidden) = (self.config.num_query_tokens, self.config.qformer.hidden_size);
         let own = Sequences::uniform(images, queries);
         let cross = self.cross_sequences((0..images).collect());
+        let sizes = (images, self.keys_values_width());
         let mut lease = self.workspace.lease(b, (images, "images"), |c| {
-            MapActs::carve(c, self, images, [&own, &cross]);
+            ImagePassActs::carve(c, &self.config, sizes, [&own, &cross]);
         })?;
-        let mut acts = MapActs::carve(&mut lease.cursor(), self, images, [&own, &cross]);
+        let mut acts = ImagePassActs::carve(&mut lease.cursor(), &self.config, sizes, [&own, &cross]);
         b.write(values, 0, acts.vision_output.reborrow())?;
         write_query_ids(b, queries, acts.ids.reborrow())?;
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
         parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-        let MapActs { keys_values, ids, own: own_table, cross: cross_table, block: block_acts, x, .. } =
-            &mut acts;
+        let ImagePassActs {
+            keys_values, ids, own: own_table, cross: cross_table, block: block_acts, x, ..
+        } = &mut acts;
         let (own, cross) = (own.place(b, own_table.reborrow())?, cross.place(b, cross_table.reborrow())?);
         let image = ImageTokens::KeysValues { keys_values: keys_values.view(), sequences: cross };
         let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
@@ -144,11 +100,11 @@ fn weights(q: &[f32], keys: &[f32], [images, heads, queries, tokens]: [usize; 4]
     let mut weights = vec![0.0; images * heads * queries * tokens];
     weights.par_chunks_mut(tokens).enumerate().for_each(|(row, weights)| {
         let (query, head, image) = (row % queries, row / queries % heads, row / queries / heads);
-        let part = |rows: &[f32], row: usize| rows[row * hidden + head * width..][..width].to_vec();
-        let q = part(q, image * queries + query);
+        let of_head = |row: usize| row * hidden + head * width..row * hidden + (head + 1) * width;
+        let q = &q[of_head(image * queries + query)];
         for (token, weight) in weights.iter_mut().enumerate() {
-            let key = part(keys, image * tokens + token);
-            *weight = scale * q.iter().zip(&key).map(|(q, k)| q * k).sum::<f32>();
+            let key = &keys[of_head(image * tokens + token)];
+            *weight = scale * q.iter().zip(key).map(|(q, k)| q * k).sum::<f32>();
         }
         let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         weights.iter_mut().for_each(|weight| *weight = (*weight - largest).exp());

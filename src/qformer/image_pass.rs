@@ -15,23 +15,23 @@ use crate::ops::attention::{Mask, PlacedSequences, Sequence, Sequences, Span};
 use crate::tensor::{HostTensor, ViewMut};
 
 /// What the image pass works in.
-struct ImagePassActs<'a, B: Backend> {
+pub(super) struct ImagePassActs<'a, B: Backend> {
     /// The image encoder's output [I·N, W]
-    vision_output: M<'a, B>,
+    pub(super) vision_output: M<'a, B>,
     /// The same, normed [I·N, W]
-    features: M<'a, B>,
+    pub(super) features: M<'a, B>,
     /// [I·N, blocks·2·D], where keys and values are formed
-    keys_values: M<'a, B>,
+    pub(super) keys_values: M<'a, B>,
     /// [1, I·Q]
-    ids: ViewMut<'a, B, u32>,
+    pub(super) ids: ViewMut<'a, B, u32>,
     /// Table of the queries' sequences [1, words]
-    own: ViewMut<'a, B, u32>,
+    pub(super) own: ViewMut<'a, B, u32>,
     /// Table of the queries over their images [1, words]
-    cross: ViewMut<'a, B, u32>,
+    pub(super) cross: ViewMut<'a, B, u32>,
     /// Shared by all blocks.
-    block: BlockActs<'a, B>,
+    pub(super) block: BlockActs<'a, B>,
     /// [I·Q, D]: a block's input and output, in turns
-    x: [M<'a, B>; 2],
+    pub(super) x: [M<'a, B>; 2],
     /// [I·Q, E]
     projected: M<'a, B>,
     /// [I·Q, E], of unit length
@@ -39,21 +39,19 @@ struct ImagePassActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> ImagePassActs<'a, B> {
-    fn carve(
+    /// `keys_values` is the width of all blocks' keys and values, 0 where none are formed.
+    pub(super) fn carve(
         cursor: &mut Cursor<'a, B>,
-        model: &QFormer<B>,
-        images: usize,
+        config: &Config,
+        (images, keys_values): (usize, usize),
         [own, cross]: [&Sequences; 2],
     ) -> Self {
-        let (config, sizes) = (&model.config, model.cross_sizes());
+        let (hidden, embedding) = (config.qformer.hidden_size, config.image_text_hidden_size);
+        let (tokens, width) = (images * config.image_tokens(), config.vision.hidden_size);
         let rows = images * config.num_query_tokens;
-        let (tokens, hidden, embedding) =
-            (images * sizes.image_tokens, sizes.hidden, config.image_text_hidden_size);
-        let keys_values =
-            if sizes.absorbs(model.device.frozen_layout()) { 0 } else { model.keys_values_width() };
         Self {
-            vision_output: cursor.take(tokens, sizes.image_width),
-            features: cursor.take(tokens, sizes.image_width),
+            vision_output: cursor.take(tokens, width),
+            features: cursor.take(tokens, width),
             keys_values: cursor.take(tokens, keys_values),
             ids: cursor.take(1, rows),
             own: cursor.take(1, own.words()),
@@ -128,11 +126,12 @@ impl<B: Backend> QFormer<B> {
         let queries = self.config.num_query_tokens;
         let own = Sequences::uniform(images, queries);
         let cross = self.cross_sequences((0..images).collect());
+        let sizes = (images, self.formed_width());
         let mut lease = self.workspace.lease(b, (images, "images"), |c| {
-            ImagePassActs::carve(c, self, images, [&own, &cross]);
+            ImagePassActs::carve(c, &self.config, sizes, [&own, &cross]);
         })?;
         let (mut cursor, replay) = lease.replayed("image pass", vec![images]);
-        let mut acts = ImagePassActs::carve(&mut cursor, self, images, [&own, &cross]);
+        let mut acts = ImagePassActs::carve(&mut cursor, &self.config, sizes, [&own, &cross]);
         b.write(values, 0, acts.vision_output.reborrow())?;
         write_query_ids(b, queries, acts.ids.reborrow())?;
         let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
@@ -181,10 +180,11 @@ impl<B: Backend> QFormer<B> {
         let queries = self.config.num_query_tokens;
         let own = Sequences::uniform(images, queries);
         let cross = self.cross_sequences((0..images).collect());
+        let sizes = (images, self.formed_width());
         let mut lease = self.workspace.lease(b, (images, "images"), |c| {
-            ImagePassActs::carve(c, self, images, [&own, &cross]);
+            ImagePassActs::carve(c, &self.config, sizes, [&own, &cross]);
         })?;
-        let mut acts = ImagePassActs::carve(&mut lease.cursor(), self, images, [&own, &cross]);
+        let mut acts = ImagePassActs::carve(&mut lease.cursor(), &self.config, sizes, [&own, &cross]);
         b.write(values, 0, acts.vision_output.reborrow())?;
         write_query_ids(b, queries, acts.ids.reborrow())?;
         let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
@@ -213,7 +213,7 @@ impl<B: Backend> QFormer<B> {
         sequences: PlacedSequences<'a, B>,
         images: usize,
     ) -> Result<ImageTokens<'a, B>> {
-        if self.cross_sizes().absorbs(self.device.frozen_layout()) {
+        if self.formed_width() == 0 {
             return Ok(ImageTokens::Features { features, images });
         }
         parameters.image_kv.forward(&self.device, features, keys_values.reborrow())?;
@@ -254,6 +254,11 @@ impl<B: Backend> QFormer<B> {
     /// Sizes of the image pass's cross-attention.
     pub(super) fn cross_sizes(&self) -> CrossSizes {
         CrossSizes::of(&self.config)
+    }
+
+    /// Width of the keys and values that the image pass forms: none where it reads the features themselves.
+    fn formed_width(&self) -> usize {
+        if self.cross_sizes().absorbs(self.device.frozen_layout()) { 0 } else { self.keys_values_width() }
     }
 
     /// Width of all blocks' keys and values together.
