@@ -73,3 +73,21 @@ pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
         writeln!(file, "{value:#}").map_err(|source| Error::io(path, "write", source))
     })
 }
+
+/// A number for people, with commas between thousands.
+pub fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).expect("digits")).collect();
+    groups.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grouped;
+
+    #[test]
+    fn thousands_are_told_apart() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+}

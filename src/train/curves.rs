@@ -1,6 +1,10 @@
 //! A run's curves as a picture: small multiples in SVG, by themselves legible on light and dark pages.
 
+mod label;
+
 use super::metrics::Record;
+use crate::output::grouped;
+use label::{percent, plain, scientific};
 use std::fmt::Write;
 
 /// Of the picture, in pixels.
@@ -325,43 +329,6 @@ fn nice(value: f64) -> f64 {
     power * found.unwrap_or(10.0)
 }
 
-fn plain(value: f64) -> String {
-    match value.abs() {
-        0.0 => "0".to_owned(),
-        100.0.. => format!("{value:.0}"),
-        10.0.. => trimmed(format!("{value:.1}")),
-        0.1.. => trimmed(format!("{value:.2}")),
-        0.001.. => trimmed(format!("{value:.4}")),
-        _ => scientific(value),
-    }
-}
-
-fn percent(value: f64) -> String {
-    format!("{:.0} %", 100.0 * value)
-}
-
-fn scientific(value: f64) -> String {
-    if value == 0.0 { "0".to_owned() } else { trimmed_mantissa(&format!("{value:.2e}")) }
-}
-
-/// Without zeros after the point.
-fn trimmed(text: String) -> String {
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
-fn trimmed_mantissa(text: &str) -> String {
-    let (mantissa, exponent) = text.split_once('e').expect("of the format e");
-    format!("{}e{}", trimmed(mantissa.to_owned()), exponent.replace('-', "−"))
-}
-
-/// With thin spaces between thousands.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).expect("digits")).collect();
-    groups.join("\u{2009}")
-}
-
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
@@ -394,14 +361,5 @@ mod tests {
         y[54_321] = 9.0;
         assert!(extremes(&x, &y).len() <= POINTS && samples(&x, &y).len() <= POINTS);
         assert!(extremes(&x, &y).iter().any(|&(_, y)| y == 9.0));
-    }
-
-    #[test]
-    fn numbers_are_told_briefly() {
-        assert_eq!(
-            [plain(4.8123), plain(12.0), plain(0.05), scientific(9.8e-5)],
-            ["4.81", "12", "0.05", "9.8e−5"]
-        );
-        assert_eq!(grouped(1_234_567), "1\u{2009}234\u{2009}567");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{PartReport, Report, Use};
 use qformer::Config;
-use qformer::output::printable;
+use qformer::output::{grouped, printable};
 use std::fmt::{self, Write};
 
 /// `report` as lines of text.
@@ -92,16 +92,6 @@ fn write_config(to: &mut String, config: &Config) -> fmt::Result {
         ),
         false => writeln!(to, "  texts: not read by the Q-Former"),
     }
-}
-
-/// `number` with commas between thousands.
-fn grouped(number: usize) -> String {
-    let digits = number.to_string();
-    let first = digits.len() % 3;
-    let (front, rest) = digits.split_at(first);
-    let groups = rest.as_bytes().chunks(3).map(|group| String::from_utf8_lossy(group).into_owned());
-    let front = (!front.is_empty()).then(|| front.to_owned());
-    front.into_iter().chain(groups).collect::<Vec<_>>().join(",")
 }
 
 fn size(bytes: u64) -> String {
