@@ -228,9 +228,8 @@ fn the_first_of_equal_logits_is_predicted() {
     predicts_the_first_of_equals::<Cuda>();
 }
 
-#[test]
-fn ignored_rows_count_for_nothing_on_the_gpu() {
-    let all = Rows::random::<Cuda>(0.1, [5, 2053]);
+fn ignores_rows<D: TestDevice + CrossEntropyOp>() {
+    let all = Rows::random::<D>(0.1, [5, 2053]);
     let counted = [0, 2, 3];
     let kept = Rows {
         logits: Matrix::from_fn(3, 2053, |r, c| all.logits.at(counted[r], c)),
@@ -239,12 +238,19 @@ fn ignored_rows_count_for_nothing_on_the_gpu() {
     };
     let label = |r: usize| if counted.contains(&r) { all.labels[r] } else { IGNORED };
     let filled = Rows { labels: (0..5).map(label).collect(), ..all };
-    let (got, want) = (filled.forward::<Cuda>(), kept.forward::<Cuda>());
+    let (got, want) = (filled.forward::<D>(), kept.forward::<D>());
     // The same terms in the same order, with zeros between them.
     assert!(got.loss == want.loss && got.correct == want.correct);
-    let (got, want) = (filled.backward::<Cuda>(2.0), kept.backward::<Cuda>(2.0));
+    let (got, want) = (filled.backward::<D>(2.0), kept.backward::<D>(2.0));
     counted.iter().enumerate().for_each(|(r, &row)| assert_eq!(got.row(row), want.row(r)));
     assert!([1, 4].iter().all(|&r| got.row(r).iter().all(|&d| d == 0.0)));
+}
+
+#[test]
+fn ignored_rows_count_for_nothing() {
+    ignores_rows::<Cpu<f64>>();
+    ignores_rows::<Cpu<f32>>();
+    ignores_rows::<Cuda>();
 }
 
 fn is_stable<D: TestDevice + CrossEntropyOp>() {

@@ -1,6 +1,6 @@
 //! A row a task.
 
-use super::{CrossEntropyBackward, CrossEntropyForward, CrossEntropyOp};
+use super::{CrossEntropyBackward, CrossEntropyForward, CrossEntropyOp, IGNORED};
 use crate::device::{Cpu, Real, maximum, sum, vectorised};
 use crate::error::Result;
 use rayon::prelude::*;
@@ -24,11 +24,14 @@ impl<E: Real> CrossEntropyOp for Cpu<E> {
                 },
             );
             *lse = largest + exponentials.ln();
-            *loss = *lse - at_label * x[labels[r] as usize] - at_all * total;
+            *loss = match labels[r] {
+                IGNORED => E::ZERO,
+                label => *lse - at_label * x[label as usize] - at_all * total,
+            };
             // None is the largest of a row with NaN; the loss shows it.
             *prediction = x.iter().position(|&x| x == largest).unwrap_or(0) as u32;
         });
-        args.loss.row_mut(0)[0] = sum(rows, |r| losses[r]) * E::of(1.0 / rows as f64);
+        args.loss.row_mut(0)[0] = sum(rows, |r| losses[r]) * E::of(1.0 / counted(labels) as f64);
         let correct = predictions.iter().zip(labels).filter(|(prediction, label)| prediction == label);
         args.correct.row_mut(0)[0] = correct.count() as u32;
         Ok(())
@@ -37,14 +40,18 @@ impl<E: Real> CrossEntropyOp for Cpu<E> {
     fn cross_entropy_backward(&self, args: CrossEntropyBackward<'_, Self>) -> Result<()> {
         args.check();
         let (rows, width) = (args.logits.rows(), args.logits.cols());
-        let weight = E::of(args.row_weight());
-        let at_label = E::of(args.row_weight() * (1.0 - args.smoothing));
-        let at_all = E::of(args.row_weight() * args.smoothing / width as f64);
         let (labels, lse) = (args.labels.row(0), args.lse.row(0));
+        let row_weight = args.weight / counted(labels) as f64;
+        let weight = E::of(row_weight);
+        let at_label = E::of(row_weight * (1.0 - args.smoothing));
+        let at_all = E::of(row_weight * args.smoothing / width as f64);
         let logits = args.logits.into_rows();
         (0..rows).into_par_iter().for_each(|r| {
             // SAFETY: one task a row.
             let x = unsafe { logits.row(r) };
+            if labels[r] == IGNORED {
+                return x.fill(E::ZERO);
+            }
             vectorised(
                 #[inline(always)]
                 || x.iter_mut().for_each(|x| *x = weight * (*x - lse[r]).exp() - at_all),
@@ -53,4 +60,9 @@ impl<E: Real> CrossEntropyOp for Cpu<E> {
         });
         Ok(())
     }
+}
+
+/// How many rows have a label.
+fn counted(labels: &[u32]) -> usize {
+    labels.iter().filter(|&&label| label != IGNORED).count()
 }

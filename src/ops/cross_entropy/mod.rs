@@ -10,8 +10,8 @@ use crate::device::{Device, M, S, SM, V};
 use crate::error::Result;
 use crate::tensor::{Shape, View, ViewMut};
 
-/// The label of a row that counts for nothing: its loss and its gradient are 0, and means are over the others, of
-/// which there is one at least. Only devices that fill rows up know it ([`Device::row_unit`]).
+/// The label of a row that counts for nothing, such as one that only fills up a matrix ([`Device::row_unit`]): its
+/// loss and its gradient are 0, and means are over the others, of which there is one at least.
 pub const IGNORED: u32 = u32::MAX;
 
 /// Operands of [`CrossEntropyOp::cross_entropy_forward`].
@@ -28,7 +28,7 @@ pub struct CrossEntropyForward<'a, D: Device> {
     pub row_losses: SM<'a, D>,
     /// [1, rows], written: where each row has its largest logit, the first of equals
     pub predictions: ViewMut<'a, D, u32>,
-    /// [1, 1], written: the mean of the rows' losses
+    /// [1, 1], written: the mean of the counted rows' losses
     pub loss: SM<'a, D>,
     /// [1, 1], written: how many predictions are the label
     pub correct: ViewMut<'a, D, u32>,
@@ -52,7 +52,7 @@ pub struct CrossEntropyBackward<'a, D: Device> {
 pub trait CrossEntropyOp: Device {
     /// The loss, and what it takes to differentiate it and to tell how often it was right.
     fn cross_entropy_forward(&self, args: CrossEntropyForward<'_, Self>) -> Result<()>;
-    /// dx_j = w/rows·(p_j − (1 − ε)·[j = y] − ε/V), in place
+    /// dx_j = w/counted rows·(p_j − (1 − ε)·[j = y] − ε/V), in place
     fn cross_entropy_backward(&self, args: CrossEntropyBackward<'_, Self>) -> Result<()>;
 }
 
@@ -77,10 +77,5 @@ impl<D: Device> CrossEntropyBackward<'_, D> {
         assert!(rows > 0 && cols > 0, "logits [rows, V]");
         let row = Shape::new(1, rows);
         assert!(self.labels.shape() == row && self.lse.shape() == row, "labels and lse [1, rows]");
-    }
-
-    /// w/rows, the gradient of a row's loss where all rows count
-    fn row_weight(&self) -> f64 {
-        self.weight / self.logits.rows() as f64
     }
 }
