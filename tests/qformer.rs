@@ -3,13 +3,12 @@
 #[path = "support/random.rs"]
 mod random;
 #[path = "../src/bin/qformer-bench/reference.rs"]
-#[allow(dead_code, reason = "the binary also checks training with it")]
 mod reference;
 
 use qformer::config::{Activation, Config};
 use qformer::device::Real;
 use qformer::qformer::Abilities;
-use qformer::{Cpu, HostTensor, Matching, QFormer};
+use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer};
 use random::{RandomWeights, random};
 use reference::Reference;
 
@@ -78,13 +77,21 @@ fn passes_match_the_reference<E: Real>(tolerance: f64) {
         let (images, texts) = (images(&config, 3), texts());
         let per_image = images.values.len() / 3;
         let encoded = model.encode_image(&images).unwrap();
+        let image_features = encoded.features.unwrap();
         let features = model.encode_text(&texts).unwrap();
         let pairs: Vec<(usize, usize)> = (0..3).flat_map(|i| (0..4).map(move |t| (i, t))).collect();
         let [classified, compared] = [Matching::Classifier, Matching::MaxSimilarity]
             .map(|form| model.match_score(&images, &texts, &pairs, form).unwrap());
         let per_output = encoded.query_output.values.len() / 3;
+        let per_feature = image_features.values.len() / 3;
         for i in 0..3 {
             let image = &images.values[i * per_image..(i + 1) * per_image];
+            assert_close(
+                &format!("{shape:?} features of image {i}"),
+                &image_features.values[i * per_feature..(i + 1) * per_feature],
+                &reference.image_features(image).concat(),
+                tolerance,
+            );
             let output = &encoded.query_output.values[i * per_output..(i + 1) * per_output];
             assert_close(
                 &format!("{shape:?} image {i}"),
@@ -110,6 +117,39 @@ fn passes_match_the_reference<E: Real>(tolerance: f64) {
             let width = features.shape[1];
             let feature = &features.values[t * width..(t + 1) * width];
             assert_close(&format!("{shape:?} text {t}"), feature, &reference.text_pass(text), tolerance);
+        }
+    }
+}
+
+/// −ln p of every token of a text but its first, summed, of logits [T - 1, V].
+fn caption_loss(logits: &[Vec<f64>], text: &[u32]) -> f64 {
+    let surprisal = |(logits, &label): (&Vec<f64>, &u32)| {
+        logits.iter().map(|x| x.exp()).sum::<f64>().ln() - logits[label as usize]
+    };
+    logits.iter().zip(&text[1..]).map(surprisal).sum()
+}
+
+#[test]
+fn captions_match_the_reference_in_double_precision() {
+    const ENDS: [u32; 2] = [49, 48];
+    for shape in SHAPES {
+        let config = config(shape);
+        let captioner = Captioner::new(model::<f64>(&config), &RandomWeights, ENDS).unwrap();
+        let reference = Reference { source: &RandomWeights, config: &config };
+        let (images, texts) = (images(&config, 2), texts());
+        let per_image = images.values.len() / 2;
+        // Not the text of one token: there is nothing to foresee in it.
+        let pairs = [(0, 1), (1, 1), (1, 2), (0, 3)];
+        let found = captioner.caption_loss(&images, &texts, &pairs).unwrap();
+        for ((image, text), found) in pairs.into_iter().zip(found) {
+            let values = &images.values[image * per_image..(image + 1) * per_image];
+            let logits = reference.caption_pass(values, &texts[text], ENDS[0]);
+            let expected = caption_loss(&logits, &texts[text]);
+            // Row losses are handed out as f32.
+            assert!(
+                (found.loss - expected).abs() < 1e-6 * expected,
+                "{shape:?} {image} {text}: {found:?} {expected}"
+            );
         }
     }
 }

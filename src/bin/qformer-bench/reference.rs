@@ -83,11 +83,6 @@ impl Reference<'_> {
             .collect()
     }
 
-    /// The divisor of contrastive similarities.
-    pub(crate) fn temperature(&self) -> f64 {
-        self.tensor("temp", &[])[0]
-    }
-
     fn blocks(&self, queries: Rows, text: Rows, image: &[Vec<f64>]) -> (Rows, Rows) {
         self.masked_blocks(queries, text, image, Sees::All)
     }
@@ -233,7 +228,8 @@ impl Reference<'_> {
         x.par_iter().map(|x| weight.chunks(inputs).zip(&bias).map(|(w, b)| dot(w, x) + b).collect()).collect()
     }
 
-    fn tensor(&self, name: &str, shape: &[usize]) -> Vec<f64> {
+    /// A tensor of the source.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Vec<f64> {
         let part = Part { name: name.to_owned(), shape: shape.to_vec() };
         let mut values = vec![0.0; part.len()];
         self.source

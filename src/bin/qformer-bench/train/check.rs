@@ -71,9 +71,10 @@ fn losses(reference: &Reference<'_>, config: &Config, inputs: &Inputs) -> [f64; 
     let images: Vec<Vec<Vec<f64>>> =
         (0..IMAGES).map(|image| reference.image_features(inputs.image(image))).collect();
     let texts: Vec<Vec<f64>> = inputs.texts.iter().map(|text| reference.text_pass(text)).collect();
+    let temperature = reference.tensor("temp", &[])[0];
     let similarity = |image: usize, text: usize| {
         let largest = images[image].iter().map(|query| dot(query, &texts[text])).fold(f64::MIN, f64::max);
-        largest / reference.temperature()
+        largest / temperature
     };
     let mut contrastive = 0.0;
     for i in 0..IMAGES {
