@@ -4,9 +4,11 @@ use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use image::ImageDecoder;
 use image::codecs::jpeg::{JpegDecoder, JpegEncoder};
+use image::codecs::png::PngEncoder;
+use image::codecs::webp::WebPEncoder;
 use image::metadata::Orientation;
+use image::{ExtendedColorType, ImageDecoder, ImageEncoder};
 use qformer::error::Kind;
 use qformer::vision::image::ImageProcessor;
 use serde_json::{Value, json};
@@ -93,7 +95,7 @@ fn two_pixels(depth: u8, color_type: u8, extra: &[u8], samples: &[u8]) -> [[f32;
 fn jpeg() -> Vec<u8> {
     let rgb: Vec<u8> = (0..16 * 8 * 3).map(|i| if i / 3 % 16 < 8 { 0 } else { 255 }).collect();
     let mut file = Vec::new();
-    JpegEncoder::new_with_quality(&mut file, 95).encode(&rgb, 16, 8, image::ExtendedColorType::Rgb8).unwrap();
+    JpegEncoder::new_with_quality(&mut file, 95).encode(&rgb, 16, 8, ExtendedColorType::Rgb8).unwrap();
     file
 }
 
@@ -200,8 +202,41 @@ fn truncated_images_are_refused() {
 
 #[test]
 fn files_that_are_no_images_are_refused() {
-    assert!(refusal(b"This is text.\n").contains("neither JPEG nor PNG"));
+    assert!(refusal(b"This is text.\n").contains("neither JPEG, PNG nor WebP"));
+    assert!(refusal(b"RIFF\x04\0\0\0WAVE").contains("neither JPEG, PNG nor WebP"));
     assert!(refusal(b"").contains("empty"));
+}
+
+/// An image of 8-bit samples, 31 wide and 17 high, as a PNG and as a lossless WebP.
+fn png_and_webp(color: ExtendedColorType) -> [Vec<u8>; 2] {
+    let [mut png, mut webp] = [Vec::new(), Vec::new()];
+    let samples = pseudo_random(31 * 17 * usize::from(color.channel_count()));
+    PngEncoder::new(&mut png).write_image(&samples, 31, 17, color).unwrap();
+    WebPEncoder::new_lossless(&mut webp).write_image(&samples, 31, 17, color).unwrap();
+    [png, webp]
+}
+
+#[test]
+fn a_lossless_webp_is_read_as_its_png_is() {
+    for color in [ExtendedColorType::L8, ExtendedColorType::Rgb8, ExtendedColorType::Rgba8] {
+        let values = png_and_webp(color).map(|file| {
+            let (_folder, path) = folder_with("image.webp", &file);
+            bytes_processor(31, 17, 3).read(&path).unwrap()
+        });
+        assert!(values[0] == values[1] && values[0].iter().any(|&x| x != values[0][0]), "{color:?}");
+    }
+}
+
+#[test]
+fn broken_webps_are_refused() {
+    let [_, webp] = png_and_webp(ExtendedColorType::Rgb8);
+    for length in [12, 16, 25, 30, webp.len() / 2, webp.len() - 2] {
+        assert!(refusal(&webp[..length]).contains("cannot be decoded"), "{length} bytes");
+    }
+    // Sides of 16384 in a header of 14 bits each: more pixels than are read.
+    let mut large = webp;
+    large[21..25].copy_from_slice(&[0xff, 0xff, 0xff, 0x0f]);
+    assert!(refusal(&large).contains("16384x16384"));
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub enum Source {
     /// to the file's folder. A JSON array of such objects, as LAVIS has them, is read too.
     Jsonl(PathBuf),
     /// Tar shards as img2dataset and webdataset write them: the entries of a sample share their name
-    /// up to the first dot; `.jpg`, `.jpeg` or `.png` is its image, `.txt` or else the `caption` of
+    /// up to the first dot; `.jpg`, `.jpeg`, `.png` or `.webp` is its image, `.txt` or else the `caption` of
     /// `.json` its text.
     WebDataset(Vec<PathBuf>),
     /// COCO's captions JSON (`images` and `annotations`), Karpathy's (`images` with `sentences`), or

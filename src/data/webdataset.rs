@@ -12,7 +12,7 @@ use tar::Archive;
 
 use crate::error::{Error, Result};
 use crate::input;
-use crate::vision::image::{MAX_FILE, Rgb};
+use crate::vision::image::{EXTENSIONS, MAX_FILE, Rgb};
 
 /// Tar's unit: headers are one, and contents are filled up to whole ones.
 const BLOCK: u64 = 512;
@@ -84,7 +84,7 @@ impl Shards {
         let path = &self.paths[*shard];
         let name = path.join(entry);
         let Some(place) = image else {
-            return Err(Error::input(&name, "has no .jpg, .jpeg or .png beside its text"));
+            return Err(Error::input(&name, "has no .jpg, .jpeg, .png or .webp beside its text"));
         };
         let length = place.end - place.start;
         if length > MAX_FILE {
@@ -130,7 +130,7 @@ fn index(path: &Path) -> Result<Vec<Sample>> {
             entry.by_ref().take(TEXT_BYTES).read_to_end(&mut bytes).map_err(broken).map(|_| bytes)
         };
         match &*ending.to_ascii_lowercase() {
-            "jpg" | "jpeg" | "png" if sample.image.is_none() => {
+            image if EXTENSIONS.contains(&image) && sample.image.is_none() => {
                 sample.image = Some((name, start..start + size));
             }
             "txt" => sample.text = Some(String::from_utf8_lossy(&read()?).into_owned()),

@@ -1,4 +1,4 @@
-//! Decoding of JPEG and PNG files from strangers into RGB8 pixels.
+//! Decoding of JPEG, PNG and WebP files from strangers into RGB8 pixels.
 
 use std::io::{Cursor, Read};
 use std::panic::{UnwindSafe, catch_unwind};
@@ -6,10 +6,14 @@ use std::path::Path;
 
 use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
+use image::codecs::webp::WebPDecoder;
 use image::{ColorType, ImageDecoder, ImageError, Limits};
 
 use crate::error::{Error, Result};
 use crate::input;
+
+/// How the names of image files end.
+pub const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 
 /// Largest image file read, in bytes.
 pub(super) const MAX_FILE: u64 = 64 << 20;
@@ -46,13 +50,13 @@ pub(super) fn read_regular_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Decodes the JPEG or PNG file `path`; see [`decode_rgb`].
+/// Decodes the JPEG, PNG or WebP file `path`; see [`decode_rgb`].
 pub(super) fn read_rgb(path: &Path, convert_rgb: bool) -> Result<Rgb> {
     decode_rgb(path, &read_regular_file(path, MAX_FILE)?, convert_rgb)
 }
 
-/// Decodes a JPEG or PNG image, which messages call `path`; its first bytes, not its name, tell which
-/// it is.
+/// Decodes a JPEG, PNG or WebP image, which messages call `path`; its first bytes, not its name, tell which
+/// it is. Of an animation it is the first frame.
 ///
 /// Without `convert_rgb`, greyscale images and images with alpha are errors.
 pub(super) fn decode_rgb(path: &Path, bytes: &[u8], convert_rgb: bool) -> Result<Rgb> {
@@ -68,10 +72,15 @@ pub(super) fn decode_rgb(path: &Path, bytes: &[u8], convert_rgb: bool) -> Result
                 return Err(Error::input(path, "is truncated: a JPEG without its end; copy it again"));
             }
             decode(path, JpegDecoder::new(Cursor::new(bytes)), convert_rgb)
+        } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
+            decode(path, WebPDecoder::new(Cursor::new(bytes)), convert_rgb)
         } else if bytes.is_empty() {
-            Err(Error::input(path, "is empty; give a JPEG or PNG image"))
+            Err(Error::input(path, "is empty; give a JPEG, PNG or WebP image"))
         } else {
-            Err(Error::input(path, "is neither JPEG nor PNG by its first bytes; convert it to one of them"))
+            Err(Error::input(
+                path,
+                "is neither JPEG, PNG nor WebP by its first bytes; convert it to one of them",
+            ))
         }
     })
 }

@@ -11,7 +11,7 @@ use super::decode::{self, MAX_SIDE};
 use super::resize::{Filter, resize};
 use crate::error::{Error, Result};
 
-pub use super::decode::Rgb;
+pub use super::decode::{EXTENSIONS, Rgb};
 
 /// Greatest height and width of the pixel values.
 const MAX_SIZE: usize = 4096;
@@ -23,7 +23,7 @@ const MAX_SETTINGS: u64 = 1 << 20;
 pub const MAX_FILE: u64 = decode::MAX_FILE;
 
 impl Rgb {
-    /// Decodes the JPEG or PNG file `path`, converted to RGB; see [`ImageProcessor::read`].
+    /// Decodes the JPEG, PNG or WebP file `path`, converted to RGB; see [`ImageProcessor::read`].
     ///
     /// # Errors
     ///
@@ -120,7 +120,7 @@ impl ImageProcessor {
         })
     }
 
-    /// Pixel values [3, height, width] of the JPEG or PNG file `path`.
+    /// Pixel values [3, height, width] of the JPEG, PNG or WebP file `path`.
     ///
     /// The format is told by the first bytes, not by the name. As in Pillow, alpha is dropped
     /// without blending and samples of 16 bits keep their high byte; this holds for 16-bit
@@ -131,7 +131,7 @@ impl ImageProcessor {
     /// # Errors
     ///
     /// If the file cannot be read, is not a regular file, is larger than 64 MiB, has a side
-    /// above 32768 or more than 89478485 pixels, is not JPEG or PNG, is truncated or damaged, or
+    /// above 32768 or more than 89478485 pixels, is not JPEG, PNG or WebP, is truncated or damaged, or
     /// is not RGB while `do_convert_rgb` is false (a palette counts as RGB); and see
     /// [`process`](Self::process).
     pub fn read(&self, path: &Path) -> Result<Vec<f32>> {

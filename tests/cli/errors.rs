@@ -193,7 +193,7 @@ fn files_that_are_not_there_are_named() {
     input_is_refused(&["--image-dir", "gone"], &["cannot list gone"]);
     input_is_refused(&["--features", "gone.safetensors"], &["cannot open gone.safetensors"]);
     let folder = shown(&path("tests/golden/stage1"));
-    input_is_refused(&["--image-dir", &folder], &["holds no .jpg, .jpeg or .png file"]);
+    input_is_refused(&["--image-dir", &folder], &["holds no .jpg, .jpeg, .png or .webp file"]);
     let workplace = Workplace::new();
     let gone = shown(&workplace.path().join("gone"));
     run(["inspect", &gone]).fails(&["cannot open", "gone"]);

@@ -132,7 +132,7 @@ fn entries_of_a_tar_belong_together_by_their_names_up_to_the_first_dot() {
         assert_eq!(dataset.picture(image).unwrap(), expected);
     }
     let fault = dataset.picture(4).unwrap_err().to_string();
-    assert!(fault.contains("00001.tar/003: has no .jpg, .jpeg or .png"), "{fault}");
+    assert!(fault.contains("00001.tar/003: has no .jpg, .jpeg, .png or .webp"), "{fault}");
     let of_folder = Source::of_images(&[workplace.path("shards")], None, None).unwrap();
     assert_eq!(Dataset::open(&of_folder).unwrap().fingerprint(), dataset.fingerprint());
 }

@@ -10,7 +10,7 @@ use qformer::params::safetensors::Checkpoint;
 use qformer::tensor::HostTensor;
 use qformer::vision::encoder::{self, VisionEncoder};
 use qformer::vision::identity::identity;
-use qformer::vision::image::ImageProcessor;
+use qformer::vision::image::{EXTENSIONS, ImageProcessor};
 use qformer::{Config, Error, Result};
 use rayon::prelude::*;
 use std::num::NonZeroUsize;
@@ -109,7 +109,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let cannot_list = |error| Error::io(folder, "list", error);
     let is_image = |path: &PathBuf| {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        path.is_file() && ["jpg", "jpeg", "png"].iter().any(|image| extension == *image)
+        path.is_file() && EXTENSIONS.iter().any(|image| extension == *image)
     };
     let mut paths = Vec::new();
     for entry in folder.read_dir().map_err(cannot_list)? {
@@ -118,7 +118,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     paths.retain(is_image);
     paths.sort();
     if paths.is_empty() {
-        return Err(Error::input(folder, "holds no .jpg, .jpeg or .png file"));
+        return Err(Error::input(folder, "holds no .jpg, .jpeg, .png or .webp file"));
     }
     Ok(paths)
 }
