@@ -82,9 +82,19 @@ pub fn grouped(number: usize) -> String {
     groups.join(",")
 }
 
+/// `3 files`, `1 file`: a number of what `one` is called, and more of them with an s.
+pub fn counted(number: usize, one: &str) -> String {
+    format!("{number} {one}{}", if number == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use super::{counted, grouped};
+
+    #[test]
+    fn one_is_not_many() {
+        assert_eq!([0, 1, 2].map(|number| counted(number, "file")), ["0 files", "1 file", "2 files"]);
+    }
 
     #[test]
     fn thousands_are_told_apart() {

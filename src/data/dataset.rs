@@ -10,7 +10,7 @@ use super::records::{self, Listing};
 use super::webdataset::Shards;
 use super::{Source, clean_caption};
 use crate::error::{Error, Result};
-use crate::output::folder_of;
+use crate::output::{counted, folder_of};
 use crate::tensor::HostTensor;
 use crate::vision::image::{ImageProcessor, Rgb};
 
@@ -98,9 +98,9 @@ impl Dataset {
             return Err(Error::input(
                 captions,
                 format_args!(
-                    "has {} lines, but the features have {} rows; line i holds the captions of row i",
-                    records.len(),
-                    features.images()
+                    "has {}, but the features have {}; line i holds the captions of row i",
+                    counted(records.len(), "line"),
+                    counted(features.images(), "row")
                 ),
             ));
         }
@@ -185,6 +185,17 @@ impl Dataset {
             Images::Features { features, .. } => {
                 Kind::Features { tokens: features.tokens, width: features.width }
             }
+        }
+    }
+
+    /// Checks that features are what a model reads: `tokens` of `width` an image. Pictures always are.
+    ///
+    /// # Errors
+    /// Fails if they are of another shape.
+    pub fn check_features(&self, [tokens, width]: [usize; 2]) -> Result<()> {
+        match &self.images {
+            Images::Features { features, .. } => features.check_shape([tokens, width]),
+            _ => Ok(()),
         }
     }
 

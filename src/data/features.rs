@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::input::printable;
+use crate::output::counted;
 use crate::params::safetensors::Checkpoint;
 
 /// Name of the tensor with the image encoder's output [images, N, W], before its last norm.
@@ -68,6 +69,21 @@ impl Features {
         *self.starts.last().expect("not empty")
     }
 
+    /// Checks that an image has so many `tokens` of this `width`.
+    pub(super) fn check_shape(&self, [tokens, width]: [usize; 2]) -> Result<()> {
+        match self.shards.first() {
+            Some(first) if [self.tokens, self.width] != [tokens, width] => {
+                let what = format!(
+                    "tensor \"{VISION_OUTPUT}\" has {} tokens of width {} an image, but the model reads {tokens} of \
+                     width {width}; encode the images with this model's image encoder (qformer encode)",
+                    self.tokens, self.width
+                );
+                Err(Error::input(first.path(), what))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Which encoder's output it is, if the files tell.
     pub(super) fn encoder(&self) -> Option<&str> {
         self.shards.first()?.metadata().get(ENCODER).map(String::as_str)
@@ -119,7 +135,7 @@ impl Features {
         let not_finite =
             shard.read_f32_range(VISION_OUTPUT, range, |_, block| values.extend_from_slice(block))?;
         if not_finite > 0 {
-            let what = format!("row {row} has {not_finite} values that are infinite or not a number");
+            let what = format!("row {row} has {} infinite or not a number", counted(not_finite, "value"));
             return Err(Error::input(shard.path(), what));
         }
         Ok(())

@@ -104,17 +104,11 @@ impl<B: Backend + Clone> Trainer<B> {
         let Model { config, tokenizer, processor, companions, source } = model;
         settings.validate(&config)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
+        dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;
         let [start_token, _] = tokenizer.caption_ends();
         let options = settings.stage1(start_token);
         let mut stage1 = Stage1::new(device.clone(), config.clone(), options, source)?;
         let encoder = match dataset.kind() {
-            Kind::Features { width, .. } if width != config.vision.hidden_size => {
-                let expected = config.vision.hidden_size;
-                let what = format!("the image features are {width} wide, but the model reads {expected}");
-                return Err(Error::value(format!(
-                    "{what}; encode the images with this model's image encoder"
-                )));
-            }
             Kind::Features { .. } => None,
             Kind::Pictures => {
                 let encoder = VisionEncoder::from_source(device.clone(), &config, source, &mut |_, _| ())?;
@@ -122,14 +116,10 @@ impl<B: Backend + Clone> Trainer<B> {
                 Some((encoder, Frozen::of(&run, &config, source)?))
             }
         };
-        let image_tokens = match dataset.kind() {
-            Kind::Features { tokens, .. } => tokens,
-            Kind::Pictures => config.image_tokens(),
-        };
         stage1.reserve(StepSize {
             images: settings.batch_size,
             batches: settings.accum_freq,
-            image_tokens,
+            image_tokens: config.image_tokens(),
             text_tokens: settings.text_length,
         })?;
         let fingerprint = dataset.fingerprint();

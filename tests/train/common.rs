@@ -13,9 +13,9 @@ use tempfile::TempDir;
 
 /// Images of the small data set.
 const IMAGES: usize = 10;
-/// N and W of its features; the width is that of the preset "tiny".
-const TOKENS: usize = 5;
-const WIDTH: usize = 64;
+/// N and W of its features, as the preset "tiny" reads them.
+pub(crate) const TOKENS: usize = 17;
+pub(crate) const WIDTH: usize = 64;
 
 /// A folder with a data set, and room for runs.
 pub(crate) struct Workplace {

@@ -89,7 +89,8 @@ fn a_loss_that_is_not_finite_stops_the_run_with_its_batch_kept() {
     assert_eq!(kept.metadata()["names"], r#"["image 2","image 2","image 3","image 3"]"#);
     let mut features = Vec::new();
     kept.read_f32("vision_output", |_, block| features.extend_from_slice(block)).unwrap();
-    assert!(features[..5 * 64] == values()[2 * 5 * 64..3 * 5 * 64]);
+    let image = TOKENS * WIDTH;
+    assert!(features[..image] == values()[2 * image..3 * image]);
     let shapes = ["input_ids", "attention_mask", "image_ids"].map(|name| kept.get(name).unwrap().shape[0]);
     assert_eq!(shapes, [4; 3]);
     let events = lines(&place.path("run/metrics.jsonl"));
@@ -118,7 +119,8 @@ fn samples_left_out_count_over_the_whole_run() {
         .unwrap();
     // Of steps of four in the order given the first meets a blank caption, and the fifth another.
     let more = ["--order", "given", "--accum-freq", "1", "--max-bad-samples", "1"];
-    let told = ["2 samples cannot be read, and 1 are allowed", "image 0: caption 1", "image 8: caption 17"];
+    let told =
+        ["2 samples cannot be read; --max-bad-samples allows 1", "image 0: caption 1", "image 8: caption 17"];
     run(&mut place.train("run", 5, &more)).with(1, &["image 0: caption 1", "left out"]).with(1, &told);
     assert_eq!(place.checkpoints("run"), ["latest", "step-00000003"]);
     let ended = run(&mut place.resume("run")).with(1, &["continuing from", "step-00000003"]).with(1, &told);

@@ -33,9 +33,14 @@ fn model(place: &Workplace, name: &str, files: &[&str]) -> String {
 fn data_that_do_not_fit_are_refused() {
     let place = Workplace::new();
     let [features, captions] = ["features.safetensors", "captions.jsonl"].map(|name| shown(&place, name));
-    let narrow = NewTensor::from_slice("vision_output", Dtype::F32, &[10, 5, 32], &[0.0; 1600]);
-    let narrow_file = shown(&place, "narrow.safetensors");
-    write(narrow_file.as_ref(), &BTreeMap::new(), vec![narrow]).unwrap();
+    let of_shape = |name: &str, [tokens, width]: [usize; 2]| {
+        let values = vec![0.0; 10 * tokens * width];
+        let tensor = NewTensor::from_slice("vision_output", Dtype::F32, &[10, tokens, width], &values);
+        write(&place.path(name), &BTreeMap::new(), vec![tensor]).unwrap();
+        shown(&place, name)
+    };
+    let [narrow, short] =
+        [of_shape("narrow.safetensors", [TOKENS, 32]), of_shape("short.safetensors", [5, WIDTH])];
     let few = shown(&place, "few.jsonl");
     fs::write(&few, "{\"caption\": \"a cat\"}\n").unwrap();
     let wrong = shown(&place, "wrong.jsonl");
@@ -47,8 +52,12 @@ fn data_that_do_not_fit_are_refused() {
     let of = |features, captions| ["--preset", "tiny", "--features", features, "--captions", captions];
     let refused = |arguments: &[&str], code, told: &[&str]| is_refused(&place, arguments, code, told);
     refused(&of("no.safetensors", &captions), 1, &["cannot open no.safetensors"]);
-    refused(&of(&narrow_file, &captions), 1, &["are 32 wide, but the model reads 64", "encode the images"]);
-    refused(&of(&features, &few), 1, &["few.jsonl: has 1 lines, but the features have 10 rows"]);
+    for (file, found) in [(&narrow, "17 tokens of width 32"), (&short, "5 tokens of width 64")] {
+        let told =
+            [&**file, "\"vision_output\"", found, "but the model reads 17 of width 64", "qformer encode"];
+        refused(&of(file, &captions), 1, &told);
+    }
+    refused(&of(&features, &few), 1, &["few.jsonl: has 1 line, but the features have 10 rows"]);
     refused(&of(&captions, &captions), 1, &["captions.jsonl"]);
     refused(&["--preset", "tiny", "--data", &wrong], 1, &["wrong.jsonl: line 2: bad JSON"]);
     refused(&["--preset", "tiny"], 2, &["no data set is given; give --data, or --features"]);
@@ -94,10 +103,9 @@ fn models_that_lack_something_are_refused() {
 fn features_of_another_image_encoder_are_told_of() {
     let place = Workplace::new();
     let golden = path("tests/golden/retrieval/model");
-    let tokens = 17;
-    let values = vec![0.5; 10 * tokens * 64];
+    let values = vec![0.5; 10 * TOKENS * WIDTH];
     let features = place.path("other.safetensors");
-    let tensor = NewTensor::from_slice("vision_output", Dtype::F32, &[10, tokens, 64], &values);
+    let tensor = NewTensor::from_slice("vision_output", Dtype::F32, &[10, TOKENS, WIDTH], &values);
     let encoder = BTreeMap::from([("encoder".to_owned(), "crc32:00000000".to_owned())]);
     write(&features, &encoder, vec![tensor]).unwrap();
     assert!(Checkpoint::open(&golden).unwrap().names().any(|name| name.starts_with("vision_model.encoder.")));
