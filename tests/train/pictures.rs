@@ -2,8 +2,7 @@
 
 use crate::common::*;
 use crate::paths::path;
-use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
-use std::collections::BTreeMap;
+use qformer::params::safetensors::Checkpoint;
 use std::fs;
 
 #[test]
@@ -59,10 +58,6 @@ fn checkpoints_of_a_run_on_pictures_carry_the_image_encoder() {
 #[test]
 fn a_model_trained_to_match_by_cosines_is_evaluated_by_them() {
     let place = Workplace::new();
-    // As many tokens an image as the preset has.
-    let values: Vec<f32> = (0..10 * 17 * 64).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
-    let features = NewTensor::from_slice("vision_output", Dtype::F32, &[10, 17, 64], &values);
-    write(&place.path("features.safetensors"), &BTreeMap::new(), vec![features]).unwrap();
     run(&mut place.train("run", 2, &["--matching", "max-similarity"])).with(0, &[]);
     let mut evaluate = command();
     evaluate.arg("evaluate").arg("--model").arg(place.checkpoint("run", 2)).arg("--json");
@@ -79,12 +74,28 @@ fn a_model_trained_to_match_by_cosines_is_evaluated_by_them() {
             line["caption"].as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned())
         })
         .collect();
-    let mut score = command();
-    score
-        .args(["score", "--matching", "max-similarity", "--json", "--model"])
-        .arg(place.checkpoint("run", 2));
-    score.arg("--features").arg(place.path("features.safetensors")).arg("--text").args(&texts);
-    let scores: serde_json::Value = serde_json::from_slice(&score.output().unwrap().stdout).unwrap();
+    let score = |more: &[&str]| {
+        let mut score = command();
+        score.args(["score", "--json", "--model"]).arg(place.checkpoint("run", 2)).args(more);
+        score.arg("--features").arg(place.path("features.safetensors")).arg("--text").args(&texts);
+        let ended = score.output().unwrap();
+        (
+            serde_json::from_slice::<serde_json::Value>(&ended.stdout).unwrap(),
+            String::from_utf8(ended.stderr).unwrap(),
+        )
+    };
+    // Scores are the cosines too, unless another form is asked for.
+    let (scores, told) = score(&[]);
+    assert!(
+        scores["matching"] == "max-similarity" && told.contains("matched by the largest cosine"),
+        "{told}"
+    );
+    assert_eq!(score(&["--matching", "max-similarity"]), (scores.clone(), String::new()));
+    let (classified, told) = score(&["--matching", "classifier"]);
+    assert!(
+        classified["matching"] == "classifier" && told.contains("warning: the checkpoint was trained"),
+        "{told}"
+    );
     let matches = |&text: &usize| {
         let cosine = scores["itm"][text / 2][text].as_f64().unwrap();
         assert!((cosine - 0.5).abs() > 0.01, "{cosine} is too near to the edge to tell");

@@ -47,7 +47,7 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
     let mut query_output = Spool::new(&arguments.output)?;
     let mut image_features = Spool::new(&arguments.output)?;
     let mut vision_output = arguments.save_vision_output.as_deref().map(Spool::new).transpose()?;
-    let Loaded { model, texts, images } = arguments.inputs.load(device, remarks)?;
+    let Loaded { model, texts, images, .. } = arguments.inputs.load(device, remarks)?;
     let text_features = match texts.tokens.is_empty() {
         true => None,
         false => Some(model.encode_text(&texts.tokens)?),

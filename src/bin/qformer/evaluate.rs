@@ -5,7 +5,7 @@ use crate::caption;
 use crate::data::DataArguments;
 use crate::device::Opened;
 use crate::images::{compare_encoders, processor};
-use crate::inputs::{ModelArguments, warn_of_not_finite};
+use crate::inputs::{ModelArguments, tell_of_matching, warn_of_not_finite};
 use crate::progress::Progress;
 use clap::Args;
 use qformer::data::{Dataset, Kind};
@@ -13,12 +13,10 @@ use qformer::evaluate::{
     self, CaptionStatistics, Captions, Images, MatchingAccuracy, MatchingLogits, Recalls, Retrieval,
 };
 use qformer::ops::Backend;
-use qformer::output;
+use qformer::output::{self, counted};
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
-use qformer::{
-    Captioner, Config, HostTensor, ImageProcessor, Matching, QFormer, Result, Tokenizer, VisionEncoder,
-};
+use qformer::{Captioner, Config, HostTensor, ImageProcessor, QFormer, Result, Tokenizer, VisionEncoder};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
@@ -97,6 +95,7 @@ impl Arguments {
         let config = Config::load(&self.model.folder)?;
         let tokenizer = Tokenizer::load(&self.model.folder)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
+        dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;
         let (texts, owners) = texts(dataset, remarks);
         let tokens =
             tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;
@@ -130,9 +129,7 @@ impl Arguments {
             }
         };
         let logits = MatchingLogits::of(&NamedCheckpoint::new(&checkpoint)?)?;
-        if logits.matching() == Matching::MaxSimilarity {
-            remarks.note("pairs are matched by the largest cosine, as the checkpoint was trained");
-        }
+        tell_of_matching(logits.matching(), remarks);
         let (count, captions) = (dataset.images(), Captions { tokens: &tokens, images: &owners });
         let mut shown: Option<(&str, Progress)> = None;
         let mut progress = |what: &'static str, done: usize, total: usize| {
@@ -169,7 +166,7 @@ fn texts(dataset: &Dataset, remarks: Remarks) -> (Vec<Cow<'_, str>>, Vec<u32>) {
         .unzip();
     let blank = dataset.captions().len() - texts.len();
     if blank > 0 {
-        remarks.warning(format_args!("{blank} captions are blank and left out"));
+        remarks.warning(format_args!("left out {}", counted(blank, "blank caption")));
     }
     (texts, owners)
 }
@@ -231,9 +228,8 @@ impl Evaluation {
 
     fn table(&self) -> String {
         let Self { images, captions, rerank, retrieval, captioning } = self;
-        let mut table = format!(
-            "{images} images, {captions} captions\n\nrecall in %                    R@1    R@5   R@10\n"
-        );
+        let (images, captions) = (counted(*images, "image"), counted(*captions, "caption"));
+        let mut table = format!("{images}, {captions}\n\nrecall in %                    R@1    R@5   R@10\n");
         let reranked = format!("reranked {rerank}");
         for (how, recalls) in [("ITC", &retrieval.itc), (&*reranked, &retrieval.reranked)] {
             let directions =
@@ -252,9 +248,8 @@ impl Evaluation {
             percent(positives)
         );
         if let Some(found) = captioning {
-            let (perplexity, loss, tokens) = (found.perplexity(), found.loss, found.tokens);
-            table +=
-                &format!("caption perplexity  {perplexity:.3} a token (loss {loss:.4}, {tokens} tokens)\n");
+            let (perplexity, loss, tokens) = (found.perplexity(), found.loss, counted(found.tokens, "token"));
+            table += &format!("caption perplexity  {perplexity:.3} a token (loss {loss:.4}, {tokens})\n");
         }
         table
     }

@@ -6,9 +6,12 @@ use crate::images::Images;
 use crate::progress::Progress;
 use crate::texts::Texts;
 use clap::Args;
+use qformer::evaluate::MatchingLogits;
 use qformer::ops::Backend;
+use qformer::output::counted;
+use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
-use qformer::{Config, QFormer, Result};
+use qformer::{Config, Matching, QFormer, Result};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -49,10 +52,10 @@ pub(crate) struct Inputs {
 #[derive(Args)]
 #[group(id = "image_source", multiple = false)]
 pub(crate) struct ImageArguments {
-    /// JPEG or PNG files
+    /// JPEG, PNG or WebP files
     #[arg(long, alias = "image", value_name = "FILE", num_args = 1..)]
     pub(crate) images: Vec<PathBuf>,
-    /// Folder whose .jpg, .jpeg and .png files are read, in the order of their names
+    /// Folder whose .jpg, .jpeg, .png and .webp files are read, in the order of their names
     #[arg(long, value_name = "DIR")]
     pub(crate) image_dir: Option<PathBuf>,
     /// The image encoder's output as --save-vision-output wrote it, in place of images
@@ -75,6 +78,8 @@ pub(crate) struct TextArguments {
 /// What a command works with, loaded and checked.
 pub(crate) struct Loaded<B: Backend> {
     pub(crate) model: QFormer<B>,
+    /// What the checkpoint was trained to match pairs by.
+    pub(crate) trained: Matching,
     pub(crate) texts: Texts,
     pub(crate) images: Images<B>,
 }
@@ -94,7 +99,15 @@ impl Inputs {
         drop(progress);
         warn_of_not_finite(model.not_finite(), remarks);
         images.load_encoder(device, &config, &checkpoint, remarks)?;
-        Ok(Loaded { model, texts, images })
+        let trained = MatchingLogits::of(&NamedCheckpoint::new(&checkpoint)?)?.matching();
+        Ok(Loaded { model, trained, texts, images })
+    }
+}
+
+/// Tells that pairs are matched as the checkpoint was trained, where that is not by the two-class head.
+pub(crate) fn tell_of_matching(trained: Matching, remarks: Remarks) {
+    if trained == Matching::MaxSimilarity {
+        remarks.note("pairs are matched by the largest cosine, as the checkpoint was trained");
     }
 }
 
@@ -102,7 +115,8 @@ impl Inputs {
 pub(crate) fn warn_of_not_finite(tensors: &[(String, usize)], remarks: Remarks) {
     for (name, count) in tensors {
         remarks.warning(format_args!(
-            "tensor \"{name}\" has {count} values that are infinite or not a number; so may all results be"
+            "tensor \"{name}\" has {} infinite or not a number; so may all results be",
+            counted(*count, "value")
         ));
     }
 }

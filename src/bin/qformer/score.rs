@@ -2,7 +2,7 @@
 
 use crate::Remarks;
 use crate::device::Opened;
-use crate::inputs::{Inputs, Loaded};
+use crate::inputs::{Inputs, Loaded, tell_of_matching};
 use clap::{ArgGroup, Args, ValueEnum};
 use qformer::ops::Backend;
 use qformer::output::{self, printable, write_atomically};
@@ -25,9 +25,9 @@ use std::path::PathBuf;
 pub(crate) struct Arguments {
     #[command(flatten)]
     inputs: Inputs,
-    /// What the matching score is
-    #[arg(long, value_enum, default_value_t = MatchingName::Classifier)]
-    matching: MatchingName,
+    /// What the matching score is [default: what the checkpoint was trained for]
+    #[arg(long, value_enum)]
+    matching: Option<MatchingName>,
     /// Match every image only with the K texts of the largest contrastive similarity; ITM logit and
     /// ITC cosine together are then the score, as in LAVIS's retrieval evaluation
     #[arg(long, value_name = "K")]
@@ -48,6 +48,15 @@ enum MatchingName {
     Classifier,
     /// The largest cosine of the text's [CLS] output and the queries' outputs
     MaxSimilarity,
+}
+
+impl From<Matching> for MatchingName {
+    fn from(matching: Matching) -> Self {
+        match matching {
+            Matching::Classifier => Self::Classifier,
+            Matching::MaxSimilarity => Self::MaxSimilarity,
+        }
+    }
 }
 
 /// All scores; matrices are [images][texts], and `null` where a pair was not matched.
@@ -91,10 +100,21 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
 
 impl Arguments {
     fn score<B: Backend>(&self, loaded: Loaded<B>, remarks: Remarks) -> Result<Scores> {
-        let Loaded { model, texts, images } = loaded;
+        let Loaded { model, trained, texts, images } = loaded;
         let matching = match self.matching {
-            MatchingName::Classifier => Matching::Classifier,
-            MatchingName::MaxSimilarity => Matching::MaxSimilarity,
+            None => {
+                tell_of_matching(trained, remarks);
+                trained
+            }
+            Some(MatchingName::Classifier) => {
+                if trained == Matching::MaxSimilarity {
+                    remarks.warning(
+                        "the checkpoint was trained with --matching max-similarity, and its two-class head was not",
+                    );
+                }
+                Matching::Classifier
+            }
+            Some(MatchingName::MaxSimilarity) => Matching::MaxSimilarity,
         };
         let text_features = model.encode_text(&texts.tokens)?;
         let count = texts.tokens.len();
@@ -123,7 +143,7 @@ impl Arguments {
             score: (classified && self.rerank.is_some()).then(|| combine(&logits, &itc)),
             images: images.names,
             texts: texts.texts,
-            matching: self.matching,
+            matching: matching.into(),
             itc,
             itm_logits: classified.then_some(logits),
             itm,
