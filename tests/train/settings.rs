@@ -19,11 +19,27 @@ fn settings_are_kept_and_may_not_be_contradicted() {
         (["--preset", "blip2-vit-g"], "--preset \"blip2-vit-g\" contradicts"),
         (["--bert", "x"], "begun without it; leave the flag away"),
         (["--device", "auto"], ""),
+        (["--device", "cuda"], "--device \"cuda\" contradicts"),
         (["--wd", "0.1"], ""),
     ] {
         let code = if told.is_empty() { 0 } else { 2 };
         run(place.resume("run").args(flags)).with(code, &[told]);
     }
+}
+
+#[test]
+fn a_run_goes_on_where_it_was_begun_whatever_the_environment_says() {
+    let place = Workplace::new();
+    run(&mut place.train("run", 3, &[])).with(0, &[]);
+    let told = "computing on cpu, where the run was begun, whatever QFORMER_DEVICE says";
+    run(place.resume("run").env("QFORMER_DEVICE", "cuda")).with(0, &[told]);
+    for says_nothing in ["cpu", "auto"] {
+        let ended = run(place.resume("run").env("QFORMER_DEVICE", says_nothing)).with(0, &[]);
+        assert!(!ended.stderr.contains("QFORMER_DEVICE"), "{}", ended.stderr);
+    }
+    let told = "QFORMER_DEVICE is \"gpu\"; it has to be auto, cpu or cuda";
+    run(place.train("other", 3, &[]).env("QFORMER_DEVICE", "gpu")).with(2, &[told]);
+    run(place.train("other", 3, &["--device", "cpu"]).env("QFORMER_DEVICE", "gpu")).with(0, &[]);
 }
 
 #[test]

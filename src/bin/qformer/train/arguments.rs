@@ -24,8 +24,8 @@ pub(crate) struct Arguments {
     pub(super) data: DataArguments,
     #[command(flatten)]
     pub(super) settings: SettingsArguments,
-    /// Where to compute [default: auto]
-    #[arg(long, value_enum, env = "QFORMER_DEVICE")]
+    /// Where to compute; a run goes on where it was begun [env: QFORMER_DEVICE=] [default: auto]
+    #[arg(long, value_enum)]
     pub(super) device: Option<Device>,
     /// Folder of the run; empty or not there, unless with --resume
     #[arg(long, short, value_name = "RUN")]
@@ -215,6 +215,17 @@ pub(super) fn check_against(folder: &Path, given: &Table, begun: Option<&Value>)
         }
     }
     Ok(())
+}
+
+/// The environment variable that stands for `--device` where the flag is not given.
+pub(super) const DEVICE_VARIABLE: &str = "QFORMER_DEVICE";
+
+/// The device that [`DEVICE_VARIABLE`] names, if it is set.
+pub(super) fn device_of_environment() -> Result<Option<Device>> {
+    let Some(name) = std::env::var_os(DEVICE_VARIABLE) else { return Ok(None) };
+    let device = name.to_str().and_then(|name| Device::from_str(name, false).ok());
+    let wrong = || Error::usage(format!("{DEVICE_VARIABLE} is {name:?}; it has to be auto, cpu or cuda"));
+    device.map(Some).ok_or_else(wrong)
 }
 
 /// A device's name on the command line.

@@ -1,10 +1,14 @@
 //! `qformer train stage1`
 
-use super::arguments::{Arguments, ModelArguments, check_against, device_name, table, with_absolute_paths};
+use super::arguments::{
+    Arguments, DEVICE_VARIABLE, ModelArguments, check_against, device_name, device_of_environment, table,
+    with_absolute_paths,
+};
 use super::{begin, report, stop};
 use crate::Remarks;
 use crate::data::DataArguments;
 use crate::device::{Device, Opened};
+use clap::ValueEnum;
 use qformer::data::{Dataset, Kind};
 use qformer::ops::Backend;
 use qformer::train::{Ending, Model, Run, Settings, Trainer};
@@ -31,10 +35,10 @@ pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
     let folder = &arguments.output;
     let continued = arguments.resume && Run::exists(folder);
     let stored = if continued { Some(Run::config(folder)?) } else { None };
-    let device = match (arguments.device, stored.as_ref().and_then(|config| config.get("device"))) {
-        (None | Some(Device::Auto), Some(Value::String(name))) if name == "cuda" => Device::Cuda,
-        (None | Some(Device::Auto), Some(_)) => Device::Cpu,
-        (given, _) => given.unwrap_or(Device::Auto),
+    let device = match (&stored, arguments.device) {
+        (Some(config), given) => device_again(folder, config, given, remarks)?,
+        (None, Some(given)) => given,
+        (None, None) => device_of_environment()?.unwrap_or(Device::Auto),
     };
     let device = device.open(remarks)?;
     let name = match device {
@@ -43,7 +47,7 @@ pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
     };
     let (begun, run) = match &stored {
         Some(config) => {
-            let begun = Begun::again(arguments, config, &name)?;
+            let begun = Begun::again(arguments, config)?;
             (begun, Run::reopen(folder, &mut |fault| remarks.warning(fault))?)
         }
         None => {
@@ -73,14 +77,12 @@ impl Begun {
     }
 
     /// The run of `config`, which the flags may not contradict.
-    fn again(arguments: &Arguments, begun: &Table, device: &str) -> Result<Self> {
+    fn again(arguments: &Arguments, begun: &Table) -> Result<Self> {
         let folder = &arguments.output;
         let given = with_absolute_paths(table(&arguments.model)?)?;
         check_against(folder, &given, begun.get("model"))?;
         let given = with_absolute_paths(table(&arguments.data)?)?;
         check_against(folder, &given, begun.get("data"))?;
-        let given = Table::from_iter([("device".to_owned(), Value::from(device))]);
-        check_against(folder, &given, Some(&Value::Table(begun.clone())))?;
         let data: DataArguments = section(folder, begun, "data")?;
         let dataset = Arc::new(Dataset::open(&data.source()?)?);
         let mut given = arguments.settings.given()?;
@@ -115,6 +117,31 @@ impl Begun {
             ("provenance".to_owned(), provenance.into()),
         ]))
     }
+}
+
+/// Where the run of `config` was begun, and so goes on: its numbers are of that device. A flag that says
+/// otherwise contradicts it; the environment variable is for what has no device yet.
+fn device_again(folder: &Path, config: &Table, given: Option<Device>, remarks: Remarks) -> Result<Device> {
+    let begun =
+        config.get("device").and_then(Value::as_str).and_then(|name| Device::from_str(name, false).ok());
+    let begun = begun.filter(|&device| device != Device::Auto).ok_or_else(|| {
+        Error::input(
+            folder,
+            "config.toml: device has to be \"cpu\" or \"cuda\", as it was when the run was begun",
+        )
+    })?;
+    let differs = |device: &Device| ![Device::Auto, begun].contains(device);
+    if let Some(given) = given.filter(differs) {
+        let given = Table::from_iter([("device".to_owned(), device_name(given).into())]);
+        check_against(folder, &given, Some(&Value::Table(config.clone())))?;
+    }
+    if given.is_none() && device_of_environment()?.is_some_and(|device| differs(&device)) {
+        remarks.note(format_args!(
+            "computing on {}, where the run was begun, whatever {DEVICE_VARIABLE} says",
+            device_name(begun)
+        ));
+    }
+    Ok(begun)
 }
 
 /// A table of the `config.toml` in `folder`.
