@@ -14,6 +14,7 @@ use super::draws::{Draws, Purpose, permutation};
 use super::loader::{Loaded, LoaderOptions, Order};
 use super::{Dataset, Examples, Images, Kind, Position};
 use crate::error::{Error, Result};
+use crate::output::counted;
 use crate::tensor::HostTensor;
 use crate::tokenizer::Tokenizer;
 use crate::vision::image::ImageProcessor;
@@ -225,13 +226,14 @@ impl Producer {
         let (bad, allowed) = (self.known.len(), self.preparation.options.max_bad_samples);
         if bad > allowed {
             return Err(Error::value(format!(
-                "{bad} samples cannot be read, and {allowed} are allowed (--max-bad-samples): {}",
+                "{} cannot be read; --max-bad-samples allows {allowed}: {}",
+                counted(bad, "sample"),
                 self.told.join("; ")
             )));
         }
         if self.barren >= examples {
             return Err(Error::value(format!(
-                "none of the {examples} samples can be read: {}",
+                "no sample can be read, of {examples}: {}",
                 self.told.join("; ")
             )));
         }

@@ -7,6 +7,7 @@ use crate::data::{Augmentation, Order};
 use crate::error::{Error, Result};
 use crate::ops::adamw::AdamW;
 use crate::ops::contrastive::ContrastiveGradient;
+use crate::output::counted;
 use crate::qformer::Matching;
 use serde::{Deserialize, Serialize};
 
@@ -133,7 +134,7 @@ impl Settings {
             return fail("batch-size", &self.batch_size, allowed);
         }
         if self.warmup > self.steps {
-            return fail("warmup", &self.warmup, &format!("the run has {} steps", self.steps));
+            return fail("warmup", &self.warmup, &format!("the run has {}", counted(self.steps, "step")));
         }
         let positive =
             [("lr", self.lr), ("eps", self.eps), ("grad-clip-norm", self.grad_clip_norm.unwrap_or(1.0))];

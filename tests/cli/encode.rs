@@ -161,7 +161,7 @@ fn unreadable_images_are_named_and_have_neither_row_nor_line() {
     let output = encoding.run("features", &cut);
     assert_eq!((output.code, output.stdout.as_str()), (Some(0), ""), "{output:?}");
     output.tells(&["1.png: is neither JPEG nor PNG", "2.png: is empty", "3.png: cannot be decoded", "5.png"]);
-    output.tells(&["warning: 4 of 7 images cannot be read and are left out"]);
+    output.tells(&["warning: 4 of 7 images cannot be read; left out"]);
     let folder = encoding.path("features");
     let rows = |number| read(&shard(&folder, number), "vision_output").shape[0];
     assert_eq!([0, 1, 2, 3].map(rows), [1, 0, 1, 1]);
@@ -179,7 +179,11 @@ fn unreadable_images_are_named_and_have_neither_row_nor_line() {
     assert!(encoding.files("features") == before);
     let mut strict = cut.to_vec();
     strict.extend(["--max-bad-samples", "3"]);
-    encoding.run("strict", &strict).fails(&["4 images cannot be read, and 3 are allowed", "1.png", "2.png"]);
+    encoding.run("strict", &strict).fails(&[
+        "4 images cannot be read; --max-bad-samples allows 3",
+        "1.png",
+        "2.png",
+    ]);
     assert!(!encoding.path("strict/captions.jsonl").exists());
 }
 

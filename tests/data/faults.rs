@@ -177,5 +177,5 @@ fn features_that_are_not_finite_are_refused_when_they_are_read() {
     let dataset = Dataset::open(&Source::Features { features: vec![path], captions }).unwrap();
     assert_eq!(dataset.features(&[0]).unwrap().values, row(0));
     let fault = dataset.features(&[1]).unwrap_err().to_string();
-    assert!(fault.contains("f.safetensors: row 1 has 1 values that are infinite"), "{fault}");
+    assert!(fault.contains("f.safetensors: row 1 has 1 value infinite or not a number"), "{fault}");
 }

@@ -10,7 +10,7 @@ use crate::spool::Spool;
 use clap::Args;
 use qformer::data::{Dataset, ENCODER, NAMES, VISION_OUTPUT};
 use qformer::ops::Backend;
-use qformer::output::write_atomically;
+use qformer::output::{counted, write_atomically};
 use qformer::params::safetensors::{self, Checkpoint, Dtype};
 use qformer::tensor::HostTensor;
 use qformer::vision::identity::identity;
@@ -111,7 +111,7 @@ fn encode<B: Backend>(arguments: &Arguments, dataset: &Dataset, device: B, remar
     }
     if !unreadable.is_empty() {
         let (left_out, all) = (unreadable.len(), dataset.images());
-        remarks.warning(format_args!("{left_out} of {all} images cannot be read and are left out"));
+        remarks.warning(format_args!("{left_out} of {all} images cannot be read; left out"));
     }
     Ok(())
 }
@@ -258,9 +258,9 @@ fn check_number(unreadable: &Unreadable, allowed: usize) -> Result<()> {
         return Ok(());
     }
     let told: Vec<&str> = unreadable.iter().take(TOLD).map(|(_, fault)| &**fault).collect();
-    let bad = unreadable.len();
     Err(Error::value(format!(
-        "{bad} images cannot be read, and {allowed} are allowed (--max-bad-samples): {}",
+        "{} cannot be read; --max-bad-samples allows {allowed}: {}",
+        counted(unreadable.len(), "image"),
         told.join("; ")
     )))
 }

@@ -15,7 +15,7 @@ use data_set::Files;
 use judge::{HeldOut, Judgement};
 use learn::Learnt;
 use page::Page;
-use qformer::output::{write_atomically, write_json};
+use qformer::output::{counted, write_atomically, write_json};
 use qformer::{Captioner, Cpu, Error, ImageProcessor, Result, Tokenizer, VisionEncoder};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -78,7 +78,8 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let stages = Stages { remarks };
 
     let scenes = Scenes::new(seed, arguments.pictures as usize, HELD_OUT);
-    let what = format!("drew {} pictures to learn from, and {HELD_OUT} to hold out", scenes.learnt.len());
+    let what =
+        format!("drew {} to learn from, and {HELD_OUT} to hold out", counted(scenes.learnt.len(), "picture"));
     stages.run(&what, || {
         train.draw(&scenes.learnt, seed)?;
         held_out.draw(&scenes.held_out, seed)
@@ -92,7 +93,8 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     })?;
     let held_out = HeldOut::new(scenes.held_out, &held_out.features()?, &Tokenizer::load(&model)?)?;
     let before = stages.run("judged the model before it learns", || held_out.judge(&model, remarks))?;
-    let what = format!("learnt for {} steps of {} pictures", arguments.steps, learn::BATCH_SIZE);
+    let what =
+        format!("learnt for {} of {} pictures", counted(arguments.steps as usize, "step"), learn::BATCH_SIZE);
     let Learnt { checkpoint, history } = stages.run(&what, || {
         let steps = arguments.steps as usize;
         learn::learn(&model, &folder.join("run"), &train, steps, arguments.seed, remarks)

@@ -2,7 +2,7 @@
 
 use super::{PartReport, Report, Use};
 use qformer::Config;
-use qformer::output::{grouped, printable};
+use qformer::output::{counted, grouped, printable};
 use std::fmt::{self, Write};
 
 /// `report` as lines of text.
@@ -15,7 +15,7 @@ pub(super) fn report(report: &Report, config: Option<&Config>) -> String {
 fn write(to: &mut String, report: &Report, config: Option<&Config>) -> fmt::Result {
     let dtypes: Vec<String> =
         report.dtypes.iter().map(|(dtype, tensors)| format!("{dtype} ({tensors})")).collect();
-    let files = if report.files == 1 { "1 file".into() } else { format!("{} files", report.files) };
+    let files = counted(report.files, "file");
     writeln!(to, "{}", printable(&report.path))?;
     writeln!(
         to,
@@ -54,7 +54,12 @@ fn write(to: &mut String, report: &Report, config: Option<&Config>) -> fmt::Resu
     if let Some(not_finite) = &report.not_finite {
         writeln!(to, "\n{}", if not_finite.is_empty() { "All values are finite." } else { "Not finite" })?;
         for (name, count) in not_finite {
-            writeln!(to, "  tensor \"{}\": {count} values are infinite or not a number", printable(name))?;
+            writeln!(
+                to,
+                "  tensor \"{}\": {} infinite or not a number",
+                printable(name),
+                counted(*count, "value")
+            )?;
         }
     }
     Ok(())
@@ -71,16 +76,18 @@ fn write_config(to: &mut String, config: &Config) -> fmt::Result {
     )?;
     writeln!(
         to,
-        "  image encoder: {} layers, {} heads, feed-forward width {}",
-        vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size
+        "  image encoder: {}, {}, feed-forward width {}",
+        counted(vision.num_hidden_layers, "layer"),
+        counted(vision.num_attention_heads, "head"),
+        vision.intermediate_size
     )?;
     writeln!(
         to,
-        "  Q-Former: {} queries, {} layers of width {}, {} heads, feed-forward width {}, cross-attention in {}",
+        "  Q-Former: {} queries, {} of width {}, {}, feed-forward width {}, cross-attention in {}",
         config.num_query_tokens,
-        qformer.num_hidden_layers,
+        counted(qformer.num_hidden_layers, "layer"),
         qformer.hidden_size,
-        qformer.num_attention_heads,
+        counted(qformer.num_attention_heads, "head"),
         qformer.intermediate_size,
         qformer.cross_attention_layers().count()
     )?;
