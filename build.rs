@@ -10,6 +10,7 @@ use std::env;
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -38,6 +39,7 @@ fn main() {
     for name in ["QFORMER_NVRTC", "QFORMER_CUDA_ARCHITECTURES", "CUDA_HOME", "CUDA_PATH"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
+    name_commit(&root);
     // Where the tests' set-up puts NVRTC.
     let fetched = target_folder(&out).join("nvrtc");
 
@@ -50,6 +52,31 @@ fn main() {
         }
     };
     fs::write(out.join("kernels.rs"), generated).expect("OUT_DIR can be written");
+}
+
+/// Lets `option_env!("QFORMER_COMMIT")` be the commit that is checked out in `root`, unless the environment
+/// says another. Where `root` is no work tree of its own, or git is not there, it is nothing.
+fn name_commit(root: &Path) {
+    println!("cargo::rerun-if-env-changed=QFORMER_COMMIT");
+    if env::var_os("QFORMER_COMMIT").is_some() || !root.join(".git").exists() {
+        return;
+    }
+    let git = |arguments: &[&str]| {
+        let output =
+            Command::new("git").arg("-C").arg(root).env_remove("GIT_DIR").args(arguments).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "HEAD"]) else { return };
+    println!("cargo::rustc-env=QFORMER_COMMIT={commit}");
+    // The branch's own file may be packed away; the log has a line for every change of HEAD.
+    let branch = git(&["rev-parse", "--symbolic-full-name", "HEAD"]).unwrap_or_default();
+    for name in ["HEAD", "logs/HEAD", &branch] {
+        // Cargo takes a file that is not there for one that changes all the time.
+        if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| root.join(path).is_file()) {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
 }
 
 /// Cargo's target folder: OUT_DIR is `target/…/build/qformer-hash/out`, the profile's name between them,

@@ -13,6 +13,8 @@ fn settings_are_kept_and_may_not_be_contradicted() {
     assert_eq!((train["steps"].as_integer(), train["seed"].as_integer()), (Some(3), Some(42)));
     assert_eq!(config["model"]["preset"].as_str(), Some("tiny"));
     assert_eq!(config["provenance"]["version"].as_str(), Some(env!("CARGO_PKG_VERSION")));
+    let commit = config["provenance"].get("commit").and_then(toml::Value::as_str);
+    assert_eq!(commit, option_env!("QFORMER_COMMIT"));
     for (flags, told) in [
         (["--lr", "0.01"], "--lr 0.01 contradicts the run in"),
         (["--seed", "7"], "--seed 7 contradicts"),
