@@ -124,7 +124,7 @@ fn what_is_no_image_is_refused_by_name() {
     fs::write(&empty, "").unwrap();
     fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
     for (bad, fragment) in [
-        (&text, "text.jpg: is neither JPEG nor PNG"),
+        (&text, "text.jpg: is neither JPEG, PNG nor WebP"),
         (&empty, "empty.png: is empty"),
         (&cut, "cut.png: cannot be decoded"),
     ] {

@@ -104,7 +104,7 @@ fn an_epoch_has_every_readable_example_once_and_names_the_others() {
     assert_eq!(told.len(), 5, "{told:#?}");
     for fragment in [
         "2.png",
-        "4.png: is neither JPEG nor PNG",
+        "4.png: is neither JPEG, PNG nor WebP",
         "5.png: cannot be decoded",
         "7.png",
         "0.png: caption 18: the text is blank",
