@@ -4,7 +4,7 @@
 use super::split::TILE;
 use super::split::{BLOCK, Block, Step, Tile};
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m512i, _mm512_permutex2var_epi32};
+use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -23,11 +23,11 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// What follows `panel`, as much as that has, to be asked for while `blocks` blocks of rows are
-    /// multiplied by it.
-    pub(crate) fn new(panel: &[Step], blocks: usize) -> Self {
+    /// The same slice of the next panel, `panel_steps` steps on, to be asked for while `blocks` blocks of rows
+    /// are multiplied by this one's `slice`.
+    pub(crate) fn new(slice: &[Step], panel_steps: usize, blocks: usize) -> Self {
         let lines = (size_of::<Step>() / LINE).div_ceil(ASKS * blocks);
-        Self { from: panel.as_ptr_range().end.cast(), lines }
+        Self { from: slice.as_ptr().wrapping_add(panel_steps).cast(), lines }
     }
 }
 
@@ -46,6 +46,26 @@ impl Amx {
     pub(super) fn transpose(self, tile: &mut Tile) {
         // SAFETY: `self` proves that the processor has the vectors too.
         unsafe { transpose(tile) }
+    }
+
+    /// Calls `work` with all of the vector instructions that come with the tiles; its closures must be inlined.
+    pub(super) fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` proves that the processor has them.
+        unsafe { vectorised(work) }
+    }
+
+    /// hi and lo of numbers, neighbours in a word, the first in its low half.
+    #[inline(always)]
+    pub(super) fn split_neighbours(self, x: &[f32; 2 * TILE]) -> [[u32; TILE]; 2] {
+        // SAFETY: `self` proves that the processor has the vectors too.
+        unsafe { split_neighbours(x) }
+    }
+
+    /// hi and lo of numbers, `low` in the low half of a word and `high` in the other.
+    #[inline(always)]
+    pub(super) fn split_pairs(self, low: &[f32; TILE], high: &[f32; TILE]) -> [[u32; TILE]; 2] {
+        // SAFETY: as above.
+        unsafe { split_pairs(low, high) }
     }
 
     /// The calling thread's tiles.
@@ -100,7 +120,8 @@ fn permitted() -> bool {
             && __cpuid_count(7, 0).edx & AMX_BF16_AND_TILE == AMX_BF16_AND_TILE
     };
     // No processor has tiles without the vectors.
-    if !present || !is_x86_feature_detected!("avx512f") {
+    let vectors = is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512bf16");
+    if !present || !vectors {
         return false;
     }
     let state: u32;
@@ -254,6 +275,65 @@ unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, 
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bw,avx512bf16")]
+fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+/// Two bf16 a word, of the low halves `x` and the high halves `y`, both in order.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512bw,avx512bf16")]
+fn round(x: __m512, y: __m512) -> __m512i {
+    // SAFETY: both types are 512 bits.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(y, x)) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512bw,avx512bf16")]
+fn split_neighbours(x: &[f32; 2 * TILE]) -> [[u32; TILE]; 2] {
+    // SAFETY: the array holds two vectors, and as many words as a vector are one.
+    unsafe {
+        let x = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[TILE..].as_ptr())];
+        let hi = round(x[0], x[1]);
+        let halves = [_mm512_castsi512_si256(hi), _mm512_extracti64x4_epi64::<1>(hi)];
+        let [a, b] = halves.map(|half| _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
+        let rest = |x, hi| _mm512_sub_ps(x, _mm512_castsi512_ps(hi));
+        std::mem::transmute([hi, round(rest(x[0], a), rest(x[1], b))])
+    }
+}
+
+/// Where the halves of words come from that [`round`] has put one after the other.
+#[cfg(target_arch = "x86_64")]
+const INTERLEAVED: [u16; 2 * TILE] = {
+    let mut from = [0; 2 * TILE];
+    let mut word = 0;
+    while word < TILE {
+        from[2 * word] = word as u16;
+        from[2 * word + 1] = (TILE + word) as u16;
+        word += 1;
+    }
+    from
+};
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512bw,avx512bf16")]
+fn split_pairs(low: &[f32; TILE], high: &[f32; TILE]) -> [[u32; TILE]; 2] {
+    // SAFETY: each array is a vector, and as many words as a vector are one.
+    unsafe {
+        let [x, y] = [low, high].map(|x| _mm512_loadu_ps(x.as_ptr()));
+        let order = std::mem::transmute::<[u16; 2 * TILE], __m512i>(INTERLEAVED);
+        let interleaved = |words| _mm512_permutexvar_epi16(order, words);
+        let hi = interleaved(round(x, y));
+        let [a, b] = [_mm512_slli_epi32::<16>(hi), _mm512_and_si512(hi, _mm512_set1_epi32(!0xffff))];
+        let rest = |x, hi| _mm512_sub_ps(x, _mm512_castsi512_ps(hi));
+        std::mem::transmute([hi, interleaved(round(rest(x, a), rest(y, b)))])
+    }
+}
+
 /// For each column, which element of two rows `row` and `row + distance`, the second's counted from 16 on,
 /// comes there when columns and rows exchange that bit of their number.
 #[cfg(target_arch = "x86_64")]
@@ -319,6 +399,20 @@ unsafe fn release() {
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn multiply(_: *const Step, _: *const Step, _: usize, _: &Ahead, _: &mut Block) {
     unreachable!("there are no tiles to multiply");
+}
+
+/// # Safety
+/// As above.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn vectorised<R>(_: impl FnOnce() -> R) -> R {
+    unreachable!("there are no vectors");
+}
+
+/// # Safety
+/// As above.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn split_neighbours<const N: usize>(_: &[f32; 2 * N]) -> [[u32; N]; 2] {
+    unreachable!("there are no vectors");
 }
 
 /// # Safety

@@ -15,10 +15,11 @@ mod product;
 pub(crate) use operand::Operand;
 pub(crate) use product::{Columns, chunk_rows, product};
 
+use super::cpu::CpuBuffer;
 use super::vectorised;
+use crate::error::Result;
 use crate::tensor::{SPLIT_PANEL, Shape};
 use rayon::prelude::*;
-use std::sync::{Mutex, PoisonError};
 
 /// Rows of a tile; a tile of B has as many columns.
 pub(super) const TILE: usize = 16;
@@ -76,8 +77,6 @@ fn split(x: f32) -> [u32; 2] {
 }
 
 impl Step {
-    const ZERO: Self = Self([[[0; PAIRS]; TILE]; 4]);
-
     /// Writes number `input` of a column of the right factor.
     #[inline(always)]
     fn write_number(&mut self, column: usize, input: usize, x: f32) {
@@ -89,22 +88,16 @@ impl Step {
     }
 }
 
-/// Where the last product's factors were split, kept because fresh memory is slow at first touch.
-static KEPT: Mutex<[Vec<Step>; 2]> = Mutex::new([Vec::new(), Vec::new()]);
-
-/// Calls `work` with so many steps of memory for either factor.
-fn with_steps<R>(counts: [usize; 2], work: impl FnOnce([&mut [Step]; 2]) -> R) -> R {
-    let kept = || KEPT.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut memory = std::mem::take(&mut *kept());
-    for (memory, count) in memory.iter_mut().zip(counts) {
-        if memory.len() < count {
-            memory.resize(count, Step::ZERO);
-        }
+/// So many steps of `memory`, which is kept from one product to the next because fresh memory is slow at
+/// first touch.
+fn steps_in(memory: &mut Option<CpuBuffer>, count: usize) -> Result<&mut [Step]> {
+    let bytes = count * size_of::<Step>();
+    if memory.as_mut().is_none_or(|memory| memory.bytes_mut().len() < bytes) {
+        *memory = Some(CpuBuffer::new(bytes, "the factors of a product")?);
     }
-    let [left, right] = &mut memory;
-    let result = work([&mut left[..counts[0]], &mut right[..counts[1]]]);
-    *kept() = memory;
-    result
+    let memory = memory.as_mut().expect("taken above").bytes_mut();
+    // SAFETY: the memory, which starts with a page, holds so many steps, and any words are a step.
+    Ok(unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), count) })
 }
 
 /// Writes `values` as the elements of a weight of `shape` from the `first` on, counted row by row.

@@ -1,9 +1,10 @@
 //! Factors of a product, split on the way from memory to tiles.
 
-use super::{BLOCK, DEPTH, PAIRS, STEPS_PER_TASK, Step, TILE, split, steps};
+use super::{BLOCK, DEPTH, Step, TILE, steps};
 use crate::device::amx::Amx;
-use crate::device::{Cpu, Real, V, vectorised};
+use crate::device::{Cpu, Real, V, prefetch};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Which factor of a product a matrix is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -13,6 +14,10 @@ pub(super) enum Side {
     /// b of a·b
     Right,
 }
+
+/// Blocks of numbers, side by side, that are split at a time: few enough to be transposed while they are in the
+/// nearest cache, and some microseconds' work.
+const RUN: usize = 8;
 
 /// What of a matrix a product sums over.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,27 +39,34 @@ impl<E: Real> Clone for Operand<'_, E> {
 }
 impl<E: Real> Copy for Operand<'_, E> {}
 
-/// Where the steps are written, each by one task.
-struct Steps(*mut Step);
+/// Where the steps of a part of a matrix are written: those of a block of rows or columns one after the other.
+pub(super) struct Steps {
+    pointer: *mut Step,
+    /// First block and first step of the part.
+    origin: [usize; 2],
+    /// Steps of a block in it.
+    per_block: usize,
+}
 
 // SAFETY: a step is reached through `at` alone, whose caller promises to be alone on it.
 unsafe impl Sync for Steps {}
 
 impl Steps {
+    /// For these blocks and steps.
+    pub(super) fn of(to: &mut [Step], blocks: Range<usize>, steps: Range<usize>) -> Self {
+        assert_eq!(to.len(), blocks.len() * steps.len());
+        Self { pointer: to.as_mut_ptr(), origin: [blocks.start, steps.start], per_block: steps.len() }
+    }
+
     /// # Safety
     /// The step must be one of those that are written, and no other reference to it alive.
     #[expect(clippy::mut_from_ref, reason = "steps are disjoint; the caller keeps each to one task")]
-    unsafe fn at(&self, index: usize) -> &mut Step {
+    #[inline(always)]
+    unsafe fn at(&self, block: usize, step: usize) -> &mut Step {
+        let index = (block - self.origin[0]) * self.per_block + step - self.origin[1];
         // SAFETY: as the caller promises.
-        unsafe { &mut *self.0.add(index) }
+        unsafe { &mut *self.pointer.add(index) }
     }
-}
-
-/// Words of hi and of lo of two numbers.
-#[inline(always)]
-fn words<E: Real>(first: E, second: E) -> [u32; 2] {
-    let (first, second) = (split(first.to_f32()), split(second.to_f32()));
-    [first[0] >> 16 | second[0], first[1] >> 16 | second[1]]
 }
 
 impl<'a, E: Real> Operand<'a, E> {
@@ -85,98 +97,118 @@ impl<'a, E: Real> Operand<'a, E> {
 
     /// 32 numbers of a row of the matrix, in place or, where some do not exist and are zeros, in `padded`.
     #[inline(always)]
-    fn load<'p>(self, row: usize, first: usize, padded: &'p mut [E; BLOCK]) -> &'p [E; BLOCK]
+    fn load<'p>(self, row: usize, first: usize, padded: &'p mut [E; BLOCK]) -> &'p [f32; BLOCK]
     where
         'a: 'p,
     {
         let row = if row < self.values.rows() { self.values.row(row) } else { &[] };
         let row = &row[first.min(row.len())..row.len().min(first + BLOCK)];
-        <&[E; BLOCK]>::try_from(row).unwrap_or_else(|_| {
+        let row = <&[E; BLOCK]>::try_from(row).unwrap_or_else(|_| {
             padded.fill(E::ZERO);
             padded[..row.len()].copy_from_slice(row);
             padded
-        })
+        });
+        // The tiles are there for `f32` alone.
+        bytemuck::cast_ref(row)
     }
 
     /// Splits 32 numbers of a row: a word has neighbours in it.
     #[inline(always)]
-    fn split_row(self, row: usize, first: usize, tile_row: usize, to: &mut Step) {
-        let mut padded = [E::ZERO; BLOCK];
-        let x = self.load(row, first, &mut padded);
+    fn split_row(self, amx: Amx, row: usize, first: usize, tile_row: usize, to: &mut Step) {
         let (tile, r) = (tile_row / TILE, tile_row % TILE);
-        for i in 0..PAIRS {
-            let [hi, lo] = words(x[2 * i], x[2 * i + 1]);
-            to.0[tile][r][i] = hi;
-            to.0[2 + tile][r][i] = lo;
-        }
+        let mut padding = [E::ZERO; BLOCK];
+        let [hi, lo] = amx.split_neighbours(self.load(row, first, &mut padding));
+        to.0[tile][r] = hi;
+        to.0[2 + tile][r] = lo;
     }
 
     /// Splits 32 numbers each of two rows: a word has two of a column.
     #[inline(always)]
-    fn split_rows(self, row: usize, first: usize, tile_row: usize, to: &mut Step) {
-        let mut padded = [[E::ZERO; BLOCK]; 2];
-        let [padding, other] = &mut padded;
-        let (x, y) = (self.load(row, first, padding), self.load(row + 1, first, other));
+    fn split_rows(self, amx: Amx, row: usize, first: usize, tile_row: usize, to: &mut Step) {
+        let mut padding = [[E::ZERO; BLOCK]; 2];
+        let [padded, other] = &mut padding;
+        let (x, y) = (self.load(row, first, padded), self.load(row + 1, first, other));
         for tile in 0..2 {
-            for c in 0..TILE {
-                let [hi, lo] = words(x[tile * TILE + c], y[tile * TILE + c]);
-                to.0[tile][tile_row][c] = hi;
-                to.0[2 + tile][tile_row][c] = lo;
+            let [x, y] = [x, y].map(|numbers| &numbers.as_chunks::<TILE>().0[tile]);
+            let [hi, lo] = amx.split_pairs(x, y);
+            to.0[tile][tile_row] = hi;
+            to.0[2 + tile][tile_row] = lo;
+        }
+    }
+
+    /// Splits all of it, into `to`: the steps of the first [`BLOCK`] rows or columns, of the next, and so on.
+    pub(super) fn write(self, amx: Amx, side: Side, to: &mut [Step]) {
+        let (blocks, steps) = (self.count().div_ceil(BLOCK), steps(self.depth()));
+        let to = Steps::of(to, 0..blocks, 0..steps);
+        let [lines, along] = self.lines([0..blocks, 0..steps]);
+        let runs = along.len().div_ceil(RUN);
+        (0..lines.len() * runs).into_par_iter().for_each(|task| {
+            let (line, first) = (task / runs, task % runs * RUN);
+            let part = self.lines([line..line + 1, first..along.end.min(first + RUN)]);
+            // SAFETY: each step is one task's.
+            unsafe { self.write_part(amx, side, part, &to) };
+        });
+    }
+
+    /// Of blocks and steps, first those that lie one under the other in the matrix, then those that lie side
+    /// by side; or the other way round.
+    fn lines(self, [blocks, steps]: [Range<usize>; 2]) -> [Range<usize>; 2] {
+        match self.summed {
+            Summed::Columns => [blocks, steps],
+            Summed::Rows => [steps, blocks],
+        }
+    }
+
+    /// Splits these blocks' steps, along the rows of the matrix, as they lie in memory.
+    ///
+    /// # Safety
+    /// They must be among those of `to`, and this task's alone.
+    pub(super) unsafe fn write_part(self, amx: Amx, side: Side, part: [Range<usize>; 2], to: &Steps) {
+        // A word has neighbours of a row of the left factor, and of a column of the right one.
+        let transposed = (self.summed == Summed::Columns) == (side == Side::Right);
+        let [lines, along] = self.lines(part);
+        for line in lines {
+            for first in along.clone().step_by(RUN) {
+                let run = first..along.end.min(first + RUN);
+                let (below, next) = if run.end < along.end { (0, run.end) } else { (1, along.start) };
+                let at = |at| {
+                    let [block, step] = self.lines([line..line, at..at]).map(|range| range.start);
+                    // SAFETY: as the caller promises.
+                    unsafe { to.at(block, step) }
+                };
+                amx.vectorised(
+                    #[inline(always)]
+                    || {
+                        for r in 0..BLOCK {
+                            self.ask((line + below) * BLOCK + r, next * BLOCK);
+                            match self.summed {
+                                Summed::Columns => {
+                                    for i in run.clone() {
+                                        self.split_row(amx, line * BLOCK + r, i * DEPTH, r, at(i));
+                                    }
+                                }
+                                Summed::Rows if r % 2 == 0 => {
+                                    for i in run.clone() {
+                                        self.split_rows(amx, line * DEPTH + r, i * BLOCK, r / 2, at(i));
+                                    }
+                                }
+                                Summed::Rows => {}
+                            }
+                        }
+                    },
+                );
+                if transposed {
+                    run.for_each(|i| at(i).0.iter_mut().for_each(|tile| amx.transpose(tile)));
+                }
             }
         }
     }
 
-    /// Splits it, into `to`: the steps of the first [`BLOCK`] rows or columns, of the next, and so on.
-    pub(super) fn write(self, amx: Amx, side: Side, to: &mut [Step]) {
-        assert_eq!(to.len(), self.steps());
-        let (blocks, per_block) = (self.count().div_ceil(BLOCK), steps(self.depth()));
-        // A task goes along the rows of the matrix, as they lie in memory: through steps of one block, or
-        // through one step of neighbouring blocks.
-        let [lines, along] = match self.summed {
-            Summed::Columns => [blocks, per_block],
-            Summed::Rows => [per_block, blocks],
-        };
-        // A word has neighbours of a row of the left factor, and of a column of the right one.
-        let transposed = (self.summed == Summed::Columns) == (side == Side::Right);
-        let tasks = along.div_ceil(STEPS_PER_TASK);
-        let to = Steps(to.as_mut_ptr());
-        (0..lines * tasks).into_par_iter().for_each(|task| {
-            let (line, first) = (task / tasks, task % tasks * STEPS_PER_TASK);
-            let run = first..along.min(first + STEPS_PER_TASK);
-            let index = |at| match self.summed {
-                Summed::Columns => line * per_block + at,
-                Summed::Rows => at * per_block + line,
-            };
-            vectorised(
-                #[inline(always)]
-                || match self.summed {
-                    Summed::Columns => {
-                        for r in 0..BLOCK {
-                            for at in run.clone() {
-                                // SAFETY: a step of this block is this task's alone.
-                                let to = unsafe { to.at(index(at)) };
-                                self.split_row(line * BLOCK + r, at * DEPTH, r, to);
-                            }
-                        }
-                    }
-                    Summed::Rows => {
-                        for i in 0..PAIRS {
-                            for at in run.clone() {
-                                // SAFETY: this step of a block is this task's alone.
-                                let to = unsafe { to.at(index(at)) };
-                                self.split_rows(line * DEPTH + 2 * i, at * BLOCK, i, to);
-                            }
-                        }
-                    }
-                },
-            );
-            if transposed {
-                for at in run {
-                    // SAFETY: as above.
-                    let to = unsafe { to.at(index(at)) };
-                    to.0.iter_mut().for_each(|tile| amx.transpose(tile));
-                }
-            }
-        });
+    /// Asks for what a run reads of a row, if there is such a row.
+    #[inline(always)]
+    fn ask(self, row: usize, first: usize) {
+        if row < self.values.rows() && first < self.values.cols() {
+            prefetch(&self.values.row(row)[first..self.values.cols().min(first + RUN * BLOCK)]);
+        }
     }
 }

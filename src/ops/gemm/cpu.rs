@@ -70,50 +70,21 @@ fn add_rows<E: Real>(dy: V<'_, Cpu<E>>, dbias: &mut [E]) {
     });
 }
 
-/// What becomes of products that replace elements or are added to them.
-#[inline(always)]
-fn write_products<E: Real>(to: &mut [E], products: &[f32], write: Write) {
-    match write {
-        Write::Replace => to.iter_mut().zip(products).for_each(|(to, &x)| *to = E::of_f32(x)),
-        Write::Add => to.iter_mut().zip(products).for_each(|(to, &x)| *to += E::of_f32(x)),
-    }
-}
-
 /// dx and dW on AMX.
 fn split_backward<E: Real>(
     amx: Amx,
     [x, weight, dy]: [V<'_, Cpu<E>>; 3],
     dx: Option<(Write, M<'_, Cpu<E>>)>,
     dweight: M<'_, Cpu<E>>,
-) {
+) -> Result<()> {
     if let Some((write, dx)) = dx {
-        let dx = dx.into_rows();
         let (a, b) = (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight)));
         // SAFETY: dx is borrowed exclusively.
-        unsafe {
-            split::product(
-                amx,
-                a,
-                b,
-                &dx,
-                #[inline(always)]
-                |_, _, dx, products| write_products(dx, products, write),
-            );
-        }
+        unsafe { split::product(amx, a, b, write, &dx.into_rows(), |_, _, _| {}) }?;
     }
-    let dweight = dweight.into_rows();
     let (a, b) = (Operand::summed_by_rows(dy), Columns::Whole(Operand::summed_by_rows(x)));
     // SAFETY: dW is borrowed exclusively.
-    unsafe {
-        split::product(
-            amx,
-            a,
-            b,
-            &dweight,
-            #[inline(always)]
-            |_, _, dweight, products| write_products(dweight, products, Write::Add),
-        );
-    }
+    unsafe { split::product(amx, a, b, Write::Add, &dweight.into_rows(), |_, _, _| {}) }
 }
 
 /// dx and dW in vector registers.
@@ -169,20 +140,17 @@ impl<E: Real> GemmOp for Cpu<E> {
         if let Some(columns) = columns {
             let amx = self.amx().expect("a weight is split for a device that has AMX");
             // SAFETY: y is borrowed exclusively, and so is the pre-activation.
-            unsafe {
+            return unsafe {
                 split::product(
                     amx,
                     Operand::summed_by_columns(x),
                     columns,
+                    Write::Replace,
                     &y,
                     #[inline(always)]
-                    |row, first, y, products| {
-                        write_products(y, products, Write::Replace);
-                        epilogue.finish(row, first, y);
-                    },
-                );
-            }
-            return Ok(());
+                    |row, first, y| epilogue.finish(row, first, y),
+                )
+            };
         }
         let chunk = chunk_rows(rows, inputs * size_of::<E>());
         let panels = outputs.div_ceil(PANEL);
@@ -231,7 +199,7 @@ impl<E: Real> GemmOp for Cpu<E> {
             return Ok(());
         }
         match self.amx() {
-            Some(amx) => split_backward(amx, [x, weight, dy], dx, dweight),
+            Some(amx) => split_backward(amx, [x, weight, dy], dx, dweight)?,
             None => plain_backward([x, weight, dy], dx, dweight),
         }
         if let Some(mut dbias) = dbias {
