@@ -192,12 +192,12 @@ impl<B: Backend + Clone> Trainer<B> {
         let step = self.step + 1;
         let temperature = self.stage1.weights().parameters().temperature;
         let temperature = f64::from(self.device.read(temperature)?[0]);
-        let losses = self.stage1.differentiate(&batches, step)?;
+        let losses = self.device.enter(|| self.stage1.differentiate(&batches, step))?;
         let rate = self.settings.schedule().at(step);
         let mut norm = f64::NAN;
         if losses.total.is_finite() {
             // A gradient that is not finite changes nothing.
-            norm = self.stage1.update(self.settings.adamw(), rate, step)?;
+            norm = self.device.enter(|| self.stage1.update(self.settings.adamw(), rate, step))?;
         }
         if !norm.is_finite() {
             let path = non_finite::write_batch(&self.folder, step, &batches, &names)?;
