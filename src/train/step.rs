@@ -152,8 +152,7 @@ impl<B: Backend> Stage1<B> {
         let Self { device: b, config, options, weights, constants, replays, .. } = self;
         let b: &B = b;
         // Several micro-batches share memory, to which the host writes in between.
-        let is_replayed = batches.len() == 1 && observer.is_none();
-        let mut replays = is_replayed.then_some(replays);
+        let mut replays = (batches.len() == 1 && observer.is_none()).then_some(replays);
         let mut done = |part| observer.as_mut().map_or(Ok(()), |done| done(part));
         let mut constants = Constants::carve(&mut constants.cursor(), config.vision.hidden_size);
         b.write_indices(&[options.seed, step as u32], constants.key.reborrow())?;
@@ -183,24 +182,22 @@ impl<B: Backend> Stage1<B> {
         let addresses = [of_whole, lease.address()];
 
         all.contrastive.write(b, &whole.image_ids)?;
-        if is_replayed {
-            let first = firsts().next().expect("one");
+        for first in firsts() {
             let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
             pass.write_first(first, &mut acts)?;
-        }
-        let sizes = || [&addresses[..], &plans[0].sizes()].concat();
-        replayed(b, replays.as_deref_mut(), "first phase", sizes, || {
-            pass.fold_forward(&mut all.fold)?;
-            for first in firsts() {
-                let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
-                if !is_replayed {
-                    pass.write_first(first, &mut acts)?;
+            let sizes = || [&addresses[..], &first.plan.sizes()].concat();
+            replayed(b, replays.as_deref_mut(), "first phase", sizes, || {
+                if first.index == 0 {
+                    pass.fold_forward(&mut all.fold)?;
                 }
                 pass.first_forward(first, &mut acts, &mut all)?;
                 done(StepPart::FirstForward)?;
-            }
-            pass.contrast(&mut all, gradients.temperature.reborrow())
-        })?;
+                if first.index + 1 == batches.len() {
+                    pass.contrast(&mut all, gradients.temperature.reborrow())?;
+                }
+                Ok(())
+            })?;
+        }
         let negatives = all.contrastive.hard_negatives(b)?;
         done(StepPart::Contrastive)?;
 

@@ -1,7 +1,7 @@
 //! Attention with one task for each head of a group of sequences that read the same keys. The
 //! scores of a task fit in its core's cache, so the softmax needs no second pass over memory.
 
-use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Sequence};
+use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Span};
 use crate::device::{Cpu, Factor, Real, Rows, Write, maximum, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::dropout::RUN;
@@ -11,8 +11,8 @@ use rayon::prelude::*;
 type Shared<'a, E> = View<'a, Cpu<E>, E>;
 
 /// One head of one sequence: where its blocks lie in the streams and in the matrix of scores.
-struct Head<'a> {
-    sequence: &'a Sequence,
+struct Head {
+    sequence: Sequence,
     /// First column of the head.
     col: usize,
     width: usize,
@@ -30,9 +30,9 @@ struct Block {
     span: usize,
 }
 
-impl Head<'_> {
+impl Head {
     fn blocks(&self) -> impl Iterator<Item = Block> {
-        let (s, keys) = (self.sequence, self.sequence.key_count());
+        let (s, keys) = (&self.sequence, self.sequence.key_count());
         [(0, 0), (0, 1), (1, 0), (1, 1)].into_iter().filter_map(move |(i, j)| {
             let (q, k) = (s.queries[i], s.keys[j]);
             let at = [0, s.queries[0].len][i] * keys + [0, s.keys[0].len][j];
@@ -100,15 +100,30 @@ impl Head<'_> {
 impl<E: Real> Attention<'_, Cpu<E>> {
     /// Runs `each(scratch, head, index of the head)` for every head of every sequence; heads of
     /// sequences that share keys run on one thread, in order.
-    fn for_each_head<T: Default>(&self, width: usize, each: impl Fn(&mut T, &Head<'_>, usize) + Sync) {
+    fn for_each_head<T: Default>(&self, width: usize, each: impl Fn(&mut T, &Head, usize) + Sync) {
         let groups = self.sequences.groups.len() - 1;
         (0..groups * self.heads).into_par_iter().for_each_init(T::default, |scratch, task| {
             let (group, head) = (task / self.heads, task % self.heads);
             let members = self.sequences.groups[group]..self.sequences.groups[group + 1];
-            for sequence in &self.sequences.sequences[members] {
+            let members = &self.sequences.sequences[members];
+            // With no mask, neighbours that see the same keys are as good as one sequence.
+            for run in members.chunk_by(|first, second| self.mask == Mask::None && first.is_before(second)) {
+                let (first, last) = (run[0], run[run.len() - 1]);
+                let queries =
+                    Span::new(first.queries[0].start, last.queries[0].end() - first.queries[0].start);
+                let queries = if run.len() == 1 { first.queries } else { [queries, Span::EMPTY] };
+                let sequence = Sequence { queries, ..first };
                 each(scratch, &Head { sequence, col: head * width, width }, head);
             }
         });
+    }
+}
+
+impl Sequence {
+    /// Whether the queries of `next` come right after those of this one.
+    fn is_before(&self, next: &Self) -> bool {
+        let one_span = |sequence: &Self| sequence.queries[1] == Span::EMPTY;
+        one_span(self) && one_span(next) && self.queries[0].end() == next.queries[0].start
     }
 }
 
@@ -128,7 +143,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
                 || {
                     for (i, row) in head.query_rows().enumerate() {
                         let p = &mut p[i * keys..(i + 1) * keys];
-                        let (seen, unseen) = p.split_at_mut(what.visible(head.sequence, i));
+                        let (seen, unseen) = p.split_at_mut(what.visible(&head.sequence, i));
                         let total = softmax(seen, scale);
                         unseen.fill(E::ZERO);
                         if let Some(dropout) = what.dropout {
@@ -184,7 +199,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
                         // Σ_j p_j·m_j/(1 − p)·dp_j, without another pass over the keys.
                         let delta = sum(width, |c| out[c] * dout[c]);
                         let lse = lse.row(index)[row];
-                        let seen = what.visible(head.sequence, i);
+                        let seen = what.visible(&head.sequence, i);
                         for run in 0..seen.div_ceil(RUN) {
                             // Not `map_or`, which is a function of its own, compiled for any processor.
                             let factors = match what.dropout {

@@ -150,43 +150,47 @@ impl<B: Measured> Training<'_, B> {
     fn first_losses(&self, config: &Config, source: &Source, batch: &Batch) -> Result<Vec<Losses>> {
         let options = options(config, Randomness::None, ContrastiveGradient::OneSided);
         let mut model = prepared(&self.device, config, source, options)?;
+        let device = &self.device;
         let mut losses = Vec::new();
         for step in 1..=REPORTED_STEPS {
-            let found = model.differentiate(std::slice::from_ref(batch), step)?;
+            let found = device.enter(|| model.differentiate(std::slice::from_ref(batch), step))?;
             if !found.total.is_finite() {
                 return Err(Error::device(format!("the losses of step {step} are {found:?}")));
             }
             losses.push(found);
-            model.update(ADAMW, LEARNING_RATE, step)?;
+            device.enter(|| model.update(ADAMW, LEARNING_RATE, step))?;
         }
         Ok(losses)
     }
 
     /// Seconds of the parts of the median step, and of whole steps.
     fn times(&self, model: &mut Stage1<B>, batch: &Batch) -> Result<([f64; PARTS.len()], measure::Times)> {
+        let device = &self.device;
         let mut step = 0;
         let mut runs: Vec<[f64; PARTS.len()]> = Vec::new();
         let times = measure::repeat(self.seconds, || {
             step += 1;
             let mut parts = [0.0; PARTS.len()];
-            let mut begin = Instant::now();
-            let mut lap = |part: usize| {
-                self.device.finish()?;
-                parts[part] += begin.elapsed().as_secs_f64();
-                begin = Instant::now();
-                Ok(())
-            };
-            model.differentiate_observed(std::slice::from_ref(batch), step, &mut |part| {
-                lap(match part {
-                    StepPart::FirstForward => 0,
-                    StepPart::Contrastive => 1,
-                    StepPart::SecondForward => 2,
-                    StepPart::SecondBackward => 3,
-                    StepPart::FirstBackward => 4,
-                })
+            device.enter(|| {
+                let mut begin = Instant::now();
+                let mut lap = |part: usize| {
+                    device.finish()?;
+                    parts[part] += begin.elapsed().as_secs_f64();
+                    begin = Instant::now();
+                    Ok(())
+                };
+                model.differentiate_observed(std::slice::from_ref(batch), step, &mut |part| {
+                    lap(match part {
+                        StepPart::FirstForward => 0,
+                        StepPart::Contrastive => 1,
+                        StepPart::SecondForward => 2,
+                        StepPart::SecondBackward => 3,
+                        StepPart::FirstBackward => 4,
+                    })
+                })?;
+                model.update(ADAMW, LEARNING_RATE, step)?;
+                lap(5)
             })?;
-            model.update(ADAMW, LEARNING_RATE, step)?;
-            lap(5)?;
             runs.push(parts);
             Ok(())
         })?;
