@@ -32,6 +32,8 @@ pub trait Device: Sized + Send + Sync {
 
     /// Images that a pass takes at a time, enough to keep the device busy.
     const IMAGES_PER_PASS: usize;
+    /// Pairs of an image and a text that a pass takes at a time.
+    const PAIRS_PER_PASS: usize = 4 * Self::IMAGES_PER_PASS;
 
     /// So many rows of text are filled up to a multiple of this, with rows that are not read, so that the numbers
     /// of rows, and with them what was recorded for [`Self::replay`], come again; 1 where nothing is recorded.

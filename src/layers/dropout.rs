@@ -26,7 +26,7 @@ pub enum Place {
 /// Places of a block, with room for one more.
 const PLACES: u32 = 8;
 /// Blocks of a pass, at most.
-const BLOCKS: u32 = 1 << 16;
+const BLOCKS: u32 = 1 << 10;
 
 /// Dropout throughout a pass.
 pub struct PassDropout<'a, D: Device> {

@@ -173,7 +173,7 @@ impl<B: Backend> QFormer<B> {
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
         parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
         let mut matches = Vec::with_capacity(pairs.len());
-        for now in pairs.chunks(4 * B::IMAGES_PER_PASS) {
+        for now in pairs.chunks(B::PAIRS_PER_PASS) {
             let keys_values = (acts.keys_values.view(), images);
             matches.extend(self.joint_pass(&parameters, keys_values, now, matching)?);
         }

@@ -46,7 +46,7 @@ impl<'a, B: Backend> WholeActs<'a, B> {
         Self {
             fold: FoldActs::carve(cursor, config),
             contrastive: ContrastiveActs::carve(cursor, images, config),
-            findings: Findings::carve(cursor, batches),
+            findings: Findings::carve(cursor, [images, batches]),
         }
     }
 }
@@ -95,8 +95,8 @@ pub(super) struct Findings<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Findings<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, batches: usize) -> Self {
-        let passes = Second::most_passes(batches);
+    fn carve(cursor: &mut Cursor<'a, B>, sizes: [usize; 2]) -> Self {
+        let (passes, batches) = (Second::most_passes::<B>(sizes), sizes[1]);
         Self {
             matching: cursor.take(1, passes),
             correct: cursor.take(passes, 2),

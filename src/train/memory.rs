@@ -3,7 +3,7 @@
 use super::acts::{Constants, FirstPhaseActs, SecondPhaseActs, WholeActs};
 use super::batch::MOST_BATCHES;
 use super::plan::{ImageRows, Pair, Plan};
-use super::second::{PAIRS_OF_IMAGE, Second};
+use super::second::{Second, most_pairs};
 use super::weights::VectorBytes;
 use super::{Stage1Options, Stage1Parameters};
 use crate::arena::Arena;
@@ -82,9 +82,9 @@ impl MemoryPlan {
         let rows = ImageRows { queries: config.num_query_tokens, tokens: image_tokens };
         let texts = vec![vec![0; text_tokens]; images];
         let first = Plan::alone::<B>(&texts, rows);
-        let pairs: Vec<Pair> = (0..PAIRS_OF_IMAGE * images)
-            .map(|pair| Pair { image: pair / PAIRS_OF_IMAGE, text: 0, label: 0 })
-            .collect();
+        let pairs = most_pairs::<B>(images);
+        let pairs: Vec<Pair> =
+            (0..pairs).map(|pair| Pair { image: pair * images / pairs, text: 0, label: 0 }).collect();
         let second = Second::new::<B>(&pairs, &[&texts[0]], &texts, rows, options);
         let width = config.vision.hidden_size;
         let constants = Arena::<B>::bytes(|c| {

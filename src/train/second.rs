@@ -9,7 +9,13 @@ use crate::qformer::Matching;
 use std::ops::Range;
 
 /// Pairs of an image on average: with its own text, with a hard negative text, and as a hard negative.
-pub(super) const PAIRS_OF_IMAGE: usize = 3;
+const PAIRS_OF_IMAGE: usize = 3;
+
+/// Most pairs of a pass over micro-batches of up to so many images: those that there are on average, as far as the
+/// device is not busy with fewer. What a pass works in does not grow with the batch beyond that.
+pub(super) fn most_pairs<D: Device>(images: usize) -> usize {
+    (PAIRS_OF_IMAGE * images).min(D::PAIRS_PER_PASS)
+}
 
 /// A pass of the second phase.
 pub(super) struct Second {
@@ -48,16 +54,17 @@ impl Second {
         sizes
     }
 
-    /// Most passes of a step: were all full, there would be one a micro-batch, and each micro-batch has
-    /// one at most that is not.
-    pub(super) fn most_passes(batches: usize) -> usize {
-        2 * batches
+    /// Most passes of a step of so many images in so many micro-batches: those that were enough if all were full, and
+    /// one of each micro-batch that is not.
+    pub(super) fn most_passes<D: Device>([images, batches]: [usize; 2]) -> usize {
+        let largest = images.div_ceil(batches);
+        (PAIRS_OF_IMAGE * images).div_ceil(most_pairs::<D>(largest)) + batches
     }
 }
 
 /// The pairs of a micro-batch, by passes of at most `most`: every one of its `images` with its own text,
-/// all in the first pass, with the texts whose hard negative it is, and with its hard negative text. Where
-/// there is no negative there is no pair. Pairs of one image stand together in each pass.
+/// with the texts whose hard negative it is, and with its hard negative text. Where there is no negative there
+/// is no pair. Pairs of one image stand together.
 pub(super) fn passes(negatives: &HardNegatives, images: Range<usize>, most: usize) -> Vec<Vec<Pair>> {
     let own = images.clone().map(|image| Pair { image, text: image, label: 1 });
     let of_texts = negatives.images.iter().enumerate().map(|(text, &image)| (image as usize, text));
@@ -65,12 +72,8 @@ pub(super) fn passes(negatives: &HardNegatives, images: Range<usize>, most: usiz
     let of_images = images.clone().map(|image| (image, negatives.texts[image] as usize));
     let of_images = of_images.filter(|&(_, text)| text < negatives.texts.len());
     let negative = of_texts.chain(of_images).map(|(image, text)| Pair { image, text, label: 0 });
-    let pairs: Vec<Pair> = own.chain(negative).collect();
-    let sorted = |pass: &[Pair]| {
-        let within = |pair: &Pair| Pair { image: pair.image - images.start, ..*pair };
-        let mut pass: Vec<Pair> = pass.iter().map(within).collect();
-        pass.sort_by_key(|pair| pair.image);
-        pass
-    };
-    pairs.chunks(most).map(sorted).collect()
+    let within = |pair: Pair| Pair { image: pair.image - images.start, ..pair };
+    let mut pairs: Vec<Pair> = own.chain(negative).map(within).collect();
+    pairs.sort_by_key(|pair| pair.image);
+    pairs.chunks(most).map(<[Pair]>::to_vec).collect()
 }

@@ -5,7 +5,7 @@ use super::batch::Whole;
 use super::memory::{MemoryPlan, StepSize};
 use super::pass::{First, Pass, Place};
 use super::plan::Plan;
-use super::second::{PAIRS_OF_IMAGE, Second, passes};
+use super::second::{Second, most_pairs, passes};
 use super::weights::{self, Training};
 use super::{Batch, Losses, Stage1Options, Stage1Parameters, StepPart, TrainedWeights};
 use crate::arena::Arena;
@@ -201,7 +201,7 @@ impl<B: Backend> Stage1<B> {
         let negatives = all.contrastive.hard_negatives(b)?;
         done(StepPart::Contrastive)?;
 
-        let pairs = (whole.images() + negatives.count()) as f64;
+        let pairs = whole.images() + negatives.count();
         let mut shares = Vec::new();
         for first in firsts().rev() {
             let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
@@ -211,7 +211,7 @@ impl<B: Backend> Stage1<B> {
                 pass.first_forward(first, &mut acts, &mut all)?;
                 done(StepPart::FirstForward)?;
             }
-            let most = PAIRS_OF_IMAGE * whole.largest();
+            let most = most_pairs::<B>(whole.largest());
             let passes = passes(&negatives, whole.images_of(first.index), most);
             for (index, pairs_of_pass) in passes.iter().enumerate() {
                 let captions = if index == 0 { &first.batch.texts[..] } else { &[] };
@@ -221,7 +221,7 @@ impl<B: Backend> Stage1<B> {
                     batch: first.index,
                     pass: shares.len(),
                     write: if index == 0 { Write::Replace } else { Write::Add },
-                    share_of_pairs: pairs_of_pass.len() as f64 / pairs,
+                    share_of_pairs: pairs_of_pass.len() as f64 / pairs as f64,
                 };
                 shares.push(place.share_of_pairs);
                 let mut lease = self.second_phase.lease(b, (first.batch.images(), "images"), |c| {
@@ -232,7 +232,9 @@ impl<B: Backend> Stage1<B> {
                     SecondPhaseActs::carve(&mut lease.cursor(), b, &second, config, options);
                 pass.write_second(&second, &mut second_acts)?;
                 let last_of_batch = index + 1 == passes.len();
-                let sizes = || [&addresses[..], &[address], &first.plan.sizes(), &second.sizes()].concat();
+                // Where a pass writes follows from which one it is, and what its pairs count for from all.
+                let of_pass = [address, index, passes.len(), pairs];
+                let sizes = || [&addresses[..], &of_pass, &first.plan.sizes(), &second.sizes()].concat();
                 replayed(b, replays.as_deref_mut(), "second phase", sizes, || {
                     pass.second_forward(&second, place, &acts, &mut all, &mut second_acts)?;
                     done(StepPart::SecondForward)?;

@@ -66,7 +66,9 @@ fn computing_blocks_again_takes_less_memory_and_micro_batches_do_too() {
     assert!(3 * again.second_phase < kept.second_phase, "{again:?} {kept:?}");
     assert!(again.first_phase < kept.first_phase && again.parameters == kept.parameters);
     let parts = plan(Recompute::None, 8, 8);
-    assert!(7 * parts.first_phase < kept.first_phase && 7 * parts.second_phase < kept.second_phase);
+    assert!(7 * parts.first_phase < kept.first_phase && parts.second_phase < kept.second_phase);
+    // A pass of 32 pairs and 64 captions against one of 24 and 8.
+    assert!(kept.second_phase < 3 * parts.second_phase, "{parts:?} {kept:?}");
     // Numbers of four bytes, with less than 1 % of gaps between the tensors.
     let trained = 4 * 186_705_470;
     assert!((trained..trained + trained / 100).contains(&kept.parameters), "{kept:?}");

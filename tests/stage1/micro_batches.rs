@@ -54,6 +54,17 @@ fn gradients_and_losses_are_those_of_one_big_batch() {
 }
 
 #[test]
+fn the_pairs_of_a_large_batch_take_several_passes() {
+    // 42 pairs, of which the CPU takes 32 at a time; those of a micro-batch it takes at once.
+    let examples: Vec<_> = (0..14).map(|i| (EXAMPLES[i % 7].0, i as u32)).collect();
+    for matching in [Matching::Classifier, Matching::MaxSimilarity] {
+        let options = Stage1Options { matching, ..options() };
+        let of = |sizes| step(Cpu::<f64>::new(), options.clone(), &cut_of(&examples, sizes));
+        assert_equal(&of(&[5, 5, 4]), &of(&[14]));
+    }
+}
+
+#[test]
 fn an_image_that_is_the_negative_of_many_texts_takes_several_passes() {
     // All images but one are the same one, whose texts have no other negative: in a micro-batch of its
     // own, three pairs to a pass, its eight pairs take three.
