@@ -1,10 +1,9 @@
 //! Products on AMX, Intel's matrix tiles.
 
 #[cfg(target_arch = "x86_64")]
-use super::split::TILE;
-use super::split::{BLOCK, Block, Step, Tile};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
+mod vectors;
+
+use super::split::{BLOCK, Block, Step, TILE, Tile};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
@@ -45,27 +44,27 @@ impl Amx {
     /// Exchanges rows and columns of a tile.
     pub(super) fn transpose(self, tile: &mut Tile) {
         // SAFETY: `self` proves that the processor has the vectors too.
-        unsafe { transpose(tile) }
+        unsafe { vectors::transpose(tile) }
     }
 
     /// Calls `work` with all of the vector instructions that come with the tiles; its closures must be inlined.
     pub(super) fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
         // SAFETY: `self` proves that the processor has them.
-        unsafe { vectorised(work) }
+        unsafe { vectors::vectorised(work) }
     }
 
     /// hi and lo of numbers, neighbours in a word, the first in its low half.
     #[inline(always)]
     pub(super) fn split_neighbours(self, x: &[f32; 2 * TILE]) -> [[u32; TILE]; 2] {
         // SAFETY: `self` proves that the processor has the vectors too.
-        unsafe { split_neighbours(x) }
+        unsafe { vectors::split_neighbours(x) }
     }
 
     /// hi and lo of numbers, `low` in the low half of a word and `high` in the other.
     #[inline(always)]
     pub(super) fn split_pairs(self, low: &[f32; TILE], high: &[f32; TILE]) -> [[u32; TILE]; 2] {
         // SAFETY: as above.
-        unsafe { split_pairs(low, high) }
+        unsafe { vectors::split_pairs(low, high) }
     }
 
     /// The calling thread's tiles.
@@ -275,106 +274,6 @@ unsafe fn multiply(a: *const Step, b: *const Step, steps: usize, ahead: &Ahead, 
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512bw,avx512bf16")]
-fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    work()
-}
-
-/// Two bf16 a word, of the low halves `x` and the high halves `y`, both in order.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512bw,avx512bf16")]
-fn round(x: __m512, y: __m512) -> __m512i {
-    // SAFETY: both types are 512 bits.
-    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(y, x)) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512bw,avx512bf16")]
-fn split_neighbours(x: &[f32; 2 * TILE]) -> [[u32; TILE]; 2] {
-    // SAFETY: the array holds two vectors, and as many words as a vector are one.
-    unsafe {
-        let x = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x[TILE..].as_ptr())];
-        let hi = round(x[0], x[1]);
-        let halves = [_mm512_castsi512_si256(hi), _mm512_extracti64x4_epi64::<1>(hi)];
-        let [a, b] = halves.map(|half| _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)));
-        let rest = |x, hi| _mm512_sub_ps(x, _mm512_castsi512_ps(hi));
-        std::mem::transmute([hi, round(rest(x[0], a), rest(x[1], b))])
-    }
-}
-
-/// Where the halves of words come from that [`round`] has put one after the other.
-#[cfg(target_arch = "x86_64")]
-const INTERLEAVED: [u16; 2 * TILE] = {
-    let mut from = [0; 2 * TILE];
-    let mut word = 0;
-    while word < TILE {
-        from[2 * word] = word as u16;
-        from[2 * word + 1] = (TILE + word) as u16;
-        word += 1;
-    }
-    from
-};
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512bw,avx512bf16")]
-fn split_pairs(low: &[f32; TILE], high: &[f32; TILE]) -> [[u32; TILE]; 2] {
-    // SAFETY: each array is a vector, and as many words as a vector are one.
-    unsafe {
-        let [x, y] = [low, high].map(|x| _mm512_loadu_ps(x.as_ptr()));
-        let order = std::mem::transmute::<[u16; 2 * TILE], __m512i>(INTERLEAVED);
-        let interleaved = |words| _mm512_permutexvar_epi16(order, words);
-        let hi = interleaved(round(x, y));
-        let [a, b] = [_mm512_slli_epi32::<16>(hi), _mm512_and_si512(hi, _mm512_set1_epi32(!0xffff))];
-        let rest = |x, hi| _mm512_sub_ps(x, _mm512_castsi512_ps(hi));
-        std::mem::transmute([hi, interleaved(round(rest(x, a), rest(y, b)))])
-    }
-}
-
-/// For each column, which element of two rows `row` and `row + distance`, the second's counted from 16 on,
-/// comes there when columns and rows exchange that bit of their number.
-#[cfg(target_arch = "x86_64")]
-const fn picks(distance: usize, second: bool) -> [u32; TILE] {
-    let mut picks = [0; TILE];
-    let mut column = 0;
-    while column < TILE {
-        let from = if second { column | distance } else { column & !distance };
-        picks[column] = (if column & distance != 0 { TILE + from } else { from }) as u32;
-        column += 1;
-    }
-    picks
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn exchange<const DISTANCE: usize>(rows: &mut [__m512i; TILE]) {
-    // SAFETY: both types are 16 words.
-    let [first, second]: [__m512i; 2] =
-        unsafe { std::mem::transmute(const { [picks(DISTANCE, false), picks(DISTANCE, true)] }) };
-    for pair in 0..TILE / 2 {
-        let row = pair / DISTANCE * 2 * DISTANCE + pair % DISTANCE;
-        let (a, b) = (rows[row], rows[row + DISTANCE]);
-        rows[row] = _mm512_permutex2var_epi32(a, first, b);
-        rows[row + DISTANCE] = _mm512_permutex2var_epi32(a, second, b);
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn transpose(tile: &mut Tile) {
-    // SAFETY: both types are 16 rows of 16 words.
-    let rows: &mut [__m512i; TILE] = unsafe { &mut *std::ptr::from_mut(tile).cast() };
-    let mut moved = *rows;
-    exchange::<8>(&mut moved);
-    exchange::<4>(&mut moved);
-    exchange::<2>(&mut moved);
-    exchange::<1>(&mut moved);
-    *rows = moved;
-}
-
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 fn permitted() -> bool {
     false
@@ -401,23 +300,25 @@ unsafe fn multiply(_: *const Step, _: *const Step, _: usize, _: &Ahead, _: &mut 
     unreachable!("there are no tiles to multiply");
 }
 
-/// # Safety
-/// As above.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn vectorised<R>(_: impl FnOnce() -> R) -> R {
-    unreachable!("there are no vectors");
-}
+mod vectors {
+    //! Never called: without tiles there is no [`super::Amx`].
 
-/// # Safety
-/// As above.
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn split_neighbours<const N: usize>(_: &[f32; 2 * N]) -> [[u32; N]; 2] {
-    unreachable!("there are no vectors");
-}
+    use super::super::split::{TILE, Tile};
 
-/// # Safety
-/// As above.
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn transpose(_: &mut Tile) {
-    unreachable!("there are no tiles to fill");
+    pub(super) unsafe fn vectorised<R>(_: impl FnOnce() -> R) -> R {
+        unreachable!("there are no vectors");
+    }
+
+    pub(super) unsafe fn split_neighbours(_: &[f32; 2 * TILE]) -> [[u32; TILE]; 2] {
+        unreachable!("there are no vectors");
+    }
+
+    pub(super) unsafe fn split_pairs(_: &[f32; TILE], _: &[f32; TILE]) -> [[u32; TILE]; 2] {
+        unreachable!("there are no vectors");
+    }
+
+    pub(super) unsafe fn transpose(_: &mut Tile) {
+        unreachable!("there are no tiles to fill");
+    }
 }

@@ -13,9 +13,13 @@
 //! 1. the first phase of each runs, of which the contrastive features alone are kept;
 //! 2. ITC is computed over the features of all, forward and backward: its loss, the hard negatives, and
 //!    the gradients of all features;
-//! 3. of each micro-batch the first phase runs again, then the second over the pairs of its images, in
-//!    passes of three pairs an image, with texts of any micro-batch, then the way back through both,
-//!    which begins with the features' gradients of (2).
+//! 3. of each micro-batch the first phase runs again, then the second over the pairs of its images, with
+//!    texts of any micro-batch, then the way back through both, which begins with the features' gradients
+//!    of (2).
+//!
+//! The second phase takes as many pairs at a time as keep the device busy
+//! ([`Device::PAIRS_PER_PASS`](crate::device::Device::PAIRS_PER_PASS)), forward and back, so that its memory does not
+//! grow with the batch beyond that.
 //!
 //! Losses are means over the whole batch, so gradients are those of one big batch, up to rounding and
 //! dropout's masks. Of (3) the last micro-batch comes first, whose first phase is still at hand: a batch
