@@ -13,6 +13,7 @@ use clap::{Parser, ValueEnum};
 use device::{Device, Opened};
 use kernels::Kernels;
 use measured::{Limits, Measured};
+use qformer::train::Recompute;
 use qformer::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::fmt::Display;
@@ -49,6 +50,9 @@ struct Arguments {
     /// attention_mask; random ones by default.
     #[arg(long)]
     batch: Option<PathBuf>,
+    /// Train computes activations again in place of keeping them.
+    #[arg(long)]
+    grad_checkpointing: bool,
     /// Writes inputs and answers to this .safetensors file, for a peer to be compared with.
     #[arg(long)]
     save_answers: Option<PathBuf>,
@@ -172,6 +176,7 @@ impl Arguments {
                 model: self.model.as_deref(),
                 batch: self.batch.as_deref(),
                 batch_size: self.batch_size.into(),
+                recompute: if self.grad_checkpointing { Recompute::Blocks } else { Recompute::None },
                 seconds: self.seconds,
                 limits,
                 say: &|line| self.say(line),

@@ -18,6 +18,14 @@ struct Head {
     width: usize,
 }
 
+/// Whether sequences that follow one another, see the same keys and have no mask, are taken for one. Products of
+/// more rows need not be the same bits, which only gradients may be free in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Neighbours {
+    Apart,
+    AsOne,
+}
+
 /// A span of queries against a span of keys.
 struct Block {
     /// Rows and columns of the scores.
@@ -100,14 +108,21 @@ impl Head {
 impl<E: Real> Attention<'_, Cpu<E>> {
     /// Runs `each(scratch, head, index of the head)` for every head of every sequence; heads of
     /// sequences that share keys run on one thread, in order.
-    fn for_each_head<T: Default>(&self, width: usize, each: impl Fn(&mut T, &Head, usize) + Sync) {
+    fn for_each_head<T: Default>(
+        &self,
+        width: usize,
+        neighbours: Neighbours,
+        each: impl Fn(&mut T, &Head, usize) + Sync,
+    ) {
         let groups = self.sequences.groups.len() - 1;
         (0..groups * self.heads).into_par_iter().for_each_init(T::default, |scratch, task| {
             let (group, head) = (task / self.heads, task % self.heads);
             let members = self.sequences.groups[group]..self.sequences.groups[group + 1];
             let members = &self.sequences.sequences[members];
-            // With no mask, neighbours that see the same keys are as good as one sequence.
-            for run in members.chunk_by(|first, second| self.mask == Mask::None && first.is_before(second)) {
+            let are_one = |first: &Sequence, second: &Sequence| {
+                neighbours == Neighbours::AsOne && self.mask == Mask::None && first.is_before(second)
+            };
+            for run in members.chunk_by(are_one) {
                 let (first, last) = (run[0], run[run.len() - 1]);
                 let queries =
                     Span::new(first.queries[0].start, last.queries[0].end() - first.queries[0].start);
@@ -135,7 +150,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
         let [first_k, first_v] = prefix.unwrap_or([k, v]);
         let (out, lse) = (out.into_rows(), lse.map(|l| l.into_rows()));
         let scale = E::of(what.scale);
-        what.for_each_head(width, |p: &mut Vec<E>, head, index| {
+        what.for_each_head(width, Neighbours::Apart, |p: &mut Vec<E>, head, index| {
             head.scores(q, [first_k, k], p);
             let keys = head.sequence.key_count();
             vectorised(
@@ -186,7 +201,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
                 }
             });
         }
-        what.for_each_head(width, |(p, dp): &mut (Vec<E>, Vec<E>), head, index| {
+        what.for_each_head(width, Neighbours::AsOne, |(p, dp): &mut (Vec<E>, Vec<E>), head, index| {
             head.scores(q, [first_k, k], p);
             head.scores(dout, [first_v, v], dp);
             let (keys, columns) = (head.sequence.key_count(), head.col..head.col + width);

@@ -35,6 +35,7 @@ pub(crate) struct Training<'a, B: Measured> {
     /// A file of features and captions; random ones without.
     pub(crate) batch: Option<&'a Path>,
     pub(crate) batch_size: usize,
+    pub(crate) recompute: Recompute,
     pub(crate) seconds: f64,
     pub(crate) limits: Limits,
     /// Shows a line of the report.
@@ -94,6 +95,7 @@ impl<B: Measured> Training<'_, B> {
         }
         let losses = self.first_losses(&config, &source, &batch)?;
         let options = options(&config, Randomness::AsTrained, ContrastiveGradient::OneSided);
+        let options = Stage1Options { recompute: self.recompute, ..options };
         let mut model = prepared(&self.device, &config, &source, options)?;
         // As the trainer does: the negatives of a step decide how much of this it takes.
         model.reserve(StepSize {
