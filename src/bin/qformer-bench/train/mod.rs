@@ -151,6 +151,7 @@ impl<B: Measured> Training<'_, B> {
     /// Of the first steps, without anything random in them.
     fn first_losses(&self, config: &Config, source: &Source, batch: &Batch) -> Result<Vec<Losses>> {
         let options = options(config, Randomness::None, ContrastiveGradient::OneSided);
+        let options = Stage1Options { recompute: self.recompute, ..options };
         let mut model = prepared(&self.device, config, source, options)?;
         let device = &self.device;
         let mut losses = Vec::new();
