@@ -160,22 +160,30 @@ pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
 /// Independent partial results, so that a reduction over floats vectorises.
 const LANES: usize = 32;
 
-/// Combines `each(i)` for `i` in `0..n` by addition, in an order that depends on `n` alone.
+/// The sum of `each` of the elements side by side in slices of one length, in an order that depends on the
+/// length alone.
 #[inline(always)]
-pub(crate) fn sum<E: Real>(n: usize, each: impl Fn(usize) -> E) -> E {
-    let mut lanes = [E::ZERO; LANES];
+pub(crate) fn sum<E: Real, const N: usize>(x: [&[E]; N], each: impl Fn([E; N]) -> E) -> E {
+    let n = x[0].len();
     let whole = n - n % LANES;
+    let mut lanes = [E::ZERO; LANES];
+    let mut numbers = [E::ZERO; N];
     for start in (0..whole).step_by(LANES) {
-        for (l, lane) in lanes.iter_mut().enumerate() {
-            *lane += each(start + l);
+        let chunks = x.map(|x| &x[start..start + LANES]);
+        for l in 0..LANES {
+            for (number, chunk) in numbers.iter_mut().zip(chunks) {
+                *number = chunk[l];
+            }
+            lanes[l] += each(numbers);
         }
-    }
-    for i in whole..n {
-        lanes[i % LANES] += each(i);
     }
     let mut total = E::ZERO;
     for lane in lanes {
         total += lane;
+    }
+    // Not into the lanes: one chosen by its number would keep them all out of vector registers.
+    for i in whole..n {
+        total += each(x.map(|x| x[i]));
     }
     total
 }
@@ -236,7 +244,8 @@ mod tests {
     fn a_reduction_meets_every_element_once() {
         for n in [1, 2, 31, 32, 33, 64, 97] {
             let x: Vec<f32> = (0..n).map(|i| ((i * 7919) % 101) as f32).collect();
-            assert_eq!(sum(n, |i| x[i]), x.iter().sum::<f32>());
+            assert_eq!(sum([&x], |[x]| x), x.iter().sum::<f32>());
+            assert_eq!(sum([&x, &x], |[x, y]| x * y), x.iter().map(|x| x * x).sum::<f32>());
             assert_eq!(maximum(&x), x.iter().copied().fold(f32::MIN, f32::max));
             for place in 0..n {
                 let mut poisoned = x.clone();

@@ -1,12 +1,55 @@
 //! A share of the parameters a task.
 
-use super::{AdamWOp, AdamWStep, CLIP_EPSILON};
+use super::{AdamW, AdamWOp, AdamWStep, CLIP_EPSILON};
 use crate::device::{Cpu, Real, vectorised};
 use crate::error::Result;
 use rayon::prelude::*;
 
 /// Parameters of a task: what they and their moments take fits in a core's cache.
 const SHARE: usize = 1 << 14;
+
+/// What is the same for all parameters.
+#[derive(Clone, Copy)]
+struct Formula<E> {
+    clip: E,
+    /// β₁ and 1 − β₁
+    first: [E; 2],
+    /// β₂ and 1 − β₂
+    second: [E; 2],
+    /// η/(1 − β₁ᵗ)
+    step_size: E,
+    /// 1/√(1 − β₂ᵗ)
+    inverse_root: E,
+    /// ε
+    epsilon: E,
+}
+
+impl<E: Real> Formula<E> {
+    fn of(constants: AdamW, [rate, correction1, correction2]: [E; 3], clip: E) -> Self {
+        let share = |beta: f64| [E::of(beta), E::of(1.0 - beta)];
+        Self {
+            clip,
+            first: share(constants.beta1),
+            second: share(constants.beta2),
+            step_size: rate / correction1,
+            inverse_root: E::ONE / correction2.sqrt(),
+            epsilon: E::of(constants.epsilon),
+        }
+    }
+
+    /// Parameters and moments after a gradient.
+    #[inline(always)]
+    fn update(self, g: &[E], decay: E, p: &mut [E], m: &mut [E], v: &mut [E]) {
+        let ([beta1, rest1], [beta2, rest2]) = (self.first, self.second);
+        for (((p, m), v), &g) in p.iter_mut().zip(m).zip(v).zip(g) {
+            let g = g * self.clip;
+            *m = beta1.mul_add(*m, rest1 * g);
+            *v = beta2.mul_add(*v, rest2 * g * g);
+            let root = v.sqrt().mul_add(self.inverse_root, self.epsilon);
+            *p = *p * decay - self.step_size * (*m / root);
+        }
+    }
+}
 
 impl<E: Real> AdamWOp for Cpu<E> {
     fn adamw_step(&self, mut args: AdamWStep<'_, Self>) -> Result<()> {
@@ -24,19 +67,8 @@ impl<E: Real> AdamWOp for Cpu<E> {
             }
             None => E::ONE,
         };
-        let [beta1, beta2] = [constants.beta1, constants.beta2].map(E::of);
-        let [rest1, rest2] = [1.0 - constants.beta1, 1.0 - constants.beta2].map(E::of);
+        let formula = Formula::of(constants, [rate, correction1, correction2], clip);
         let decay = E::ONE - rate * E::of(constants.weight_decay);
-        let step_size = rate / correction1;
-        let inverse_root = E::ONE / correction2.sqrt();
-        let epsilon = E::of(constants.epsilon);
-        let update = |index: usize, g: E, p: &mut E, m: &mut E, v: &mut E| {
-            let g = g * clip;
-            *m = beta1.mul_add(*m, rest1 * g);
-            *v = beta2.mul_add(*v, rest2 * g * g);
-            let decayed = if index < args.decayed { *p * decay } else { *p };
-            *p = decayed - step_size * (*m / v.sqrt().mul_add(inverse_root, epsilon));
-        };
         let gradient = args.gradient.row(0);
         (args.parameters.row_mut(0).par_chunks_mut(SHARE))
             .zip(args.first_moment.row_mut(0).par_chunks_mut(SHARE))
@@ -44,12 +76,16 @@ impl<E: Real> AdamWOp for Cpu<E> {
             .zip(gradient.par_chunks(SHARE))
             .enumerate()
             .for_each(|(share, (((p, m), v), g))| {
+                let decayed = args.decayed.saturating_sub(share * SHARE).min(p.len());
                 vectorised(
                     #[inline(always)]
                     || {
-                        for i in 0..p.len() {
-                            update(share * SHARE + i, g[i], &mut p[i], &mut m[i], &mut v[i]);
-                        }
+                        let (p, rest_p) = p.split_at_mut(decayed);
+                        let (m, rest_m) = m.split_at_mut(decayed);
+                        let (v, rest_v) = v.split_at_mut(decayed);
+                        let (g, rest_g) = g.split_at(decayed);
+                        formula.update(g, decay, p, m, v);
+                        formula.update(rest_g, E::ONE, rest_p, rest_m, rest_v);
                     },
                 );
             });

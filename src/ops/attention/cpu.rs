@@ -212,7 +212,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
                         let (p, dp) = (&mut p[i * keys..(i + 1) * keys], &mut dp[i * keys..(i + 1) * keys]);
                         let (out, dout) = (&out.row(row)[columns.clone()], &dout.row(row)[columns.clone()]);
                         // Σ_j p_j·m_j/(1 − p)·dp_j, without another pass over the keys.
-                        let delta = sum(width, |c| out[c] * dout[c]);
+                        let delta = sum([out, dout], |[out, dout]| out * dout);
                         let lse = lse.row(index)[row];
                         let seen = what.visible(&head.sequence, i);
                         for run in 0..seen.div_ceil(RUN) {
@@ -253,7 +253,7 @@ pub(crate) fn softmax<E: Real>(x: &mut [E], scale: E) -> E {
     for x in x.iter_mut() {
         *x = (*x * scale - largest).exp();
     }
-    let total = sum(x.len(), |i| x[i]);
+    let total = sum([x], |[x]| x);
     let inverse = E::ONE / total;
     for x in x.iter_mut() {
         *x = *x * inverse;

@@ -34,7 +34,7 @@ impl<'a, E: Real> Pairs<'a, E> {
 
     fn logit(&self, image: usize, text: usize) -> E {
         let (query, feature) = (self.query(image, text), self.batch.texts.row(text));
-        sum(query.len(), |e| query[e] * feature[e]) / self.temperature()
+        sum([query, feature], |[q, f]| q * f) / self.temperature()
     }
 
     fn temperature(&self) -> E {
@@ -62,9 +62,11 @@ impl<'a, E: Real> Pairs<'a, E> {
         let positive: Vec<bool> = (0..n).map(pair_of(&pair, |i, t| self.is_positive(i, t))).collect();
         let positives = positive.iter().filter(|&&p| p).count();
         let largest = maximum(&logits);
-        let log_sum_exp = largest + sum(n, |j| (logits[j] - largest).exp()).ln();
+        let log_sum_exp = largest + sum([&logits], |[x]| (x - largest).exp()).ln();
         let [of_positive, of_all] = self.targets(n, positives);
-        let expected = sum(n, |j| logits[j] * if positive[j] { of_positive + of_all } else { of_all });
+        let target = |&positive: &bool| if positive { of_positive + of_all } else { of_all };
+        let targets: Vec<E> = positive.iter().map(target).collect();
+        let expected = sum([&logits, &targets], |[x, target]| x * target);
         let cross_entropy = if positives > 0 { log_sum_exp - expected } else { E::ZERO };
         let first = logits.iter().position(|&x| x == largest);
         let mut negative = NO_NEGATIVE;
@@ -148,7 +150,8 @@ fn write_lines<E: Real>(
         statistics.row_mut(1)[i] = E::of(line.positives as f64);
         negatives.row_mut(0)[i] = line.negative;
     }
-    let mean = sum(lines.len(), |i| lines[i].cross_entropy) / E::of(lines.len() as f64);
+    let losses: Vec<E> = lines.iter().map(|line| line.cross_entropy).collect();
+    let mean = sum([&losses], |[loss]| loss) / E::of(lines.len() as f64);
     (mean, lines.iter().filter(|line| line.recalled).count() as u32)
 }
 
@@ -232,7 +235,7 @@ impl<E: Real> ContrastiveOp for Cpu<E> {
             })
             .collect();
         // A logit is s/temperature, whose derivative is −logit/temperature.
-        dtemperature.row_mut(0)[0] += -sum(texts, |t| products[t]) / temperature;
+        dtemperature.row_mut(0)[0] += -sum([&products], |[product]| product) / temperature;
         Ok(())
     }
 }

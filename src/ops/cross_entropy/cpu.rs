@@ -9,7 +9,7 @@ impl<E: Real> CrossEntropyOp for Cpu<E> {
     fn cross_entropy_forward(&self, mut args: CrossEntropyForward<'_, Self>) -> Result<()> {
         args.check();
         let (logits, labels) = (args.logits, args.labels.row(0));
-        let (rows, width) = (logits.rows(), logits.cols());
+        let width = logits.cols();
         let (at_label, at_all) = (E::of(1.0 - args.smoothing), E::of(args.smoothing / width as f64));
         let (losses, predictions) = (args.row_losses.row_mut(0), args.predictions.row_mut(0));
         let outputs = args.lse.row_mut(0).par_iter_mut().zip(&mut *losses).zip(&mut *predictions);
@@ -19,8 +19,8 @@ impl<E: Real> CrossEntropyOp for Cpu<E> {
                 #[inline(always)]
                 || {
                     let largest = maximum(x);
-                    let exponentials = sum(width, |i| (x[i] - largest).exp());
-                    (largest, exponentials, sum(width, |i| x[i]))
+                    let exponentials = sum([x], |[x]| (x - largest).exp());
+                    (largest, exponentials, sum([x], |[x]| x))
                 },
             );
             *lse = largest + exponentials.ln();
@@ -31,7 +31,7 @@ impl<E: Real> CrossEntropyOp for Cpu<E> {
             // None is the largest of a row with NaN; the loss shows it.
             *prediction = x.iter().position(|&x| x == largest).unwrap_or(0) as u32;
         });
-        args.loss.row_mut(0)[0] = sum(rows, |r| losses[r]) * E::of(1.0 / counted(labels) as f64);
+        args.loss.row_mut(0)[0] = sum([losses], |[loss]| loss) * E::of(1.0 / counted(labels) as f64);
         let correct = predictions.iter().zip(labels).filter(|(prediction, label)| prediction == label);
         args.correct.row_mut(0)[0] = correct.count() as u32;
         Ok(())

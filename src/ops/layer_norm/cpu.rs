@@ -45,8 +45,8 @@ impl<E: Real> LayerNormOp for Cpu<E> {
                         // SAFETY: one task a row.
                         unsafe { saved.row(r) }.copy_from_slice(y);
                     }
-                    let mean = sum(width, |i| y[i]) * scale;
-                    let variance = sum(width, |i| (y[i] - mean) * (y[i] - mean)) * scale;
+                    let mean = sum([y], |[y]| y) * scale;
+                    let variance = sum([y], |[y]| (y - mean) * (y - mean)) * scale;
                     let inverse = E::ONE / (variance + epsilon).sqrt();
                     for (y, (&w, &b)) in y.iter_mut().zip(weight.iter().zip(bias)) {
                         *y = ((*y - mean) * inverse).mul_add(w, b);
@@ -84,8 +84,8 @@ impl<E: Real> LayerNormOp for Cpu<E> {
                         let &[mean, inverse] = statistics.row(r) else {
                             unreachable!("two statistics a row")
                         };
-                        let mean_g = sum(width, |i| weight[i] * dy[i]) * scale;
-                        let mean_gx = sum(width, |i| weight[i] * dy[i] * ((s[i] - mean) * inverse)) * scale;
+                        let mean_g = sum([weight, dy], |[w, dy]| w * dy) * scale;
+                        let mean_gx = sum([weight, dy, s], |[w, dy, s]| w * dy * ((s - mean) * inverse)) * scale;
                         // SAFETY: one task a row.
                         let ds = unsafe { dsum.row(r) };
                         for i in 0..width {

@@ -15,10 +15,10 @@ impl<E: Real> NormOp for Cpu<E> {
         partial_sums.par_iter_mut().zip(x.par_chunks(share)).for_each(|(partial_sum, x)| {
             *partial_sum = vectorised(
                 #[inline(always)]
-                || sum(x.len(), |i| x[i] * x[i]),
+                || sum([x], |[x]| x * x),
             );
         });
-        args.norm.row_mut(0)[0] = sum(PARTIAL_SUMS, |i| partial_sums[i]).sqrt();
+        args.norm.row_mut(0)[0] = sum([partial_sums], |[x]| x).sqrt();
         Ok(())
     }
 }

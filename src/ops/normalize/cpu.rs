@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 /// max(‖x‖, 1e-12); NaN stays NaN.
 fn length<E: Real>(x: &[E]) -> E {
-    let length = sum(x.len(), |i| x[i] * x[i]).sqrt();
+    let length = sum([x], |[x]| x * x).sqrt();
     if length < E::of(SMALLEST_LENGTH) { E::of(SMALLEST_LENGTH) } else { length }
 }
 
@@ -37,7 +37,7 @@ impl<E: Real> NormalizeOp for Cpu<E> {
             let along = if length == E::of(SMALLEST_LENGTH) {
                 E::ZERO
             } else {
-                sum(x.len(), |i| x[i] * dy[i]) * inverse * inverse
+                sum([x, dy], |[x, dy]| x * dy) * inverse * inverse
             };
             // SAFETY: one task a row.
             for (i, dx) in unsafe { dx.row(r) }.iter_mut().enumerate() {
