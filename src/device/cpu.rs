@@ -1,6 +1,7 @@
 //! The CPU: all cores through rayon, matrix products through the `gemm` crate or on AMX.
 
 use super::amx::Amx;
+use super::split::TILE;
 use super::{Device, Real, Write, split};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, Number, PANEL, SPLIT_PANEL, View, ViewMut};
@@ -41,6 +42,23 @@ impl<E> Cpu<E> {
 
     pub(crate) fn amx(&self) -> Option<Amx> {
         self.amx
+    }
+}
+
+impl<E: Real> Cpu<E> {
+    /// Exchanges rows and columns.
+    pub(crate) fn transpose(&self, tile: &mut [[E; TILE]; TILE]) {
+        match self.amx {
+            Some(amx) => amx.transpose(bytemuck::cast_mut(tile)),
+            None => {
+                for row in 1..TILE {
+                    let (above, below) = tile.split_at_mut(row);
+                    for (other, x) in above.iter_mut().zip(&mut below[0]) {
+                        std::mem::swap(&mut other[row], x);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -166,7 +184,8 @@ impl<E: Real> Device for Cpu<E> {
         let (count, rows) = (to.rows(), to.into_rows());
         (0..count).into_par_iter().for_each(|r| {
             // SAFETY: one task a row.
-            unsafe { rows.row(r) }.fill(T::default());
+            let row = unsafe { rows.row(r) };
+            row.par_chunks_mut(CLEARED_TOGETHER).for_each(|part| part.fill(T::default()));
         });
         Ok(())
     }
@@ -245,6 +264,9 @@ impl<E> Rows<'_, E> {
         self.pitch
     }
 }
+
+/// Elements of a row that a task clears: the gradients of all parameters are one row.
+const CLEARED_TOGETHER: usize = 1 << 18;
 
 /// A factor of [`product`]: its first element, and the steps to the next row and column.
 #[derive(Clone, Copy)]

@@ -11,6 +11,7 @@ pub(crate) use cpu::{Factor, ROWS_IN_PLACE, Rows, prefetch, product};
 pub use cuda::Cuda;
 pub use real::Real;
 pub(crate) use real::{maximum, sum, vectorised};
+pub(crate) use split::TILE;
 
 use crate::error::Result;
 use crate::tensor::{Element, Layout, Number, View, ViewMut};

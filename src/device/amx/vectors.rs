@@ -86,11 +86,11 @@ fn exchange<const DISTANCE: usize>(rows: &mut [__m512i; TILE]) {
 #[target_feature(enable = "avx512f")]
 pub(super) fn transpose(tile: &mut Tile) {
     // SAFETY: both types are 16 rows of 16 words.
-    let rows: &mut [__m512i; TILE] = unsafe { &mut *std::ptr::from_mut(tile).cast() };
-    let mut moved = *rows;
-    exchange::<8>(&mut moved);
-    exchange::<4>(&mut moved);
-    exchange::<2>(&mut moved);
-    exchange::<1>(&mut moved);
-    *rows = moved;
+    let mut rows: [__m512i; TILE] = unsafe { std::mem::transmute(*tile) };
+    exchange::<8>(&mut rows);
+    exchange::<4>(&mut rows);
+    exchange::<2>(&mut rows);
+    exchange::<1>(&mut rows);
+    // SAFETY: as above.
+    *tile = unsafe { std::mem::transmute::<[__m512i; TILE], Tile>(rows) };
 }

@@ -22,7 +22,7 @@ use crate::tensor::{SPLIT_PANEL, Shape};
 use rayon::prelude::*;
 
 /// Rows of a tile; a tile of B has as many columns.
-pub(super) const TILE: usize = 16;
+pub(crate) const TILE: usize = 16;
 
 /// What one step of a product sums over: the columns of a tile of A.
 const DEPTH: usize = 32;

@@ -2,7 +2,7 @@
 //! scores of a task fit in its core's cache, so the softmax needs no second pass over memory.
 
 use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Span};
-use crate::device::{Cpu, Factor, Real, Rows, Write, maximum, product, sum, vectorised};
+use crate::device::{Cpu, Factor, Real, Rows, TILE, Write, maximum, prefetch, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::dropout::RUN;
 use crate::tensor::View;
@@ -18,12 +18,22 @@ struct Head {
     width: usize,
 }
 
-/// Whether sequences that follow one another, see the same keys and have no mask, are taken for one. Products of
-/// more rows need not be the same bits, which only gradients may be free in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Neighbours {
-    Apart,
-    AsOne,
+/// One head of sequences that read the same keys.
+struct Group<'a> {
+    sequences: &'a [Sequence],
+    /// First column of the head.
+    col: usize,
+    width: usize,
+}
+
+/// What the keys or values of a head are to their products with queries, which would bring them to this form
+/// again for every few queries.
+#[derive(Default)]
+struct Transposed<E> {
+    /// [head width, pitch], both rounded up to whole tiles
+    numbers: Vec<E>,
+    /// At least the keys.
+    pitch: usize,
 }
 
 /// A span of queries against a span of keys.
@@ -54,18 +64,19 @@ impl Head {
         self.sequence.queries.into_iter().flat_map(|q| q.start..q.start + q.len)
     }
 
-    /// out [query count, key count] = q·kᵀ for rows of `a` over queries and `b` over keys.
-    fn scores<E: Real>(&self, a: Shared<'_, E>, b: [Shared<'_, E>; 2], out: &mut Vec<E>) {
+    /// out [query count, key count] = a·b for rows of `a` over queries.
+    fn scores<E: Real>(&self, a: Shared<'_, E>, b: &Transposed<E>, out: &mut Vec<E>) {
         let keys = self.sequence.key_count();
         out.resize(self.sequence.query_count() * keys, E::ZERO);
-        for block in self.blocks() {
-            let [m, n] = block.shape;
-            let a = Factor::of(a, block.query, self.col);
-            let b = Factor::of(b[block.span], block.key, self.col).transposed();
-            // SAFETY: the block lies within `out`, which this task owns.
+        let mut rest = &mut out[..];
+        for queries in self.sequence.queries.into_iter().filter(|queries| queries.len > 0) {
+            let (scores, others) = rest.split_at_mut(queries.len * keys);
+            let (a, b) = (Factor::of(a, queries.start, self.col), Factor::rows(&b.numbers, b.pitch));
+            // SAFETY: the scores hold as many rows of as many columns.
             unsafe {
-                product([m, n, self.width], a, b, Write::Replace, (out.as_mut_ptr().add(block.at), keys, 1));
-            }
+                product([queries.len, keys, self.width], a, b, Write::Replace, (scores.as_mut_ptr(), keys, 1))
+            };
+            rest = others;
         }
     }
 
@@ -105,31 +116,77 @@ impl Head {
     }
 }
 
+impl Group<'_> {
+    /// The head of each sequence.
+    fn heads(&self) -> impl Iterator<Item = Head> {
+        let &Self { sequences, col, width } = self;
+        sequences.iter().map(move |&sequence| Head { sequence, col, width })
+    }
+
+    /// The same, where queries that follow one another and see the same keys are taken for one sequence's.
+    /// Products of more rows need not be the same bits, which only gradients may be free in.
+    fn joined_heads(&self, mask: Mask) -> impl Iterator<Item = Head> {
+        let &Self { sequences, col, width } = self;
+        let are_one =
+            move |first: &Sequence, second: &Sequence| mask == Mask::None && first.is_before(second);
+        sequences.chunk_by(are_one).map(move |run| {
+            let mut sequence = run[0];
+            sequence.queries[0].len = run.iter().map(|sequence| sequence.queries[0].len).sum();
+            Head { sequence, col, width }
+        })
+    }
+}
+
+impl<E: Real> Transposed<E> {
+    /// Of the rows of `b` over the group's keys.
+    fn fill(&mut self, device: &Cpu<E>, group: &Group<'_>, b: [Shared<'_, E>; 2]) {
+        let keys = group.sequences[0].keys;
+        let count = keys[0].len + keys[1].len;
+        self.pitch = count.next_multiple_of(TILE);
+        self.numbers.resize(group.width.next_multiple_of(TILE) * self.pitch, E::ZERO);
+        let row = |key: usize| match key.checked_sub(keys[0].len) {
+            None => b[0].row(keys[0].start + key),
+            Some(key) => b[1].row(keys[1].start + key),
+        };
+        vectorised(
+            #[inline(always)]
+            || {
+                let mut tile = [[E::ZERO; TILE]; TILE];
+                for first_key in (0..count).step_by(TILE) {
+                    let present = TILE.min(count - first_key);
+                    for i in 0..present {
+                        // The next head's.
+                        let next = &row(first_key + i)[group.col + group.width..];
+                        prefetch(&next[..group.width.min(next.len())]);
+                    }
+                    for first_col in (0..group.width).step_by(TILE) {
+                        for (i, to) in tile[..present].iter_mut().enumerate() {
+                            let from = &row(first_key + i)[group.col + first_col..];
+                            match from.first_chunk::<TILE>() {
+                                Some(numbers) => *to = *numbers,
+                                None => to[..from.len()].copy_from_slice(from),
+                            }
+                        }
+                        device.transpose(&mut tile);
+                        let to = &mut self.numbers[first_col * self.pitch + first_key..];
+                        for (to, numbers) in to.chunks_mut(self.pitch).zip(&tile) {
+                            to[..TILE].copy_from_slice(numbers);
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
+
 impl<E: Real> Attention<'_, Cpu<E>> {
-    /// Runs `each(scratch, head, index of the head)` for every head of every sequence; heads of
-    /// sequences that share keys run on one thread, in order.
-    fn for_each_head<T: Default>(
-        &self,
-        width: usize,
-        neighbours: Neighbours,
-        each: impl Fn(&mut T, &Head, usize) + Sync,
-    ) {
-        let groups = self.sequences.groups.len() - 1;
-        (0..groups * self.heads).into_par_iter().for_each_init(T::default, |scratch, task| {
-            let (group, head) = (task / self.heads, task % self.heads);
-            let members = self.sequences.groups[group]..self.sequences.groups[group + 1];
-            let members = &self.sequences.sequences[members];
-            let are_one = |first: &Sequence, second: &Sequence| {
-                neighbours == Neighbours::AsOne && self.mask == Mask::None && first.is_before(second)
-            };
-            for run in members.chunk_by(are_one) {
-                let (first, last) = (run[0], run[run.len() - 1]);
-                let queries =
-                    Span::new(first.queries[0].start, last.queries[0].end() - first.queries[0].start);
-                let queries = if run.len() == 1 { first.queries } else { [queries, Span::EMPTY] };
-                let sequence = Sequence { queries, ..first };
-                each(scratch, &Head { sequence, col: head * width, width }, head);
-            }
+    /// Runs `each(scratch, group, index of the head)` for every head of every group: on one thread, in order.
+    fn for_each_group<T: Default>(&self, width: usize, each: impl Fn(&mut T, &Group<'_>, usize) + Sync) {
+        let groups: Vec<_> = self.sequences.groups.windows(2).filter(|g| g[0] < g[1]).collect();
+        (0..groups.len() * self.heads).into_par_iter().for_each_init(T::default, |scratch, task| {
+            let (group, head) = (groups[task / self.heads], task % self.heads);
+            let sequences = &self.sequences.sequences[group[0]..group[1]];
+            each(scratch, &Group { sequences, col: head * width, width }, head);
         });
     }
 }
@@ -150,29 +207,32 @@ impl<E: Real> AttentionOp for Cpu<E> {
         let [first_k, first_v] = prefix.unwrap_or([k, v]);
         let (out, lse) = (out.into_rows(), lse.map(|l| l.into_rows()));
         let scale = E::of(what.scale);
-        what.for_each_head(width, Neighbours::Apart, |p: &mut Vec<E>, head, index| {
-            head.scores(q, [first_k, k], p);
-            let keys = head.sequence.key_count();
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (i, row) in head.query_rows().enumerate() {
-                        let p = &mut p[i * keys..(i + 1) * keys];
-                        let (seen, unseen) = p.split_at_mut(what.visible(&head.sequence, i));
-                        let total = softmax(seen, scale);
-                        unseen.fill(E::ZERO);
-                        if let Some(dropout) = what.dropout {
-                            dropout.apply(index as u32, row, seen);
+        what.for_each_group(width, |(keys, p): &mut (Transposed<E>, Vec<E>), group, index| {
+            keys.fill(self, group, [first_k, k]);
+            for head in group.heads() {
+                head.scores(q, keys, p);
+                let keys = head.sequence.key_count();
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (i, row) in head.query_rows().enumerate() {
+                            let p = &mut p[i * keys..(i + 1) * keys];
+                            let (seen, unseen) = p.split_at_mut(what.visible(&head.sequence, i));
+                            let total = softmax(seen, scale);
+                            unseen.fill(E::ZERO);
+                            if let Some(dropout) = what.dropout {
+                                dropout.apply(index as u32, row, seen);
+                            }
+                            if let Some(lse) = &lse {
+                                // SAFETY: this element of the log-sum-exps belongs to this task alone.
+                                unsafe { lse.at(index, row).write(total) };
+                            }
                         }
-                        if let Some(lse) = &lse {
-                            // SAFETY: this element of the log-sum-exps belongs to this task alone.
-                            unsafe { lse.at(index, row).write(total) };
-                        }
-                    }
-                },
-            );
-            // SAFETY: a query row belongs to one sequence, a head to one task of its group.
-            unsafe { head.gather(p, [first_v, v], &out) };
+                    },
+                );
+                // SAFETY: a query row belongs to one sequence, a head to one task of its group.
+                unsafe { head.gather(p, [first_v, v], &out) };
+            }
         });
         Ok(())
     }
@@ -201,45 +261,52 @@ impl<E: Real> AttentionOp for Cpu<E> {
                 }
             });
         }
-        what.for_each_head(width, Neighbours::AsOne, |(p, dp): &mut (Vec<E>, Vec<E>), head, index| {
-            head.scores(q, [first_k, k], p);
-            head.scores(dout, [first_v, v], dp);
-            let (keys, columns) = (head.sequence.key_count(), head.col..head.col + width);
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (i, row) in head.query_rows().enumerate() {
-                        let (p, dp) = (&mut p[i * keys..(i + 1) * keys], &mut dp[i * keys..(i + 1) * keys]);
-                        let (out, dout) = (&out.row(row)[columns.clone()], &dout.row(row)[columns.clone()]);
-                        // Σ_j p_j·m_j/(1 − p)·dp_j, without another pass over the keys.
-                        let delta = sum([out, dout], |[out, dout]| out * dout);
-                        let lse = lse.row(index)[row];
-                        let seen = what.visible(&head.sequence, i);
-                        for run in 0..seen.div_ceil(RUN) {
-                            // Not `map_or`, which is a function of its own, compiled for any processor.
-                            let factors = match what.dropout {
-                                Some(dropout) => dropout.factors(index as u32, row, run),
-                                None => [E::ONE; RUN],
-                            };
-                            let keys = run * RUN..seen.min((run + 1) * RUN);
-                            let (p, dp) = (&mut p[keys.clone()], &mut dp[keys]);
-                            for ((p, dp), factor) in p.iter_mut().zip(dp).zip(factors) {
-                                let probability = (*p * scale - lse).exp();
-                                *p = probability * factor;
-                                *dp = probability * (*dp * factor - delta) * scale;
+        what.for_each_group(width, |scratch: &mut ([Transposed<E>; 2], [Vec<E>; 2]), group, index| {
+            let ([keys, values], [p, dp]) = scratch;
+            keys.fill(self, group, [first_k, k]);
+            values.fill(self, group, [first_v, v]);
+            for head in group.joined_heads(what.mask) {
+                head.scores(q, keys, p);
+                head.scores(dout, values, dp);
+                let (keys, columns) = (head.sequence.key_count(), head.col..head.col + width);
+                vectorised(
+                    #[inline(always)]
+                    || {
+                        for (i, row) in head.query_rows().enumerate() {
+                            let (p, dp) =
+                                (&mut p[i * keys..(i + 1) * keys], &mut dp[i * keys..(i + 1) * keys]);
+                            let (out, dout) =
+                                (&out.row(row)[columns.clone()], &dout.row(row)[columns.clone()]);
+                            // Σ_j p_j·m_j/(1 − p)·dp_j, without another pass over the keys.
+                            let delta = sum([out, dout], |[out, dout]| out * dout);
+                            let lse = lse.row(index)[row];
+                            let seen = what.visible(&head.sequence, i);
+                            for run in 0..seen.div_ceil(RUN) {
+                                // Not `map_or`, which is a function of its own, compiled for any processor.
+                                let factors = match what.dropout {
+                                    Some(dropout) => dropout.factors(index as u32, row, run),
+                                    None => [E::ONE; RUN],
+                                };
+                                let keys = run * RUN..seen.min((run + 1) * RUN);
+                                let (p, dp) = (&mut p[keys.clone()], &mut dp[keys]);
+                                for ((p, dp), factor) in p.iter_mut().zip(dp).zip(factors) {
+                                    let probability = (*p * scale - lse).exp();
+                                    *p = probability * factor;
+                                    *dp = probability * (*dp * factor - delta) * scale;
+                                }
                             }
+                            p[seen..].fill(E::ZERO);
+                            dp[seen..].fill(E::ZERO);
                         }
-                        p[seen..].fill(E::ZERO);
-                        dp[seen..].fill(E::ZERO);
-                    }
-                },
-            );
-            // SAFETY: a query row belongs to one sequence; the keys of a group belong, head by
-            // head, to one task.
-            unsafe {
-                head.gather(dp, [first_k, k], &dq);
-                head.scatter(dp, q, [first_dk, &dk]);
-                head.scatter(p, dout, [first_dv, &dv]);
+                    },
+                );
+                // SAFETY: a query row belongs to one sequence; the keys of a group belong, head by
+                // head, to one task.
+                unsafe {
+                    head.gather(dp, [first_k, k], &dq);
+                    head.scatter(dp, q, [first_dk, &dk]);
+                    head.scatter(p, dout, [first_dv, &dv]);
+                }
             }
         });
         Ok(())

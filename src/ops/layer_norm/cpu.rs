@@ -85,7 +85,8 @@ impl<E: Real> LayerNormOp for Cpu<E> {
                             unreachable!("two statistics a row")
                         };
                         let mean_g = sum([weight, dy], |[w, dy]| w * dy) * scale;
-                        let mean_gx = sum([weight, dy, s], |[w, dy, s]| w * dy * ((s - mean) * inverse)) * scale;
+                        let mean_gx =
+                            sum([weight, dy, s], |[w, dy, s]| w * dy * ((s - mean) * inverse)) * scale;
                         // SAFETY: one task a row.
                         let ds = unsafe { dsum.row(r) };
                         for i in 0..width {
