@@ -126,9 +126,8 @@ pub enum Layout {
     SplitPanels,
 }
 
-/// Output channels in a panel of [`Layout::Panels`]. 64 is four AVX-512 registers of `f32`; of the
-/// widths 32 to 384 it was the fastest at 32 rows and within 5 % of the fastest at 2056.
-pub const PANEL: usize = 64;
+/// Output channels in a panel of [`Layout::Panels`]: one or two vector registers of `f32`.
+pub const PANEL: usize = 16;
 
 /// Output channels in a panel of [`Layout::SplitPanels`]: two tiles of columns.
 pub const SPLIT_PANEL: usize = 32;

@@ -286,17 +286,6 @@ impl<E: Real> Factor<E> {
         Self { pointer, row_step: pitch, col_step: 1 }
     }
 
-    /// The transposed outputs [in, PANEL] of a weight in panels, from output `first` on, which starts
-    /// a panel or lies within one.
-    ///
-    /// # Safety
-    /// `first` must be less than the weight's outputs.
-    pub(crate) unsafe fn panel(weight: View<'_, Cpu<E>, E>, first: usize) -> Self {
-        let offset = first / PANEL * PANEL * weight.cols() + first % PANEL;
-        // SAFETY: within the panel that `first` is in, which the weight holds.
-        Self { pointer: unsafe { weight.pointer().add(offset) }, row_step: PANEL, col_step: 1 }
-    }
-
     /// A matrix in a slice, row after row.
     pub(crate) fn rows(values: &[E], cols: usize) -> Self {
         Self { pointer: values.as_ptr(), row_step: cols, col_step: 1 }
@@ -322,10 +311,6 @@ pub(crate) fn prefetch<E>(memory: &[E]) {
     #[cfg(not(target_arch = "x86_64"))]
     let _ = memory;
 }
-
-/// Rows that `gemm` multiplies by a panel in place: for more it would first copy the panel, to
-/// the very layout that it already has.
-pub(crate) const ROWS_IN_PLACE: usize = 48;
 
 /// c (m×n) = a (m×k) · b (k×n), or c += a · b, on the calling thread alone.
 ///

@@ -3,12 +3,16 @@
 pub(crate) mod amx;
 mod cpu;
 pub mod cuda;
+mod packed;
+mod product;
 mod real;
 pub(crate) mod split;
 
 pub use cpu::{Cpu, CpuBuffer};
-pub(crate) use cpu::{Factor, ROWS_IN_PLACE, Rows, prefetch, product};
+pub(crate) use cpu::{Factor, Rows, prefetch, product};
 pub use cuda::Cuda;
+pub use packed::Lanes;
+pub(crate) use product::{Columns, Operand};
 pub use real::Real;
 pub(crate) use real::{maximum, sum, vectorised};
 pub(crate) use split::TILE;

@@ -1,12 +1,14 @@
 //! The number types that the CPU backend computes in, with the functions its operations need,
 //! written so that loops over them vectorise.
 
+use super::packed::Lanes;
 use crate::tensor::Number;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 /// `f32` or `f64`.
 pub trait Real:
     Number
+    + Lanes
     + PartialOrd
     + Add<Output = Self>
     + Sub<Output = Self>

@@ -12,12 +12,10 @@
 mod operand;
 mod product;
 
-pub(crate) use operand::Operand;
-pub(crate) use product::{Columns, chunk_rows, product};
+pub(super) use product::product;
 
-use super::cpu::CpuBuffer;
+use super::product::Plain;
 use super::vectorised;
-use crate::error::Result;
 use crate::tensor::{SPLIT_PANEL, Shape};
 use rayon::prelude::*;
 
@@ -88,17 +86,8 @@ impl Step {
     }
 }
 
-/// So many steps of `memory`, which is kept from one product to the next because fresh memory is slow at
-/// first touch.
-fn steps_in(memory: &mut Option<CpuBuffer>, count: usize) -> Result<&mut [Step]> {
-    let bytes = count * size_of::<Step>();
-    if memory.as_mut().is_none_or(|memory| memory.bytes_mut().len() < bytes) {
-        *memory = Some(CpuBuffer::new(bytes, "the factors of a product")?);
-    }
-    let memory = memory.as_mut().expect("taken above").bytes_mut();
-    // SAFETY: the memory, which starts with a page, holds so many steps, and any words are a step.
-    Ok(unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), count) })
-}
+// SAFETY: any words are a step, and it starts with a cache line.
+unsafe impl Plain for Step {}
 
 /// Writes `values` as the elements of a weight of `shape` from the `first` on, counted row by row.
 /// The inputs that fill its last step up are zeros.

@@ -2,7 +2,8 @@
 
 use super::{BLOCK, DEPTH, Step, TILE, steps};
 use crate::device::amx::Amx;
-use crate::device::{Cpu, Real, V, prefetch};
+use crate::device::product::{Operand, Summed};
+use crate::device::{Real, prefetch};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -18,26 +19,6 @@ pub(super) enum Side {
 /// Blocks of numbers, side by side, that are split at a time: few enough to be transposed while they are in the
 /// nearest cache, and some microseconds' work.
 const RUN: usize = 8;
-
-/// What of a matrix a product sums over.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Summed {
-    Columns,
-    Rows,
-}
-
-/// A matrix to be split.
-pub(crate) struct Operand<'a, E: Real> {
-    values: V<'a, Cpu<E>>,
-    summed: Summed,
-}
-
-impl<E: Real> Clone for Operand<'_, E> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-impl<E: Real> Copy for Operand<'_, E> {}
 
 /// Where the steps of a part of a matrix are written: those of a block of rows or columns one after the other.
 pub(super) struct Steps {
@@ -70,26 +51,6 @@ impl Steps {
 }
 
 impl<'a, E: Real> Operand<'a, E> {
-    /// A product sums over its columns: rows of a, or channels of a weight.
-    pub(crate) fn summed_by_columns(values: V<'a, Cpu<E>>) -> Self {
-        Self { values, summed: Summed::Columns }
-    }
-
-    /// A product sums over its rows.
-    pub(crate) fn summed_by_rows(values: V<'a, Cpu<E>>) -> Self {
-        Self { values, summed: Summed::Rows }
-    }
-
-    /// Rows of a, or columns of b.
-    pub(super) fn count(self) -> usize {
-        if self.summed == Summed::Columns { self.values.rows() } else { self.values.cols() }
-    }
-
-    /// How many numbers are summed.
-    pub(super) fn depth(self) -> usize {
-        if self.summed == Summed::Columns { self.values.cols() } else { self.values.rows() }
-    }
-
     /// Steps that it takes.
     pub(super) fn steps(self) -> usize {
         self.count().div_ceil(BLOCK) * steps(self.depth())

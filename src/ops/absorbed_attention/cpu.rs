@@ -2,24 +2,15 @@
 //! the image's width, so no intermediate is larger than [heads·Q, W].
 
 use super::{AbsorbedAttention, AbsorbedAttentionForward};
-use crate::device::{Cpu, Factor, ROWS_IN_PLACE, Real, V, Write, product, vectorised};
+use crate::device::{Cpu, Factor, Real, Write, product, vectorised};
 use crate::error::Result;
-use crate::tensor::{Layout, PANEL};
 use rayon::prelude::*;
 
-/// Rows of scores that a task works on, or a multiple where one head has more: what `gemm` computes
-/// side by side, so that no intermediate need be copied to suit it.
-const ROWS_PER_TASK: usize = PANEL;
+/// Rows of scores that a task works on, or a multiple where one head has more.
+const ROWS_PER_TASK: usize = 64;
 
-/// Rows `first..` of a weight [D, W]: one head's.
-fn head_rows<E: Real>(weight: V<'_, Cpu<E>>, first: usize) -> Factor<E> {
-    match weight.layout() {
-        Layout::Rows { .. } => Factor::of(weight, first, 0),
-        // SAFETY: the head's first output channel lies within the weight.
-        Layout::Panels => unsafe { Factor::panel(weight, first) }.transposed(),
-        Layout::SplitPanels => panic!("only gemm reads a split weight"),
-    }
-}
+/// Columns of a product that `gemm` computes without copying its factor first.
+const COLUMNS_IN_PLACE: usize = 48;
 
 /// Buffers of a task.
 #[derive(Default)]
@@ -49,12 +40,6 @@ impl<E: Real> AbsorbedAttention for Cpu<E> {
             out,
         } = args;
         let width = image.cols();
-        for weight in [key_weight, value_weight] {
-            assert!(
-                weight.layout() != Layout::Panels || PANEL.is_multiple_of(head_width),
-                "a head lies within one panel"
-            );
-        }
         let scale = E::of(scale);
         let heads_per_task = (ROWS_PER_TASK / queries).clamp(1, heads);
         let tasks_per_image = heads.div_ceil(heads_per_task);
@@ -74,12 +59,18 @@ impl<E: Real> AbsorbedAttention for Cpu<E> {
                 unsafe {
                     let to = (absorbed.as_mut_ptr().add(h * queries), 1, rows);
                     let q = Factor::of(q, first_query, col);
-                    product([queries, width, head_width], q, head_rows(key_weight, col), Write::Replace, to);
+                    product(
+                        [queries, width, head_width],
+                        q,
+                        Factor::of(key_weight, col, 0),
+                        Write::Replace,
+                        to,
+                    );
                 }
             }
             let columns = |x: &[E]| Factor::rows(x, rows).transposed();
-            for first in (0..tokens).step_by(ROWS_IN_PLACE) {
-                let n = ROWS_IN_PLACE.min(tokens - first);
+            for first in (0..tokens).step_by(COLUMNS_IN_PLACE) {
+                let n = COLUMNS_IN_PLACE.min(tokens - first);
                 let x = Factor::of(image, index * tokens + first, 0).transposed();
                 // SAFETY: the columns of the product lie within `scores`.
                 unsafe {
@@ -97,7 +88,7 @@ impl<E: Real> AbsorbedAttention for Cpu<E> {
             for h in 0..count {
                 let col = (first_head + h) * head_width;
                 let a = columns(&gathered[h * queries..]);
-                let b = head_rows(value_weight, col).transposed();
+                let b = Factor::of(value_weight, col, 0).transposed();
                 let to = (out.at(first_query, col), out.pitch(), 1);
                 // SAFETY: this head's columns of the image's rows belong to this task alone.
                 unsafe { product([queries, head_width, width], a, b, Write::Replace, to) };

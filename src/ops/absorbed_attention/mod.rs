@@ -12,7 +12,7 @@ mod cuda;
 use crate::config::Config;
 use crate::device::{Device, M, V};
 use crate::error::Result;
-use crate::tensor::{Layout, PANEL};
+use crate::tensor::Layout;
 
 /// Operands of [`AbsorbedAttention::absorbed_attention`].
 pub struct AbsorbedAttentionForward<'a, D: Device> {
@@ -90,19 +90,14 @@ impl CrossSizes {
         }
     }
 
-    /// Whether absorbing costs fewer operations than projecting keys and values, and a head's rows
-    /// of the weights can be read in `layout`. Rows are what the GPU reads, whose kernel holds the scores
-    /// of so many image tokens only. Split weights are made for `gemm` alone, which is so
-    /// much faster with them that it is better to project.
+    /// Whether absorbing costs fewer operations than projecting keys and values, and the weights can be read
+    /// in `layout`. Rows are what the GPU reads, whose kernel holds the scores of so many image tokens only.
+    /// Panels are made for `gemm` alone, which is so much faster with them that it is better to project.
     pub fn absorbs(self, layout: Layout) -> bool {
         let Self { heads, queries, hidden, image_tokens, image_width } = self;
         let absorbed = 2 * queries * image_width * (hidden + heads * image_tokens);
         let projected = 2 * image_tokens * hidden * (image_width + queries);
-        let readable = match layout {
-            Layout::Rows { .. } => image_tokens <= TOKENS,
-            Layout::Panels => PANEL.is_multiple_of(hidden / heads) && hidden.is_multiple_of(PANEL),
-            Layout::SplitPanels => false,
-        };
+        let readable = matches!(layout, Layout::Rows { .. }) && image_tokens <= TOKENS;
         absorbed < projected && readable
     }
 }

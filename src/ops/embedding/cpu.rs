@@ -3,8 +3,10 @@
 use super::{EmbeddingBackward, EmbeddingForward, EmbeddingOp};
 use crate::device::{Cpu, M, Real, V};
 use crate::error::Result;
-use crate::tensor::PANEL;
 use rayon::prelude::*;
+
+/// Columns of a table that a task adds to.
+const STRIPE: usize = 64;
 
 impl<E: Real> EmbeddingOp for Cpu<E> {
     fn embedding_forward(&self, args: EmbeddingForward<'_, Self>) -> Result<()> {
@@ -39,9 +41,9 @@ fn scatter_add<E: Real>(ids: &[u32], frozen: Option<u32>, dy: V<'_, Cpu<E>>, dta
     assert_eq!((dy.rows(), dy.cols()), (ids.len(), dtable.cols()), "dy [count, width]");
     let width = dy.cols();
     let dtable = dtable.into_rows();
-    (0..width.div_ceil(PANEL)).into_par_iter().for_each(|stripe| {
-        let first = stripe * PANEL;
-        let n = PANEL.min(width - first);
+    (0..width.div_ceil(STRIPE)).into_par_iter().for_each(|stripe| {
+        let first = stripe * STRIPE;
+        let n = STRIPE.min(width - first);
         for (i, &id) in ids.iter().enumerate().filter(|&(_, &id)| Some(id) != frozen) {
             // SAFETY: these columns of the table belong to this task alone.
             let row = unsafe { std::slice::from_raw_parts_mut(dtable.at(id as usize, first), n) };

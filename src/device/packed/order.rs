@@ -1,0 +1,85 @@
+//! Factors in the order in which a product reads them.
+
+use super::lanes::TILE;
+use crate::device::product::{Operand, Summed};
+use crate::device::{Real, vectorised};
+use crate::tensor::PANEL;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Panels of a task.
+const PANELS_PER_TASK: usize = 4;
+
+/// Brings all of a right factor to panels of its columns.
+pub(super) fn order_panels<E: Real>(factor: Operand<'_, E>, to: &mut [E]) {
+    let (count, depth) = (factor.count(), factor.depth());
+    let each = PANELS_PER_TASK * PANEL;
+    to.par_chunks_mut((each * depth).max(1)).enumerate().for_each(|(task, to)| {
+        order::<E, PANEL>(factor, task * each..count.min((task + 1) * each), 0..depth, to);
+    });
+}
+
+/// Writes these numbers of each of the `lines`, which are not summed: of the first `L` lines number after
+/// number, then of the next. What fills the last ones up is zeros.
+pub(super) fn order<E: Real, const L: usize>(
+    Operand { values, summed }: Operand<'_, E>,
+    lines: Range<usize>,
+    numbers: Range<usize>,
+    to: &mut [E],
+) {
+    let (to, _) = to.as_chunks_mut::<L>();
+    vectorised(
+        #[inline(always)]
+        || {
+            for (to, first) in to.chunks_exact_mut(numbers.len().max(1)).zip(lines.clone().step_by(L)) {
+                let there = L.min(lines.end - first);
+                if there < L {
+                    to.fill([E::ZERO; L]);
+                }
+                match summed {
+                    Summed::Columns if there == L => {
+                        interleave(std::array::from_fn(|i| &values.row(first + i)[numbers.clone()]), to);
+                    }
+                    Summed::Columns => {
+                        for i in 0..there {
+                            for (to, &x) in to.iter_mut().zip(&values.row(first + i)[numbers.clone()]) {
+                                to[i] = x;
+                            }
+                        }
+                    }
+                    Summed::Rows => {
+                        for (to, number) in to.iter_mut().zip(numbers.clone()) {
+                            let from = &values.row(number)[first..first + there];
+                            match from.first_chunk::<L>() {
+                                Some(from) => *to = *from,
+                                None => to[..there].copy_from_slice(from),
+                            }
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Writes `L` rows number after number.
+#[inline(always)]
+fn interleave<E: Real, const L: usize>(rows: [&[E]; L], to: &mut [[E; L]]) {
+    let (tiles, last) = to.as_chunks_mut::<TILE>();
+    let first_of_last = tiles.len() * TILE;
+    for (index, to) in tiles.iter_mut().enumerate() {
+        for first in (0..L).step_by(TILE) {
+            let there = TILE.min(L - first);
+            let mut tile = [[E::ZERO; TILE]; TILE];
+            for (tile, row) in tile.iter_mut().zip(&rows[first..first + there]) {
+                tile.copy_from_slice(&row[index * TILE..][..TILE]);
+            }
+            for (to, numbers) in to.iter_mut().zip(E::transpose(tile)) {
+                to[first..first + there].copy_from_slice(&numbers[..there]);
+            }
+        }
+    }
+    for (to, number) in last.iter_mut().zip(first_of_last..) {
+        *to = rows.map(|row| row[number]);
+    }
+}
