@@ -122,8 +122,9 @@ pub(super) struct SettingsArguments {
     /// Order of an epoch's examples [default: shuffled]
     #[arg(long, value_parser = PossibleValuesParser::new(["shuffled", "given"]))]
     order: Option<String>,
-    /// What becomes of pictures: BLIP-2's random crop and flip, or none [default: blip2-train]
-    #[arg(long, value_parser = PossibleValuesParser::new(["blip2-train", "none"]))]
+    /// What becomes of pictures: LAVIS's blip2_image_train, a random crop and flip; its blip_image_train,
+    /// which adds RandAugment; or nothing [default: blip2-train]
+    #[arg(long, value_parser = PossibleValuesParser::new(["blip2-train", "blip-train", "none"]))]
     augment: Option<String>,
     /// Unreadable samples to leave out before it is an error [default: 0]
     #[arg(long, value_name = "N")]
