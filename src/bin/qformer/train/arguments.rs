@@ -51,6 +51,9 @@ pub(super) struct ModelArguments {
     /// Folder of bert-base-uncased, from which BLIP-2 begins: its weights and its tokenizer
     #[arg(long, value_name = "DIR")]
     pub(super) bert: Option<PathBuf>,
+    /// Folder of a checkpoint with the image encoder that the new model sees by; --data needs it
+    #[arg(long, value_name = "DIR", requires = "preset", conflicts_with = "model")]
+    pub(super) vision_model: Option<PathBuf>,
 }
 
 /// [`Settings`], as far as they are given.

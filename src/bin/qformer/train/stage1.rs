@@ -66,14 +66,15 @@ impl Begun {
     /// A run as the flags ask for it.
     fn new(arguments: &Arguments) -> Result<Self> {
         let dataset = Arc::new(Dataset::open(&arguments.data.source()?)?);
-        if arguments.model.preset.is_some() && dataset.kind() == Kind::Pictures {
+        let model = &arguments.model;
+        if model.preset.is_some() && model.vision_model.is_none() && dataset.kind() == Kind::Pictures {
             return Err(Error::usage(
-                "--preset begins without a trained image encoder, which --data needs; give --model DIR, the folder \
-                 of a checkpoint that has one, or --features of one",
+                "--preset begins without a trained image encoder, which --data needs; give --vision-model DIR, the \
+                 folder of a checkpoint that has one, or --features of one",
             ));
         }
         let settings = arguments.settings.resolve(dataset.captions().len())?;
-        Ok(Self { model: arguments.model.clone(), data: arguments.data.clone(), settings, dataset })
+        Ok(Self { model: model.clone(), data: arguments.data.clone(), settings, dataset })
     }
 
     /// The run of `config`, which the flags may not contradict.
