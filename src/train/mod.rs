@@ -63,7 +63,7 @@ pub use options::{Hardness, Losses, Recompute, Stage1Options, StepPart};
 pub use parameters::{SimilarityLogit, Stage1Parameters};
 pub use run::Run;
 pub use schedule::{LrScheduler, Schedule};
-pub use settings::Settings;
+pub use settings::{MAX_BAD_SAMPLES, Settings};
 pub use step::Stage1;
 pub use trainer::{Ending, Report, Trainer};
 pub use weights::{Moment, Place, TrainedWeights, Training};

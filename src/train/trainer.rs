@@ -316,7 +316,7 @@ impl<B: Backend + Clone> Trainer<B> {
             self.save()?;
         }
         let reason = if ending == Ending::Done { "done" } else { "stopped" };
-        self.metrics.write(&json!({ "event": "run_end", "step": self.step, "reason": reason }))?;
+        self.metrics.write(&json!({ "event": "run_end", "step": self.step, "reason": reason, "bad_samples": self.unreadable.len() }))?;
         Ok(ending)
     }
 
@@ -333,6 +333,11 @@ impl<B: Backend + Clone> Trainer<B> {
     /// Steps done.
     pub fn steps_done(&self) -> usize {
         self.step
+    }
+
+    /// Samples left out so far because they cannot be read, each counted once.
+    pub fn bad_samples(&self) -> usize {
+        self.unreadable.len()
     }
 
     /// What every step found out.

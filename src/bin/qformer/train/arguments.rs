@@ -129,7 +129,7 @@ pub(super) struct SettingsArguments {
     /// which adds RandAugment; or nothing [default: blip2-train]
     #[arg(long, value_parser = PossibleValuesParser::new(["blip2-train", "blip-train", "none"]))]
     augment: Option<String>,
-    /// Unreadable samples to leave out before it is an error [default: 0]
+    /// Unreadable samples to leave out before it is an error [default: 100]
     #[arg(long, value_name = "N")]
     max_bad_samples: Option<usize>,
     /// Most tokens of a text, with [CLS] and [SEP] [default: 32]

@@ -172,6 +172,9 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
     report::memory(&trainer.memory(), remarks);
     let first = trainer.steps_done() + 1;
     let ending = trainer.run(stop, &mut |step| report::tell(step, first, every, remarks))?;
+    if trainer.bad_samples() > 0 {
+        remarks.note(format_args!("samples left out because they cannot be read: {}", trainer.bad_samples()));
+    }
     match ending {
         Ending::Done => {
             if let Some(saved) = trainer.saved() {
