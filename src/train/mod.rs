@@ -31,6 +31,7 @@
 mod acts;
 mod batch;
 mod captioning;
+mod card;
 mod checkpoint;
 mod contrastive;
 pub mod curves;
