@@ -325,7 +325,12 @@ impl<B: Backend + Clone> Trainer<B> {
             self.save()?;
         }
         let reason = if ending == Ending::Done { "done" } else { "stopped" };
-        self.metrics.write(&json!({ "event": "run_end", "step": self.step, "reason": reason, "bad_samples": self.unreadable.len() }))?;
+        self.metrics.write(&json!({
+            "event": "run_end",
+            "step": self.step,
+            "reason": reason,
+            "bad_samples": self.bad_samples(),
+        }))?;
         Ok(ending)
     }
 
