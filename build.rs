@@ -40,6 +40,7 @@ fn main() {
         println!("cargo::rerun-if-env-changed={name}");
     }
     name_commit(&root);
+    name_compiler();
     // Where the tests' set-up puts NVRTC.
     let fetched = target_folder(&out).join("nvrtc");
 
@@ -76,6 +77,15 @@ fn name_commit(root: &Path) {
         if let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|path| root.join(path).is_file()) {
             println!("cargo::rerun-if-changed={path}");
         }
+    }
+}
+
+/// Says which compiler the crate is built by.
+fn name_compiler() {
+    let rustc = env::var_os("RUSTC").expect("set by cargo");
+    let version = Command::new(rustc).arg("--version").output().ok();
+    if let Some(version) = version.and_then(|output| String::from_utf8(output.stdout).ok()) {
+        println!("cargo::rustc-env=QFORMER_RUSTC={}", version.trim());
     }
 }
 

@@ -1,12 +1,16 @@
 //! What stage 1 of training begins with.
 
-use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
+#[path = "support/bert.rs"]
+mod bert;
+
+use bert::{Tensors, save, tiny_bert};
+use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, Part, Spec, TensorSource, Tree};
 use qformer::train::Stage1Parameters;
+use qformer::vision::encoder;
 use qformer::{Config, Error, Matching};
 use std::collections::BTreeMap;
-use std::path::Path;
 use tempfile::TempDir;
 
 const SEED: u64 = 3;
@@ -16,14 +20,21 @@ fn specs() -> Stage1Parameters<Spec> {
 }
 
 fn parts() -> Vec<Part> {
+    parts_of(&specs())
+}
+
+fn parts_of(specs: &impl Tree<Spec>) -> Vec<Part> {
     let mut parts = Vec::new();
-    specs().map(&mut |spec| parts.extend(spec.parts.clone()));
+    specs.map(&mut |spec| parts.extend(spec.parts.clone()));
     parts
 }
 
 /// All values of a source, after its own check.
 fn read(source: &dyn TensorSource) -> Result<BTreeMap<String, Vec<f32>>, Error> {
-    let parts = parts();
+    read_parts(source, &parts())
+}
+
+fn read_parts(source: &dyn TensorSource, parts: &[Part]) -> Result<BTreeMap<String, Vec<f32>>, Error> {
     source.check(&parts.iter().collect::<Vec<_>>())?;
     let all = parts.iter().map(|part| {
         let mut values = Vec::new();
@@ -48,57 +59,9 @@ fn moments(values: &[f32]) -> [f64; 2] {
     [mean, variance.sqrt()]
 }
 
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
-
-fn save(path: &Path, tensors: &Tensors) {
-    let new =
-        tensors.iter().map(|(name, (shape, values))| NewTensor::from_slice(name, Dtype::F32, shape, values));
-    write(path, &BTreeMap::new(), new.collect()).unwrap();
-}
-
-/// A BERT of the tiny model's size by today's names, whose every tensor has values of its own; its vocabulary is
-/// one token short of the model's.
+/// A BERT whose every tensor has values of its own.
 fn bert() -> Tensors {
-    let config = Config::tiny().qformer;
-    let (d, f) = (config.hidden_size, config.intermediate_size);
-    let vocabulary = config.vocab_size - 1;
-    let mut tensors = Tensors::new();
-    let mut put = |name: String, shape: &[usize]| {
-        let first = 1000.0 * tensors.len() as f32;
-        let values = (0..shape.iter().product::<usize>()).map(|i| first + i as f32 / 8.0).collect();
-        tensors.insert(name, (shape.to_vec(), values));
-    };
-    put("bert.embeddings.word_embeddings.weight".into(), &[vocabulary, d]);
-    put("bert.embeddings.position_embeddings.weight".into(), &[config.max_position_embeddings, d]);
-    put("bert.embeddings.token_type_embeddings.weight".into(), &[2, d]);
-    put("bert.pooler.dense.weight".into(), &[d, d]);
-    put("cls.seq_relationship.bias".into(), &[2]);
-    put("cls.predictions.bias".into(), &[vocabulary]);
-    put("cls.predictions.transform.dense.weight".into(), &[d, d]);
-    put("cls.predictions.transform.dense.bias".into(), &[d]);
-    let mut norms =
-        vec!["bert.embeddings.LayerNorm".to_owned(), "cls.predictions.transform.LayerNorm".into()];
-    for layer in 0..config.num_hidden_layers {
-        let layer = format!("bert.encoder.layer.{layer}");
-        let dense = [
-            ("attention.self.query", d, d),
-            ("attention.self.key", d, d),
-            ("attention.self.value", d, d),
-            ("attention.output.dense", d, d),
-            ("intermediate.dense", f, d),
-            ("output.dense", d, f),
-        ];
-        for (name, outputs, inputs) in dense {
-            put(format!("{layer}.{name}.weight"), &[outputs, inputs]);
-            put(format!("{layer}.{name}.bias"), &[outputs]);
-        }
-        norms.extend([format!("{layer}.attention.output.LayerNorm"), format!("{layer}.output.LayerNorm")]);
-    }
-    for norm in norms {
-        put(format!("{norm}.weight"), &[d]);
-        put(format!("{norm}.bias"), &[d]);
-    }
-    tensors
+    tiny_bert(|tensor, index| 1000.0 * tensor as f32 + index as f32 / 8.0)
 }
 
 fn bert_folder(tensors: &Tensors) -> TempDir {
@@ -249,4 +212,36 @@ fn a_checkpoint_without_head_and_temperature_begins_these_anew_and_nothing_else(
     for name in ["vision_model.post_layernorm.weight", "itm_head.bias"] {
         assert!(error.contains(&format!("tensor \"{name}\"")), "{error}");
     }
+}
+
+#[test]
+fn of_a_checkpoint_whose_encoder_is_taken_nothing_else_is() {
+    let config = Config::tiny();
+    let of_encoder = parts_of(&encoder::Parameters::spec(&config.vision));
+    let all = [parts(), of_encoder.clone()].concat();
+    let theirs = read_parts(&Initial::new(&config, SEED + 1, None), &all).unwrap();
+    let write = |parts: &[Part]| {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors =
+            parts.iter().map(|part| (part.name.clone(), (part.shape.clone(), theirs[&part.name].clone())));
+        save(&folder.path().join("model.safetensors"), &tensors.collect());
+        folder
+    };
+    let bert_folder = bert_folder(&bert());
+    let bert = Bert::open(bert_folder.path()).unwrap();
+    let begin = |folder: &TempDir| {
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let named = NamedCheckpoint::new(&checkpoint).unwrap();
+        let initial = Initial::new(&config, SEED, Some(&bert));
+        read_parts(&Layered::with_encoder_of(&named, initial), &all)
+    };
+    let anew = initial(Some(&bert));
+    // A whole checkpoint and an image encoder alone are the same.
+    for parts in [&all, &of_encoder] {
+        for (name, values) in begin(&write(parts)).unwrap() {
+            assert_eq!(&values, anew.get(&name).unwrap_or(&theirs[&name]), "{name}");
+        }
+    }
+    let error = begin(&write(&of_encoder[1..])).unwrap_err().to_string();
+    assert!(error.contains(&format!("tensor \"{}\"", of_encoder[0].name)), "{error}");
 }

@@ -80,7 +80,10 @@ impl Dataset {
                 let Some(first) = paths.first() else { return Err(Error::usage("no tar shard is given")) };
                 let (shards, texts) = Shards::open(paths)?;
                 let images = Images::Shards(shards, texts.len());
-                Self::new(first, images, texts.into_iter().enumerate().collect())
+                let texts = texts.into_iter().enumerate();
+                let captions =
+                    texts.flat_map(|(image, texts)| texts.into_iter().map(move |text| (image, text)));
+                Self::new(first, images, captions.collect())
             }
             Source::Features { features, captions } => Self::of_features(features, captions),
         }

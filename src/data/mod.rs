@@ -10,6 +10,7 @@ mod draws;
 mod features;
 mod loader;
 mod producer;
+mod rand_augment;
 mod records;
 mod source;
 mod webdataset;

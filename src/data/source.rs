@@ -13,7 +13,7 @@ pub enum Source {
     Jsonl(PathBuf),
     /// Tar shards as img2dataset and webdataset write them: the entries of a sample share their name
     /// up to the first dot; `.jpg`, `.jpeg`, `.png` or `.webp` is its image, `.txt` or else the `caption` of
-    /// `.json` its text.
+    /// `.json`, a text or a list of texts, what is said of it.
     WebDataset(Vec<PathBuf>),
     /// COCO's captions JSON (`images` and `annotations`), Karpathy's (`images` with `sentences`), or
     /// LAVIS's array of `image` and `caption`.

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use tar::Archive;
 
+use super::records::Texts;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::vision::image::{EXTENSIONS, MAX_FILE, Rgb};
@@ -44,28 +45,28 @@ struct Sample {
     image: Option<(String, Range<u64>)>,
     text: Option<String>,
     /// Of its `.json`.
-    caption: Option<String>,
+    captions: Option<Vec<String>>,
 }
 
 /// What is read of a sample's `.json`.
 #[derive(Deserialize)]
 struct Description {
-    caption: Option<String>,
+    caption: Option<Texts>,
 }
 
 impl Shards {
-    /// Indexes the shards; returns them with every sample's text, blank where it has none.
-    pub(super) fn open(paths: &[PathBuf]) -> Result<(Self, Vec<String>)> {
+    /// Indexes the shards; returns them with every sample's texts, a blank one where it has none.
+    pub(super) fn open(paths: &[PathBuf]) -> Result<(Self, Vec<Vec<String>>)> {
         let indexed: Vec<Result<Vec<Sample>>> = paths.par_iter().map(|path| index(path)).collect();
         let (mut samples, mut texts) = (Vec::new(), Vec::new());
         for (shard, found) in indexed.into_iter().enumerate() {
-            for Sample { name, image, text, caption } in found? {
+            for Sample { name, image, text, captions } in found? {
                 let (entry, image) = match image {
                     Some((entry, place)) => (entry, Some(place)),
                     None => (name, None),
                 };
                 samples.push(Place { shard, entry, image });
-                texts.push(text.or(caption).unwrap_or_default());
+                texts.push(text.map(|text| vec![text]).or(captions).unwrap_or_else(|| vec![String::new()]));
             }
         }
         Ok((Self { paths: paths.to_vec(), samples }, texts))
@@ -135,8 +136,8 @@ fn index(path: &Path) -> Result<Vec<Sample>> {
             }
             "txt" => sample.text = Some(String::from_utf8_lossy(&read()?).into_owned()),
             "json" => {
-                sample.caption =
-                    serde_json::from_slice(&read()?).ok().and_then(|json: Description| json.caption);
+                let description: Option<Description> = serde_json::from_slice(&read()?).ok();
+                sample.captions = description.and_then(|json| json.caption).map(Texts::into_vec);
             }
             _ => {}
         }
@@ -145,7 +146,7 @@ fn index(path: &Path) -> Result<Vec<Sample>> {
     if end.saturating_add(BLOCK) > length {
         return Err(Error::input(path, "is truncated: a tar archive without its end; copy it again"));
     }
-    samples.retain(|sample| sample.image.is_some() || sample.text.is_some() || sample.caption.is_some());
+    samples.retain(|sample| sample.image.is_some() || sample.text.is_some() || sample.captions.is_some());
     Ok(samples)
 }
 

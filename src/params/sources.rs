@@ -158,17 +158,33 @@ impl TensorSource for Initial<'_> {
     }
 }
 
-/// A checkpoint to go on from; if it lacks the language-modelling head or the temperature, as Hugging Face's
-/// do, or what matching by cosines is scaled by, these begin anew.
+/// A checkpoint, and what begins anew beside it.
 pub struct Layered<'a> {
     checkpoint: &'a NamedCheckpoint<'a>,
     initial: Initial<'a>,
+    taken: Taken,
+}
+
+/// What is taken of a checkpoint.
+#[derive(Clone, Copy)]
+enum Taken {
+    /// All but what it may lack.
+    Everything,
+    /// The image encoder alone.
+    Encoder,
 }
 
 impl<'a> Layered<'a> {
-    /// What `checkpoint` has, and what it may lack from `initial`.
+    /// A checkpoint to go on from; if it lacks the language-modelling head or the temperature, as Hugging
+    /// Face's do, or what matching by cosines is scaled by, these are from `initial`.
     pub fn new(checkpoint: &'a NamedCheckpoint<'a>, initial: Initial<'a>) -> Self {
-        Self { checkpoint, initial }
+        Self { checkpoint, initial, taken: Taken::Everything }
+    }
+
+    /// The image encoder of `checkpoint`, and everything else from `initial`; as in BLIP-2's beginning, the
+    /// encoder's last norm too.
+    pub fn with_encoder_of(checkpoint: &'a NamedCheckpoint<'a>, initial: Initial<'a>) -> Self {
+        Self { checkpoint, initial, taken: Taken::Encoder }
     }
 
     /// Names of the tensors of `specs` that begin anew.
@@ -183,9 +199,16 @@ impl<'a> Layered<'a> {
 
     /// Whether `part` begins anew.
     fn begins(&self, part: &Part) -> bool {
-        let scalars = ["temp", "itm_scale", "itm_bias"];
-        let may = scalars.contains(&&*part.name) || part.name.starts_with("cls.");
-        may && !self.checkpoint.contains(&part.name)
+        let name = &*part.name;
+        match self.taken {
+            Taken::Everything => {
+                let may = ["temp", "itm_scale", "itm_bias"].contains(&name) || name.starts_with("cls.");
+                may && !self.checkpoint.contains(name)
+            }
+            Taken::Encoder => {
+                !name.starts_with("vision_model.") || name.starts_with("vision_model.post_layernorm.")
+            }
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! RUN/checkpoints/step-00000100/
 //!   config.json, processor and tokenizer files
+//!   README.md                the model card
 //!   model.safetensors        trained tensors that transformers knows; model-00001-of-00002.safetensors where
 //!                            an image encoder belongs to the run, which then is the second shard
 //!   stage1.safetensors       those that it has no place for: temperature, language-modelling head
@@ -12,6 +13,7 @@
 //! RUN/checkpoints/latest     the newest
 //! ```
 
+use super::card;
 use super::model::Companions;
 use super::run::Run;
 use crate::config::{self, Config};
@@ -27,7 +29,7 @@ use serde_json::{Map, json};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Name of the folder of a run's checkpoints.
@@ -152,12 +154,12 @@ impl TensorSource for Moments {
     }
 }
 
-/// Writes the checkpoint of `state`, whose checksums are still to come, below `run`, then lets `latest`
+/// Writes the checkpoint of `state`, whose checksums are still to come, and of a model with its card below `run`, then lets `latest`
 /// point at it and removes all but the newest `keep`; returns its folder.
 pub(super) fn save(
     run: &Path,
     state: State,
-    model: (&Config, &Companions),
+    model: (&Config, &Companions, &str),
     tensors: Tensors<'_>,
     keep: usize,
 ) -> Result<PathBuf> {
@@ -189,12 +191,16 @@ pub(super) fn save(
 fn fill(
     folder: &Path,
     mut state: State,
-    (config, companions): (&Config, &Companions),
+    (config, companions, card): (&Config, &Companions, &str),
     tensors: Tensors<'_>,
 ) -> Result<()> {
     let none = BTreeMap::new();
     write_json(&folder.join(config::FILE_NAME), &config.to_json())?;
     companions.write(folder)?;
+    let path = folder.join(card::FILE_NAME);
+    write_atomically(&path, |file| {
+        file.write_all(card.as_bytes()).map_err(|error| Error::io(&path, "write", error))
+    })?;
     let mut sums = BTreeMap::new();
     match tensors.frozen {
         None => write(&folder.join(FILE_NAME), &none, tensors.model)?,

@@ -66,6 +66,10 @@ pub(super) struct Line {
     pub(super) samples_per_second: f64,
     pub(super) data_time_s: f64,
     pub(super) step_time_s: f64,
+    /// Of the device's memory, as far as it is the run's.
+    pub(super) mem_peak_gib: f64,
+    /// Seconds since 1970.
+    pub(super) wall_time: f64,
 }
 
 /// The file, open for more lines.
@@ -77,12 +81,18 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file at `path`. Of a file that is there, what was written after step `step` goes: those
-    /// steps are done again.
-    pub(super) fn open(path: PathBuf, step: usize) -> Result<Self> {
-        let history = if path.exists() { rewind(&path, step)? } else { Vec::new() };
-        let file = OpenOptions::new().append(true).create(true).open(&path);
-        let file = file.map_err(|error| Error::io(&path, "write", error))?;
+    /// Opens the file at `path` of a run that goes on after step `saved`, or that begins. Of a file that is
+    /// there, what was written later goes: those steps are done again.
+    pub(super) fn open(path: PathBuf, saved: Option<usize>) -> Result<Self> {
+        let cannot_write = |error| Error::io(&path, "write", error);
+        let history = match saved {
+            Some(step) if path.exists() => rewind(&path, step)?,
+            _ => {
+                File::create(&path).map_err(cannot_write)?;
+                Vec::new()
+            }
+        };
+        let file = OpenOptions::new().append(true).open(&path).map_err(cannot_write)?;
         Ok(Self { path, file, history })
     }
 

@@ -31,6 +31,7 @@
 mod acts;
 mod batch;
 mod captioning;
+mod card;
 mod checkpoint;
 mod contrastive;
 pub mod curves;
@@ -63,7 +64,7 @@ pub use options::{Hardness, Losses, Recompute, Stage1Options, StepPart};
 pub use parameters::{SimilarityLogit, Stage1Parameters};
 pub use run::Run;
 pub use schedule::{LrScheduler, Schedule};
-pub use settings::Settings;
+pub use settings::{MAX_BAD_SAMPLES, Settings};
 pub use step::Stage1;
 pub use trainer::{Ending, Report, Trainer};
 pub use weights::{Moment, Place, TrainedWeights, Training};

@@ -21,6 +21,8 @@ const CONFIG_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct Run {
     folder: PathBuf,
+    /// Where it computes, if its settings say so.
+    device: Option<String>,
     saved: Option<Saved>,
 }
 
@@ -43,7 +45,7 @@ impl Run {
         write_atomically(&path, |file| {
             file.write_all(config.to_string().as_bytes()).map_err(|error| Error::io(&path, "write", error))
         })?;
-        Ok(Self { folder: folder.to_owned(), saved: None })
+        Ok(Self { folder: folder.to_owned(), device: device_of(config), saved: None })
     }
 
     /// Takes back the run in `folder` that could not begin, so that another can.
@@ -88,7 +90,8 @@ impl Run {
     /// Fails if there are checkpoints and none is whole.
     pub fn reopen(folder: &Path, warn: &mut dyn FnMut(String)) -> Result<Self> {
         remove_partial(folder)?;
-        Ok(Self { folder: folder.to_owned(), saved: checkpoint::newest(folder, warn)? })
+        let device = device_of(&Self::config(folder)?);
+        Ok(Self { folder: folder.to_owned(), device, saved: checkpoint::newest(folder, warn)? })
     }
 
     /// Where it is.
@@ -96,10 +99,19 @@ impl Run {
         &self.folder
     }
 
+    /// Where it computes, if its `config.toml` says so.
+    pub(super) fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
     /// The checkpoint that it goes on from.
     pub fn saved(&self) -> Option<&Saved> {
         self.saved.as_ref()
     }
+}
+
+fn device_of(config: &toml::Table) -> Option<String> {
+    config.get("device").and_then(toml::Value::as_str).map(str::to_owned)
 }
 
 /// Removes what writing left that was interrupted.

@@ -72,6 +72,8 @@ pub struct Settings {
     pub keep: usize,
 }
 
+/// Samples of a data set that may be unreadable if nothing else is said.
+pub const MAX_BAD_SAMPLES: usize = 100;
 /// Steps of LAVIS's warm-up.
 const WARMUP: usize = 5000;
 
@@ -101,7 +103,7 @@ impl Settings {
             grad_checkpointing: Recompute::None,
             order: Order::Shuffled,
             augment: Augmentation::Blip2Train,
-            max_bad_samples: 0,
+            max_bad_samples: MAX_BAD_SAMPLES,
             text_length: 32,
             seed: 42,
             save_frequency: 1000,

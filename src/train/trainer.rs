@@ -1,5 +1,6 @@
 //! A run of stage 1: data to steps, steps to a folder.
 
+use super::card::model_card;
 use super::checkpoint::{self, Frozen, Moments, State, Tensors};
 use super::metrics::{self, Line, Metrics, Record};
 use super::model::{Companions, Model};
@@ -20,10 +21,12 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Name of the file with a run's curves.
 const CURVES_FILE_NAME: &str = "curves.svg";
+/// Bytes.
+const GIB: f64 = (1 << 30) as f64;
 
 /// A run of stage 1.
 pub struct Trainer<B: Backend> {
@@ -142,7 +145,8 @@ impl<B: Backend + Clone> Trainer<B> {
         let captions = dataset.captions().len();
         let loader = Loader::start(dataset, (processor, tokenizer), options, position, &unreadable)?;
         let known = part_names(&Parameters::spec(&config, Abilities { text: true, retrieval: true }));
-        let metrics = Metrics::open(run.folder().join(metrics::FILE_NAME), step)?;
+        let saved = run.saved().map(|saved| saved.state.global_step);
+        let metrics = Metrics::open(run.folder().join(metrics::FILE_NAME), saved)?;
         let mut trainer = Self {
             device,
             config,
@@ -166,12 +170,14 @@ impl<B: Backend + Clone> Trainer<B> {
             trainer.stage1.weights_mut().load_moments(&trainer.device, &moments)?;
             trainer.saved = Some((step, saved.folder.clone()));
         }
-        let event = if step == 0 { "run_start" } else { "run_resume" };
+        let event = if run.saved().is_some() { "run_resume" } else { "run_start" };
         trainer.metrics.write(&json!({
             "event": event,
             "schema": 1,
             "version": env!("CARGO_PKG_VERSION"),
             "params": trainer.stage1.weights().count(),
+            "device": run.device(),
+            "world_size": 1,
             "captions": captions,
             "step": step,
             "steps": trainer.settings.steps,
@@ -222,6 +228,8 @@ impl<B: Backend + Clone> Trainer<B> {
             samples_per_second,
             data_time_s: read.as_secs_f64(),
             step_time_s: took,
+            mem_peak_gib: self.memory().iter().map(|(_, bytes)| *bytes as f64).sum::<f64>() / GIB,
+            wall_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
         })?;
         self.metrics.history.push(record);
         let (first, since) = self.since;
@@ -267,10 +275,11 @@ impl<B: Backend + Clone> Trainer<B> {
             frozen: self.encoder.as_ref().map(|(_, frozen)| frozen),
         };
         self.metrics.synchronise()?;
+        let card = model_card(&self.settings, self.step, self.metrics.history.last(), tensors.frozen);
         let saved = checkpoint::save(
             &self.folder,
             state,
-            (&self.config, &self.companions),
+            (&self.config, &self.companions, &card),
             tensors,
             self.settings.keep,
         );
@@ -316,7 +325,12 @@ impl<B: Backend + Clone> Trainer<B> {
             self.save()?;
         }
         let reason = if ending == Ending::Done { "done" } else { "stopped" };
-        self.metrics.write(&json!({ "event": "run_end", "step": self.step, "reason": reason }))?;
+        self.metrics.write(&json!({
+            "event": "run_end",
+            "step": self.step,
+            "reason": reason,
+            "bad_samples": self.bad_samples(),
+        }))?;
         Ok(ending)
     }
 
@@ -333,6 +347,11 @@ impl<B: Backend + Clone> Trainer<B> {
     /// Steps done.
     pub fn steps_done(&self) -> usize {
         self.step
+    }
+
+    /// Samples left out so far because they cannot be read, each counted once.
+    pub fn bad_samples(&self) -> usize {
+        self.unreadable.len()
     }
 
     /// What every step found out.

@@ -3,6 +3,7 @@
 //! Does what transformers' `BlipImageProcessor` does with Pillow 12: convert to RGB, resize to a
 //! fixed height and width whatever the aspect ratio, rescale, normalise.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -136,7 +137,8 @@ impl ImageProcessor {
     /// [`process`](Self::process).
     pub fn read(&self, path: &Path) -> Result<Vec<f32>> {
         let image = decode::read_rgb(path, self.do_convert_rgb)?;
-        self.pixel_values(&image.pixels, image.width, image.height).map_err(|what| Error::input(path, what))
+        let resized = self.resized(&image.pixels, image.width, image.height);
+        resized.map(|resized| self.normalize(&resized)).map_err(|what| Error::input(path, what))
     }
 
     /// Pixel values [3, height, width] of RGB8 pixels `rgb` [`height`, `width`, 3].
@@ -146,6 +148,16 @@ impl ImageProcessor {
     /// If `rgb` has not `height * width * 3` bytes, a side is 0 or above 32768, or
     /// `do_resize` is false and the image has not the size asked for.
     pub fn process(&self, rgb: &[u8], width: usize, height: usize) -> Result<Vec<f32>> {
+        self.resize(rgb, width, height).map(|resized| self.normalize(&resized))
+    }
+
+    /// The RGB8 pixels [height, width, 3] of the size asked for, of which [`normalize`](Self::normalize) makes the
+    /// pixel values.
+    ///
+    /// # Errors
+    ///
+    /// As [`process`](Self::process).
+    pub fn resize(&self, rgb: &[u8], width: usize, height: usize) -> Result<Vec<u8>> {
         let side = 1..=MAX_SIDE as usize;
         if !side.contains(&width) || !side.contains(&height) {
             return Err(Error::value(format!(
@@ -158,31 +170,38 @@ impl ImageProcessor {
                 "{width}x{height} RGB pixels are not {bytes} bytes but 3 a pixel"
             )));
         }
-        self.pixel_values(rgb, width, height).map_err(Error::value)
+        self.resized(rgb, width, height).map(Cow::into_owned).map_err(Error::value)
     }
 
-    /// [`process`](Self::process) for sides and bytes that have been checked.
-    fn pixel_values(&self, rgb: &[u8], width: usize, height: usize) -> std::result::Result<Vec<f32>, String> {
+    /// [`resize`](Self::resize) for sides and bytes that have been checked.
+    fn resized<'a>(
+        &self,
+        rgb: &'a [u8],
+        width: usize,
+        height: usize,
+    ) -> std::result::Result<Cow<'a, [u8]>, String> {
         self.validate()?;
-        let resized;
-        let rgb = if self.do_resize {
-            resized = resize(rgb, (height, width), self.size, self.resample);
-            &resized
+        if self.do_resize {
+            Ok(Cow::Owned(resize(rgb, (height, width), self.size, self.resample)))
         } else if (height, width) == self.size {
-            rgb
+            Ok(Cow::Borrowed(rgb))
         } else {
             let (to_height, to_width) = self.size;
-            return Err(format!(
+            Err(format!(
                 "an image of {width}x{height} pixels, but the image processor has do_resize false; \
                  resize the image to {to_width}x{to_height}"
-            ));
-        };
+            ))
+        }
+    }
+
+    /// Pixel values [3, height, width] of RGB8 pixels [height, width, 3].
+    pub fn normalize(&self, rgb: &[u8]) -> Vec<f32> {
         let (pixels, _) = rgb.as_chunks::<3>();
         let mut values = Vec::with_capacity(rgb.len());
         for (channel, levels) in self.levels().iter().enumerate() {
             values.extend(pixels.iter().map(|pixel| levels[usize::from(pixel[channel])]));
         }
-        Ok(values)
+        values
     }
 
     /// The pixel value of every byte in every channel.

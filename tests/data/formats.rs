@@ -106,6 +106,8 @@ fn entries_of_a_tar_belong_together_by_their_names_up_to_the_first_dot() {
             ("v1.5/001.png", &png(2)),
             ("002.seg.png", &png(3)),
             ("002.jpeg", &png(4)),
+            ("004.json", br#"{"caption": ["first of two", "second"]}"#),
+            ("004.png", &png(6)),
             ("__index__", b"ignored"),
         ]),
     );
@@ -123,15 +125,17 @@ fn entries_of_a_tar_belong_together_by_their_names_up_to_the_first_dot() {
         ("00000.tar/000.PNG", "text"),
         ("00000.tar/v1.5/001.png", "from json"),
         ("00000.tar/002.jpeg", ""),
+        ("00000.tar/004.png", "first of two"),
+        ("00000.tar/004.png", "second"),
         ("00001.tar/000.png", "another"),
         ("00001.tar/003", "alone"),
     ];
     is(&dataset, &expected);
-    for (image, seed) in [(0, 1), (1, 2), (2, 4), (3, 5)] {
+    for (image, seed) in [(0, 1), (1, 2), (2, 4), (3, 6), (4, 5)] {
         let expected = Rgb::read(&workplace.picture("single.png", seed)).unwrap();
         assert_eq!(dataset.picture(image).unwrap(), expected);
     }
-    let fault = dataset.picture(4).unwrap_err().to_string();
+    let fault = dataset.picture(5).unwrap_err().to_string();
     assert!(fault.contains("00001.tar/003: has no .jpg, .jpeg, .png or .webp"), "{fault}");
     let of_folder = Source::of_images(&[workplace.path("shards")], None, None).unwrap();
     assert_eq!(Dataset::open(&of_folder).unwrap().fingerprint(), dataset.fingerprint());

@@ -102,7 +102,7 @@ impl Workplace {
         steps.retain(|line| line["event"] == "train_step");
         for step in &mut steps {
             let step = step.as_object_mut().unwrap();
-            for name in ["samples_per_second", "data_time_s", "step_time_s"] {
+            for name in ["samples_per_second", "data_time_s", "step_time_s", "wall_time"] {
                 assert!(step.remove(name).unwrap().as_f64().unwrap() >= 0.0);
             }
         }

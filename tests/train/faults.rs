@@ -126,3 +126,16 @@ fn samples_left_out_count_over_the_whole_run() {
     let ended = run(&mut place.resume("run")).with(1, &["continuing from", "step-00000003"]).with(1, &told);
     assert!(!ended.stderr.contains("left out"), "{}", ended.stderr);
 }
+
+#[test]
+fn a_sample_that_cannot_be_read_ends_no_run_by_itself() {
+    let place = Workplace::new();
+    let captions = fs::read_to_string(place.path("captions.jsonl")).unwrap();
+    fs::write(place.path("captions.jsonl"), captions.replacen("a red cat", " ", 1)).unwrap();
+    let told = ["warning: image 0: caption 0", "; left out", "cannot be read: 1\n"];
+    run(&mut place.train("run", 3, &["--order", "given"])).with(0, &told);
+    let events = lines(&place.path("run/metrics.jsonl"));
+    assert_eq!(events.last().unwrap()["bad_samples"], 1);
+    // Of all that a run has met, another process told some.
+    run(&mut place.resume("run")).with(0, &["cannot be read: 1\n"]);
+}

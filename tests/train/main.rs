@@ -1,6 +1,8 @@
 //! Training from the command line: what is learnt, what is written, and what happens when it is
 //! interrupted.
 
+#[path = "../support/bert.rs"]
+mod bert;
 mod common;
 mod faults;
 mod golden;

@@ -63,7 +63,11 @@ fn data_that_do_not_fit_are_refused() {
     refused(&["--preset", "tiny"], 2, &["no data set is given; give --data, or --features"]);
     refused(&["--features", &features, "--captions", &captions], 2, &["give --model DIR or --preset"]);
     fs::write(&wrong, "{\"image\": \"a.png\", \"caption\": \"a cat\"}\n").unwrap();
-    refused(&["--preset", "tiny", "--data", &wrong], 2, &["without a trained image encoder", "--model DIR"]);
+    refused(
+        &["--preset", "tiny", "--data", &wrong],
+        2,
+        &["without a trained image encoder", "--vision-model DIR"],
+    );
 }
 
 #[test]

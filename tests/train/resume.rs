@@ -1,41 +1,80 @@
 //! A run that is interrupted goes on as if nothing had happened.
 
 use crate::common::*;
-use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
+use crate::paths::path;
+use crate::pictures::write_pictures;
+use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Kills the run that `train` begins or resumes `kills` times, lets it end, and compares it with one that nothing
+/// happened to; it is in the folder "killed".
+fn is_unmoved_by_kills(
+    place: &Workplace,
+    steps: usize,
+    kills: usize,
+    train: impl Fn(&str, &[&str]) -> Command,
+) {
+    let begun = SystemTime::now();
+    run(&mut train("whole", &[])).with(0, &[&format!("step {steps}/{steps}")]);
+    let time = begun.elapsed().unwrap();
+    // Times that differ from test to test; a failure shows them.
+    let mut random = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    let mut times = Vec::new();
+    while times.len() < kills {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let after = time.mul_f64(0.5 * f64::from(random) / f64::from(u32::MAX));
+        let mut command = train("killed", &["--resume"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        sleep(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        times.push(after);
+    }
+    run(&mut train("killed", &["--resume"])).with(0, &[]);
+    let (found, expected) = (place.result("killed", steps), place.result("whole", steps));
+    for (found, expected) in found.0.iter().zip(&expected.0) {
+        assert!(found == expected, "{} differs after kills at {times:?} of {time:?}", found.0);
+    }
+    assert_eq!((found.0.len(), found.1), (expected.0.len(), expected.1), "{times:?} of {time:?}");
+    let events = lines(&place.path("killed/metrics.jsonl"));
+    assert_eq!(events.iter().filter(|line| line["event"] == "run_start").count(), 1, "{times:?} of {time:?}");
+}
 
 #[test]
 fn a_run_killed_at_random_times_ends_with_the_same_bytes() {
     const STEPS: usize = 30;
     let place = Workplace::new();
-    let begun = SystemTime::now();
-    run(&mut place.train("whole", STEPS, &[])).with(0, &["step 30/30"]);
-    let time = begun.elapsed().unwrap();
-    // Times that differ from test to test; a failure shows them.
-    let mut random = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
-    let mut kills = Vec::new();
-    while kills.len() < 6 {
-        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let after = time.mul_f64(0.5 * f64::from(random) / f64::from(u32::MAX));
-        let mut command = place.train("killed", STEPS, &["--resume"]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        sleep(after);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        kills.push(after);
-    }
-    run(&mut place.train("killed", STEPS, &["--resume"])).with(0, &[]);
-    let (found, expected) = (place.result("killed", STEPS), place.result("whole", STEPS));
-    for (found, expected) in found.0.iter().zip(&expected.0) {
-        assert!(found == expected, "{} differs after kills at {kills:?} of {time:?}", found.0);
-    }
-    assert_eq!((found.0.len(), found.1), (expected.0.len(), expected.1), "{kills:?} of {time:?}");
+    is_unmoved_by_kills(&place, STEPS, 6, |output, more| place.train(output, STEPS, more));
     assert_eq!(place.checkpoints("killed"), ["latest", "step-00000027", "step-00000030"]);
     let latest = fs::read_link(place.path("killed/checkpoints/latest")).unwrap();
     assert_eq!(latest.to_str(), Some("step-00000030"));
+}
+
+#[test]
+fn a_run_on_augmented_pictures_killed_at_random_times_ends_with_the_same_bytes() {
+    const STEPS: usize = 10;
+    let place = Workplace::new();
+    write_pictures(&place);
+    let mut data = OpenOptions::new().append(true).open(place.path("data.jsonl")).unwrap();
+    data.write_all(b"{\"image\": \"captions.jsonl\", \"caption\": \"not a picture\"}\n").unwrap();
+    is_unmoved_by_kills(&place, STEPS, 4, |output, more| {
+        let mut command = command();
+        command.args(["train", "stage1", "--augment", "blip-train", "--batch-size", "3", "--lr", "1e-3"]);
+        command.args(["--save-frequency", "2", "--log-every-n-steps", "1", "--steps", &STEPS.to_string()]);
+        command.arg("--model").arg(path("tests/golden/retrieval/model"));
+        command.arg("--data").arg(place.path("data.jsonl")).arg("--output").arg(place.path(output));
+        command.args(more);
+        command
+    });
+    for output in ["whole", "killed"] {
+        let events = lines(&place.path(output).join("metrics.jsonl"));
+        let warnings: Vec<_> = events.iter().filter(|line| line["event"] == "warning").collect();
+        assert!(warnings.len() == 1 && warnings[0]["message"].as_str().unwrap().contains("captions.jsonl"));
+        assert_eq!(events.last().unwrap()["bad_samples"], 1);
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Settings: defaults, what is refused, and what a run keeps of them.
 
 use crate::common::*;
+use serde_json::json;
 use std::fs;
 
 #[test]
@@ -15,6 +16,15 @@ fn settings_are_kept_and_may_not_be_contradicted() {
     assert_eq!(config["provenance"]["version"].as_str(), Some(env!("CARGO_PKG_VERSION")));
     let commit = config["provenance"].get("commit").and_then(toml::Value::as_str);
     assert_eq!(commit, option_env!("QFORMER_COMMIT"));
+    assert!(config["provenance"]["rustc"].as_str().unwrap().starts_with("rustc 1."));
+    let start = &lines(&place.path("run/metrics.jsonl"))[0];
+    assert_eq!((&start["event"], &start["device"]), (&json!("run_start"), &json!("cpu")));
+    assert_eq!((&start["world_size"], &start["schema"]), (&json!(1), &json!(1)));
+    let card = fs::read_to_string(place.checkpoint("run", 3).join("README.md")).unwrap();
+    let loss = place.steps("run")[2]["loss"].as_f64().unwrap();
+    for told in ["---\nlibrary_name: transformers\n", "after step 3 of 3", &format!("| loss | {loss:.4} |")] {
+        assert!(card.contains(told), "{told:?} is not in\n{card}");
+    }
     for (flags, told) in [
         (["--lr", "0.01"], "--lr 0.01 contradicts the run in"),
         (["--seed", "7"], "--seed 7 contradicts"),
@@ -85,7 +95,7 @@ fn epochs_are_counted_in_captions_and_curves_are_drawn() {
     for (name, value) in [("step", 5.0), ("samples_seen", 40.0), ("epoch", 1.0), ("lr", 1e-5)] {
         assert_eq!(steps[4][name].as_f64().unwrap(), value, "{name}");
     }
-    for name in ["loss", "loss_itc", "loss_itm", "loss_lm", "temp", "grad_norm"] {
+    for name in ["loss", "loss_itc", "loss_itm", "loss_lm", "temp", "grad_norm", "mem_peak_gib"] {
         assert!(steps[0][name].as_f64().unwrap() > 0.0, "{name}");
     }
     for name in ["itm_accuracy", "itc_recall1"] {

@@ -13,6 +13,7 @@ use qformer::ops::Backend;
 use qformer::output::{counted, write_atomically};
 use qformer::params::safetensors::{self, Checkpoint, Dtype};
 use qformer::tensor::HostTensor;
+use qformer::train::MAX_BAD_SAMPLES;
 use qformer::vision::identity::identity;
 use qformer::{Config, Error, ImageProcessor, Result, VisionEncoder};
 use rayon::prelude::*;
@@ -58,7 +59,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value = "1000")]
     shard_size: NonZeroUsize,
     /// Images that may be unreadable before it is an error
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = MAX_BAD_SAMPLES)]
     max_bad_samples: usize,
 }
 

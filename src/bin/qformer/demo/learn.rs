@@ -74,7 +74,10 @@ pub(super) fn learn(
     let settings = settings(steps, seed);
     let table = toml::Table::try_from(&settings)
         .map_err(|error| Error::value(format!("the run's settings cannot be written: {error}")))?;
-    let table = toml::Table::from_iter([("train".to_owned(), toml::Value::Table(table))]);
+    let table = toml::Table::from_iter([
+        ("device".to_owned(), toml::Value::from("cpu")),
+        ("train".to_owned(), toml::Value::Table(table)),
+    ]);
     let run = Run::create(folder, &table)?;
     let mut trainer = Trainer::new(Cpu::<f32>::new(), settings, model, Arc::new(data.features()?), run)?;
     let line = LiveLine::new(steps, remarks);

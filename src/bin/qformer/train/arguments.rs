@@ -51,6 +51,9 @@ pub(super) struct ModelArguments {
     /// Folder of bert-base-uncased, from which BLIP-2 begins: its weights and its tokenizer
     #[arg(long, value_name = "DIR")]
     pub(super) bert: Option<PathBuf>,
+    /// Folder of a checkpoint with the image encoder that the new model sees by; --data needs it
+    #[arg(long, value_name = "DIR", requires = "preset", conflicts_with = "model")]
+    pub(super) vision_model: Option<PathBuf>,
 }
 
 /// [`Settings`], as far as they are given.
@@ -122,10 +125,11 @@ pub(super) struct SettingsArguments {
     /// Order of an epoch's examples [default: shuffled]
     #[arg(long, value_parser = PossibleValuesParser::new(["shuffled", "given"]))]
     order: Option<String>,
-    /// What becomes of pictures: BLIP-2's random crop and flip, or none [default: blip2-train]
-    #[arg(long, value_parser = PossibleValuesParser::new(["blip2-train", "none"]))]
+    /// What becomes of pictures: LAVIS's blip2_image_train, a random crop and flip; its blip_image_train,
+    /// which adds RandAugment; or nothing [default: blip2-train]
+    #[arg(long, value_parser = PossibleValuesParser::new(["blip2-train", "blip-train", "none"]))]
     augment: Option<String>,
-    /// Unreadable samples to leave out before it is an error [default: 0]
+    /// Unreadable samples to leave out before it is an error [default: 100]
     #[arg(long, value_name = "N")]
     max_bad_samples: Option<usize>,
     /// Most tokens of a text, with [CLS] and [SEP] [default: 32]

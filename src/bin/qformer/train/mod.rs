@@ -2,6 +2,7 @@
 
 mod arguments;
 mod begin;
+mod provenance;
 mod report;
 mod stage1;
 mod stop;

@@ -4,6 +4,7 @@ use super::arguments::{
     Arguments, DEVICE_VARIABLE, ModelArguments, check_against, device_name, device_of_environment, table,
     with_absolute_paths,
 };
+use super::provenance::provenance;
 use super::{begin, report, stop};
 use crate::Remarks;
 use crate::data::DataArguments;
@@ -41,10 +42,6 @@ pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
         (None, None) => device_of_environment()?.unwrap_or(Device::Auto),
     };
     let device = device.open(remarks)?;
-    let name = match device {
-        Opened::Cpu(_) => device_name(Device::Cpu),
-        Opened::Cuda(_) => device_name(Device::Cuda),
-    };
     let (begun, run) = match &stored {
         Some(config) => {
             let begun = Begun::again(arguments, config)?;
@@ -52,7 +49,7 @@ pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
         }
         None => {
             let begun = Begun::new(arguments)?;
-            let config = begun.config(&name)?;
+            let config = begun.config(&device)?;
             (begun, Run::create(folder, &config)?)
         }
     };
@@ -66,14 +63,15 @@ impl Begun {
     /// A run as the flags ask for it.
     fn new(arguments: &Arguments) -> Result<Self> {
         let dataset = Arc::new(Dataset::open(&arguments.data.source()?)?);
-        if arguments.model.preset.is_some() && dataset.kind() == Kind::Pictures {
+        let model = &arguments.model;
+        if model.preset.is_some() && model.vision_model.is_none() && dataset.kind() == Kind::Pictures {
             return Err(Error::usage(
-                "--preset begins without a trained image encoder, which --data needs; give --model DIR, the folder \
-                 of a checkpoint that has one, or --features of one",
+                "--preset begins without a trained image encoder, which --data needs; give --vision-model DIR, the \
+                 folder of a checkpoint that has one, or --features of one",
             ));
         }
         let settings = arguments.settings.resolve(dataset.captions().len())?;
-        Ok(Self { model: arguments.model.clone(), data: arguments.data.clone(), settings, dataset })
+        Ok(Self { model: model.clone(), data: arguments.data.clone(), settings, dataset })
     }
 
     /// The run of `config`, which the flags may not contradict.
@@ -100,21 +98,17 @@ impl Begun {
     }
 
     /// Everything that another run needs to be the same.
-    fn config(&self, device: &str) -> Result<Table> {
-        let mut provenance = Table::new();
-        provenance.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
-        if let Some(commit) = option_env!("QFORMER_COMMIT") {
-            provenance.insert("commit".to_owned(), commit.into());
-        }
-        let command: Vec<Value> = std::env::args().map(Value::String).collect();
-        provenance.insert("command".to_owned(), Value::Array(command));
-        provenance.insert("threads".to_owned(), Value::Integer(rayon::current_num_threads() as i64));
+    fn config(&self, device: &Opened) -> Result<Table> {
+        let name = match device {
+            Opened::Cpu(_) => device_name(Device::Cpu),
+            Opened::Cuda(_) => device_name(Device::Cuda),
+        };
         Ok(Table::from_iter([
-            ("device".to_owned(), Value::from(device)),
+            ("device".to_owned(), Value::from(name)),
             ("model".to_owned(), with_absolute_paths(table(&self.model)?)?.into()),
             ("data".to_owned(), with_absolute_paths(table(&self.data)?)?.into()),
             ("train".to_owned(), table(&self.settings)?.into()),
-            ("provenance".to_owned(), provenance.into()),
+            ("provenance".to_owned(), provenance(device).into()),
         ]))
     }
 }
@@ -171,6 +165,9 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
     report::memory(&trainer.memory(), remarks);
     let first = trainer.steps_done() + 1;
     let ending = trainer.run(stop, &mut |step| report::tell(step, first, every, remarks))?;
+    if trainer.bad_samples() > 0 {
+        remarks.note(format_args!("samples left out because they cannot be read: {}", trainer.bad_samples()));
+    }
     match ending {
         Ending::Done => {
             if let Some(saved) = trainer.saved() {
