@@ -127,6 +127,53 @@ fn it_equals_attention_over_keys_with_a_bias_and_values() {
     equals_attention_over_projections::<Cuda>();
 }
 
+fn whole_numbers_are_exact<D: TestDevice + AbsorbedAttention>() {
+    let stores: Vec<fn(&Matrix) -> Tensor<D>> = D::weight_stores();
+    for shape in [[2, 32, 2, 64, 256, 48], [3, 5, 5, 32, 8, 20], [1, 3, 3, 16, 16, 24]] {
+        let [images, queries, heads, head_width, tokens, width] = shape;
+        let (mut random, hidden) = (Random::new(6), heads * head_width);
+        // Keys are made of the first half of an image's channels, where all of its tokens are the same, and values
+        // of the others: so every token has the same part in each sum, a power of two.
+        let keys = |c: usize| c < width / 2;
+        let (same, other) = (random.whole(images, width, 1), random.whole(images * tokens, width, 1));
+        let image = Matrix::from_fn(images * tokens, width, |r, c| {
+            if keys(c) { same.at(r / tokens, c) } else { 8.0 * other.at(r, c) }
+        });
+        let mut weight = |of_keys| {
+            let weight = random.whole(hidden, width, 1);
+            Matrix::from_fn(hidden, width, |r, c| if keys(c) == of_keys { weight.at(r, c) } else { 0.0 })
+        };
+        let (key_weight, value_weight) = (weight(true), weight(false));
+        let cross = Cross {
+            heads,
+            images,
+            q: random.whole(images * queries, hidden, 1),
+            image,
+            key_weight,
+            key_bias: Matrix::filled(1, hidden, 0.0),
+            value_weight,
+            value_bias: random.whole(1, hidden, 2),
+        };
+        let mean =
+            |i: usize, c| (0..tokens).map(|t| cross.image.at(i * tokens + t, c)).sum::<f64>() / tokens as f64;
+        let of_image = Matrix::from_fn(images, hidden, |i, h| {
+            let sum: f64 = (width / 2..width).map(|c| mean(i, c) * cross.value_weight.at(h, c)).sum();
+            sum + cross.value_bias.at(0, h)
+        });
+        let want = Matrix::from_fn(images * queries, hidden, |r, h| of_image.at(r / queries, h));
+        for &store in &stores {
+            assert_eq!(cross.absorbed(store), rounded::<D>(&want), "{shape:?}");
+        }
+    }
+}
+
+#[test]
+fn even_attention_over_whole_numbers_is_exact() {
+    whole_numbers_are_exact::<Cpu<f64>>();
+    whole_numbers_are_exact::<Cpu<f32>>();
+    whole_numbers_are_exact::<Cuda>();
+}
+
 #[test]
 fn nan_in_an_image_reaches_all_of_its_rows_and_no_other() {
     let mut cross = Cross::random([3, 5, 2, 32, 7, 20]);

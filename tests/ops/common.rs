@@ -44,6 +44,13 @@ impl Matrix {
         Self::from_fn(self.rows, self.cols, |i, j| self.at(i, j) - other.at(i, j))
     }
 
+    /// The nearest multiples of 2⁻¹⁶: of results that are such multiples, but for the rounding of a
+    /// log-sum-exp, which is less.
+    pub(crate) fn settled(&self) -> Self {
+        let unit = f64::from(1 << 16);
+        Self::from_fn(self.rows, self.cols, |r, c| (self.at(r, c) * unit).round() / unit)
+    }
+
     pub(crate) fn bits(&self) -> Vec<u64> {
         self.values.iter().map(|x| x.to_bits()).collect()
     }
@@ -67,6 +74,11 @@ impl Random {
     /// A whole number below `bound`.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
+    }
+
+    /// Whole numbers from -`largest` to `largest`.
+    pub(crate) fn whole(&mut self, rows: usize, cols: usize, largest: usize) -> Matrix {
+        Matrix::from_fn(rows, cols, |_, _| self.below(2 * largest + 1) as f64 - largest as f64)
     }
 
     /// Multiples of 2⁻²⁰ in [-1, 1): exact in `f32`, so that all precisions see the same numbers.

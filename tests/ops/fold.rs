@@ -107,6 +107,28 @@ fn forward_matches_a_plain_computation() {
     forward_matches::<Cuda>();
 }
 
+fn whole_numbers_are_exact<D: TestDevice + FoldOp>() {
+    for [out, inputs] in SHAPES {
+        let mut random = Random::new(6);
+        let [weight, dweight] = [(); 2].map(|()| random.whole(out, inputs, 2));
+        let [bias, dbias] = [(); 2].map(|()| random.whole(1, out, 2));
+        let [norm_weight, norm_bias] = [(); 2].map(|()| random.whole(1, inputs, 2));
+        let fold = Fold { weight, bias, norm_weight, norm_bias };
+        // Sums of 1408 products up to 4 are exact in single precision, and rounded once.
+        assert_eq!(fold.forward::<D>(), fold.forward::<Cpu<f64>>().map(|m| rounded::<D>(&m)));
+        let got = fold.backward::<D>(&dweight, &dbias, &fold);
+        let want = fold.backward::<Cpu<f64>>(&dweight, &dbias, &fold);
+        assert_eq!([got.weight, got.bias], [want.weight, want.bias]);
+        assert_eq!([got.norm_weight, got.norm_bias], [want.norm_weight, want.norm_bias]);
+    }
+}
+
+#[test]
+fn whole_numbers_are_folded_exactly() {
+    whole_numbers_are_exact::<Cpu<f32>>();
+    whole_numbers_are_exact::<Cuda>();
+}
+
 #[test]
 fn backward_matches_finite_differences() {
     for shape in [[1, 1], [13, 7], [3, 70]] {

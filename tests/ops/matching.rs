@@ -154,6 +154,34 @@ fn either_form_matches_a_plain_computation() {
     matches::<Cuda>();
 }
 
+fn undecided_pairs_are_exact<D: TestDevice + MatchingOp>() {
+    let pairs = 1280;
+    // 1024 of the pairs count, of which a third match; each is 1/2 likely.
+    let labels = labels(pairs);
+    let dlogit = |p: usize| match labels[p] {
+        LEFT_OUT => 0.0,
+        label => (0.5 - f64::from(label)) / 1024.0,
+    };
+    let logits = Random::new(6).whole(pairs, 1, 2);
+    let logits = Matrix::from_fn(pairs, 2, |p, _| logits.at(p, 0));
+    let classifier = Case { form: Form::Classifier(logits), labels: labels.clone() };
+    let [dlogits, ..] = classifier.run::<D>(1.0, 0.0).2;
+    assert_eq!(dlogits, Matrix::from_fn(pairs, 2, |p, c| if c == 1 { dlogit(p) } else { -dlogit(p) }));
+
+    let sum: f64 = (0..pairs).map(dlogit).sum();
+    let form = Form::MaxSimilarity(Matrix::filled(pairs, 1, 2.0), 3.0, -6.0);
+    let [dsimilarity, dscale, dbias] = Case { form, labels: labels.clone() }.run::<D>(1.0, 5.0).2;
+    assert_eq!(dsimilarity, Matrix::from_fn(pairs, 1, |p, _| 3.0 * dlogit(p)));
+    assert_eq!([dscale.at(0, 0), dbias.at(0, 0)], [5.0 + 2.0 * sum, 5.0 + sum]);
+}
+
+#[test]
+fn undecided_pairs_have_exact_gradients() {
+    undecided_pairs_are_exact::<Cpu<f64>>();
+    undecided_pairs_are_exact::<Cpu<f32>>();
+    undecided_pairs_are_exact::<Cuda>();
+}
+
 #[test]
 fn backward_matches_finite_differences() {
     for case in Case::both::<Cpu<f64>>(13) {

@@ -35,6 +35,25 @@ fn forward_matches_a_plain_computation() {
     forward_matches::<Cuda>();
 }
 
+fn whole_numbers_are_exact<D: TestDevice + PoolOp>() {
+    for (size, width) in [(32, 768), (4, 13)] {
+        let mut random = Random::new(6);
+        let (x, dy) = (random.whole(3 * size, width, 4), random.whole(3, width, 4));
+        let sum = |g: usize, c| (0..size).map(|i| x.at(g * size + i, c)).sum::<f64>();
+        // Of 32 numbers up to 4 the sum is 128 at most, which has eight bits, as its quotients by powers of two.
+        assert_eq!(forward::<D>(&x, 3), Matrix::from_fn(3, width, |g, c| sum(g, c) / size as f64));
+        let want = Matrix::from_fn(3 * size, width, |r, c| dy.at(r / size, c) / size as f64);
+        assert_eq!(backward::<D>(&dy, 3 * size), want);
+    }
+}
+
+#[test]
+fn means_of_whole_numbers_in_groups_of_a_power_of_two_are_exact() {
+    whole_numbers_are_exact::<Cpu<f64>>();
+    whole_numbers_are_exact::<Cpu<f32>>();
+    whole_numbers_are_exact::<Cuda>();
+}
+
 #[test]
 fn backward_matches_finite_differences() {
     for (groups, size, width) in [(2, 5, 3), (1, 1, 1), (3, 1, 7)] {

@@ -12,6 +12,7 @@ use qformer::{Config, Matching, Result};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 
 pub(crate) fn golden() -> PathBuf {
@@ -41,7 +42,12 @@ pub(crate) fn tensors(name: &str) -> BTreeMap<String, (Vec<f64>, Vec<usize>)> {
 /// Images and texts of the golden batch, by what of it each example takes, an image and a text, and what
 /// its image is called.
 pub(crate) fn examples(of: &[([usize; 2], u32)]) -> Batch {
-    let tensors = tensors("batch.safetensors");
+    examples_in("batch.safetensors", of)
+}
+
+/// The same of the batch in a file.
+fn examples_in(name: &str, of: &[([usize; 2], u32)]) -> Batch {
+    let tensors = tensors(name);
     let (values, shape) = &tensors["vision_output"];
     let image = |i: usize| &values[i * shape[1] * shape[2]..(i + 1) * shape[1] * shape[2]];
     let ((ids, of_ids), (mask, _)) = (&tensors["input_ids"], &tensors["attention_mask"]);
@@ -77,20 +83,24 @@ pub(crate) fn options() -> Stage1Options {
 }
 
 pub(crate) fn model<B: Backend>(device: B, options: Stage1Options) -> Stage1<B> {
-    moved_model(device, options, 0.0)
+    moved_model(device, options, &|_, _| 0.0)
 }
 
-/// With every parameter moved by `step` times a number in (-1, 1) of its own.
-pub(crate) fn moved_model<B: Backend>(device: B, options: Stage1Options, step: f32) -> Stage1<B> {
+/// With every element of every tensor moved by so much.
+pub(crate) fn moved_model<B: Backend>(
+    device: B,
+    options: Stage1Options,
+    by: &dyn Fn(&str, usize) -> f32,
+) -> Stage1<B> {
     let checkpoint = Checkpoint::open(&golden()).unwrap();
-    let source = Moved { checkpoint: NamedCheckpoint::new(&checkpoint).unwrap(), step };
+    let source = Moved { checkpoint: NamedCheckpoint::new(&checkpoint).unwrap(), by };
     Stage1::new(device, config(), options, &source).unwrap()
 }
 
 /// A checkpoint whose parameters are moved, with a scale and bias of the largest similarity.
 struct Moved<'a> {
     checkpoint: NamedCheckpoint<'a>,
-    step: f32,
+    by: &'a dyn Fn(&str, usize) -> f32,
 }
 
 /// What the golden checkpoint does not have.
@@ -110,7 +120,7 @@ impl TensorSource for Moved<'_> {
 
     fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize> {
         let mut moved = |first: usize, values: &[f32]| {
-            let moved = |(i, x): (usize, &f32)| x + self.step * direction(&part.name, first + i);
+            let moved = |(i, x): (usize, &f32)| x + (self.by)(&part.name, first + i);
             sink(first, &values.iter().enumerate().map(moved).collect::<Vec<f32>>());
         };
         match begun(part) {
@@ -123,8 +133,21 @@ impl TensorSource for Moved<'_> {
     }
 }
 
+/// A number in (-1, 1) of each element's own.
 pub(crate) fn direction(name: &str, index: usize) -> f32 {
     (2.0 * uniform(key(0, name), index as u64) - 1.0) as f32
+}
+
+/// What tensors of all layers have in common: their names without the layer's number.
+pub(crate) fn kind(name: &str) -> String {
+    name.split('.').filter(|part| part.parse::<usize>().is_err()).collect::<Vec<_>>().join(".")
+}
+
+pub(crate) const CLEAR: &str = "clear.safetensors";
+
+/// Examples of the batch in which no winner and no negative is nearly another (golden/stage1/bf16.py).
+pub(crate) fn clear_examples(of: Range<usize>) -> Batch {
+    examples_in(CLEAR, &of.map(|i| ([i, i], i as u32)).collect::<Vec<_>>())
 }
 
 /// What a step gives: losses, and the gradients by the tensors' names.

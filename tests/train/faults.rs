@@ -3,6 +3,7 @@
 use crate::common::*;
 use crate::golden;
 use qformer::params::safetensors::Checkpoint;
+use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -96,6 +97,36 @@ fn a_loss_that_is_not_finite_stops_the_run_with_its_batch_kept() {
     let events = lines(&place.path("run/metrics.jsonl"));
     assert_eq!(events.last().unwrap()["event"], "non_finite");
     assert_eq!(place.steps("run").len(), 1);
+}
+
+/// Sets the one number of a tensor in a file.
+fn set(path: &Path, name: &str, value: f32) {
+    let mut bytes = fs::read(path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let begin = bytes.len() - header.data_len() + header.info(name).unwrap().data_offsets.0;
+    bytes[begin..begin + size_of::<f32>()].copy_from_slice(&value.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_stops_the_run_though_the_loss_is() {
+    let place = Workplace::new();
+    let model = place.path("model");
+    copy_folder(&golden::folder(), &model);
+    // Similarities over the temperature are of the order of 1e25; their derivative, once more over it, is beyond
+    // what single precision holds.
+    set(&model.join("model.safetensors"), "temp", 1e-25);
+    let file = place.path("run").join("non-finite-step-1.safetensors");
+    let told = ["step 1 is not finite", "or else the gradient", file.to_str().unwrap()];
+    let ended = golden::train_from(&model, &place, "run").with(1, &told);
+    let (_, rest) = ended.stderr.split_once("(ITC ").unwrap();
+    let loss: f64 = rest.split_once(',').unwrap().0.parse().unwrap();
+    assert!(loss > 1e20 && loss.is_finite(), "{loss}");
+    assert_eq!(Checkpoint::open(&file).unwrap().get("vision_output").unwrap().shape[0], 5);
+    assert_eq!(lines(&place.path("run/metrics.jsonl")).last().unwrap()["event"], "non_finite");
+    // Nothing was learnt from the step, and nothing kept of it.
+    assert!(place.steps("run").is_empty());
+    assert!(!place.path("run").join("checkpoints/latest").exists());
 }
 
 #[test]

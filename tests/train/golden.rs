@@ -3,12 +3,22 @@
 use crate::common::*;
 use crate::paths::path;
 use qformer::params::safetensors::Checkpoint;
+use std::path::{Path, PathBuf};
+
+pub(crate) fn folder() -> PathBuf {
+    path("tests/golden/stage1")
+}
 
 /// Ten steps as training.json has them.
 pub(crate) fn train(place: &Workplace, output: &str) -> Ended {
-    let golden = path("tests/golden/stage1");
+    train_from(&folder(), place, output)
+}
+
+/// The same from another model.
+pub(crate) fn train_from(model: &Path, place: &Workplace, output: &str) -> Ended {
+    let golden = folder();
     let mut command = command();
-    command.args(["train", "stage1", "--model"]).arg(&golden);
+    command.args(["train", "stage1", "--model"]).arg(model);
     command.arg("--features").arg(golden.join("batch.safetensors"));
     command.arg("--captions").arg(golden.join("captions.jsonl"));
     command.args(["--order", "given", "--negatives", "hardest", "--dropout", "0", "--text-length", "16"]);
@@ -20,7 +30,7 @@ pub(crate) fn train(place: &Workplace, output: &str) -> Ended {
 fn ten_steps_from_the_command_line_have_the_losses_of_lavis() {
     let place = Workplace::new();
     train(&place, "run").with(0, &["step 10/10", "note: steps take"]);
-    let checkpoint = Checkpoint::open(&path("tests/golden/stage1/expected.safetensors")).unwrap();
+    let checkpoint = Checkpoint::open(&folder().join("expected.safetensors")).unwrap();
     let mut expected = Vec::new();
     checkpoint.read_f32("losses", |_, values| expected.extend_from_slice(values)).unwrap();
     let steps = place.steps("run");

@@ -153,6 +153,53 @@ fn single_precision_gradients_are_those_of_double_precision() {
     }
 }
 
+/// Scores are zero, so of eight keys each has probability 1/8; all else are whole numbers.
+fn even_cases() -> Vec<Case> {
+    let shapes = [
+        ("cross", false, cross([2, 2, 3, 8])),
+        ("bi-directional", false, queries_then_text(3, &[5, 5])),
+        ("over a prefix", true, text_over_prefix(4, &[4, 4])),
+    ];
+    // Without queries that are not zero the keys have no gradient, and without keys the queries.
+    let cases = shapes.into_iter().flat_map(|(name, has_prefix, sequences)| {
+        [(1.0, 0.0), (0.0, 1.0)].map(|(q, k)| {
+            let mut case = Case::random(name, Mask::None, [2, 4], has_prefix, sequences.clone());
+            // NaN stays, in rows that no sequence names.
+            let whole =
+                |m: &mut Matrix, by: f64| m.values.iter_mut().for_each(|x| *x = (*x * 1.5).round() * by);
+            whole(&mut case.q, q);
+            whole(&mut case.k, k);
+            whole(&mut case.v, 8.0);
+            if let Some([prefix_k, prefix_v]) = &mut case.prefix {
+                whole(prefix_k, k);
+                whole(prefix_v, 8.0);
+            }
+            case
+        })
+    });
+    cases.collect()
+}
+
+fn even_gradients_are_exact<D: TestDevice + AttentionOp>() {
+    for case in even_cases() {
+        let mut dout = case.random_dout();
+        dout.values.iter_mut().for_each(|x| *x = x.round());
+        let (got, want) = (case.gradient::<D>(&dout), case.plain_gradient_storing(&dout, |x| x));
+        for ((what, got), (_, want)) in got.matrices().into_iter().zip(want.matrices()) {
+            // Every number has eight bits, as bf16 has.
+            assert_eq!(*want, rounded::<Cuda>(want), "{}, {what}", case.name);
+            assert_eq!(got.settled(), *want, "{}, {what}", case.name);
+        }
+    }
+}
+
+#[test]
+fn even_attention_over_whole_numbers_has_exact_gradients() {
+    even_gradients_are_exact::<Cpu<f64>>();
+    even_gradients_are_exact::<Cpu<f32>>();
+    even_gradients_are_exact::<Cuda>();
+}
+
 fn gradients_are_added<D: TestDevice + AttentionOp>() {
     for case in cases() {
         let dout = rounded::<D>(&case.random_dout());
