@@ -1,7 +1,7 @@
 //! Compiles `kernels/*.cu` with NVRTC, CUDA's run-time compiler, and embeds the results.
 //!
-//! Each unit becomes a cubin for every architecture of [`ARCHITECTURES`] and a PTX text for newer
-//! ones. Neither a GPU nor a CUDA toolkit is needed, only libnvrtc (`pip install
+//! Each unit becomes a cubin for every architecture of [`ARCHITECTURES`] that NVRTC knows, and a PTX text for
+//! the others. Neither a GPU nor a CUDA toolkit is needed, only libnvrtc (`pip install
 //! nvidia-cuda-nvrtc-cu12`). Without it the crate still builds, and `Cuda::open` says what is missing.
 //! Everything is written to OUT_DIR; what has not changed is not compiled again.
 
@@ -133,7 +133,8 @@ struct Task<'a> {
 /// Compiles what has changed; returns the Rust text that embeds everything.
 fn compile(sources: &Sources, compiler: &nvrtc::Nvrtc, out: &Path) -> String {
     let chosen = env::var("QFORMER_CUDA_ARCHITECTURES").unwrap_or_else(|_| ARCHITECTURES.to_owned());
-    let mut tasks = Vec::new();
+    let (major, minor) = compiler.version;
+    let (mut tasks, mut unknown) = (Vec::new(), Vec::new());
     for (unit, source) in &sources.units {
         for architecture in chosen.split(',') {
             let architecture = match architecture {
@@ -141,8 +142,20 @@ fn compile(sources: &Sources, compiler: &nvrtc::Nvrtc, out: &Path) -> String {
                 other if unit.ends_with(HOPPER) && other != "sm_90a" => continue,
                 other => other,
             };
+            if !compiler.knows(architecture) {
+                unknown.push(architecture);
+                continue;
+            }
             tasks.push(Task { unit, source, architecture: architecture.to_owned() });
         }
+    }
+    if !unknown.is_empty() {
+        unknown.sort_unstable();
+        unknown.dedup();
+        let unknown = unknown.join(", ");
+        println!(
+            "cargo::warning=NVRTC {major}.{minor} does not know {unknown}: nothing was compiled for that"
+        );
     }
     let next = AtomicUsize::new(0);
     let embedded = Mutex::new(vec![String::new(); tasks.len()]);
@@ -161,7 +174,6 @@ fn compile(sources: &Sources, compiler: &nvrtc::Nvrtc, out: &Path) -> String {
         }
     });
     let embedded = embedded.into_inner().expect("no task panicked");
-    let (major, minor) = compiler.version;
     let mut text = format!("{COMPILER}Ok(\"NVRTC {major}.{minor}\");\n{UNITS}&[\n");
     for (unit, _) in &sources.units {
         text += &format!("    Unit {{ name: {unit:?}, images: &[\n");
@@ -237,6 +249,8 @@ mod nvrtc {
     pub(crate) struct Nvrtc {
         library: Library,
         pub(crate) version: (c_int, c_int),
+        /// Numbers of the architectures that it compiles for, such as 90; none if it does not tell.
+        architectures: Vec<c_int>,
     }
 
     pub(crate) struct Compiled {
@@ -293,14 +307,35 @@ mod nvrtc {
             }
             // SAFETY: as above.
             let library = unsafe { Library::new(path) }.map_err(|e| e.to_string())?;
-            let mut nvrtc = Self { library, version: (0, 0) };
+            let mut nvrtc = Self { library, version: (0, 0), architectures: Vec::new() };
             let (mut major, mut minor) = (0, 0);
             let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =
                 nvrtc.function("nvrtcVersion")?;
             // SAFETY: as NVRTC documents it.
             unsafe { version(&mut major, &mut minor) };
             nvrtc.version = (major, minor);
+            nvrtc.architectures = nvrtc.supported().unwrap_or_default();
             Ok(nvrtc)
+        }
+
+        fn supported(&self) -> Result<Vec<c_int>, String> {
+            let count: unsafe extern "C" fn(*mut c_int) -> c_int =
+                self.function("nvrtcGetNumSupportedArchs")?;
+            let list: unsafe extern "C" fn(*mut c_int) -> c_int = self.function("nvrtcGetSupportedArchs")?;
+            let mut number = 0;
+            // SAFETY: the list has as many elements as NVRTC says.
+            unsafe {
+                count(&mut number);
+                let mut supported = vec![0; usize::try_from(number).unwrap_or(0)];
+                list(supported.as_mut_ptr());
+                Ok(supported)
+            }
+        }
+
+        /// Whether it compiles for an architecture such as "sm_90a". Of what has no number it complains itself.
+        pub(crate) fn knows(&self, architecture: &str) -> bool {
+            let number = architecture.trim_matches(|c: char| !c.is_ascii_digit()).parse();
+            number.map_or(true, |n| self.architectures.is_empty() || self.architectures.contains(&n))
         }
 
         fn function<F: Copy>(&self, name: &str) -> Result<F, String> {

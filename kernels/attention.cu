@@ -169,14 +169,15 @@ template <u32 W> struct Forward {
     __device__ void step(const SharedRows<W> &k, const SharedRows<W> &v, u32 first, u32 key, u32 rows) {
         float p[STEP / KEYS][4];
         const float before[2] = {largest[0], largest[1]};
+        // Of the last step's keys some may not be there: nothing is done for them.
+        const auto there = [&](u32 t) { return SEEN == Seen::All || first + t * KEYS < rows; };
 #pragma unroll
         for (u32 t = 0; t < STEP / KEYS; ++t) {
-            const bool there = SEEN == Seen::All || first + t * KEYS < rows;
-            if (there) q.times_rows(p[t], k, first + t * KEYS);
+            if (!there(t)) continue;
+            q.times_rows(p[t], k, first + t * KEYS);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                if (!(SEEN == Seen::All || (there && tile.sees(i, key + t * KEYS))))
-                    p[t][i] = -__int_as_float(0x7f800000);
+                if (SEEN == Seen::Some && !tile.sees(i, key + t * KEYS)) p[t][i] = -__int_as_float(0x7f800000);
                 largest[i / 2] = fmaxf(largest[i / 2], p[t][i]);
             }
         }
@@ -192,6 +193,11 @@ template <u32 W> struct Forward {
         }
 #pragma unroll
         for (u32 t = 0; t < STEP / KEYS; ++t) {
+            if (!there(t)) {
+#pragma unroll
+                for (float &x : p[t]) x = 0.0f;
+                continue;
+            }
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 p[t][i] = ex2(p[t][i] * scale2 - shift[i / 2]);

@@ -152,6 +152,25 @@ fn no_file_is_too_long_to_read() {
 }
 
 #[test]
+fn inline_ptx_stands_in_its_own_headers() {
+    let mut seen = 0;
+    for entry in fs::read_dir(root().join("kernels")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.lines().map(|line| line.split("//").next().unwrap());
+        let words = code.flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '_'));
+        let statements = words.filter(|word| ["asm", "__asm__"].contains(word)).count();
+        assert!(
+            statements == 0 || (name.starts_with("ptx") && name.ends_with(".cuh")),
+            "{name} has inline PTX"
+        );
+        seen += statements;
+    }
+    assert!(seen > 0, "no inline PTX was seen");
+}
+
+#[test]
 fn every_operation_has_its_files_and_its_test() {
     let mut count = 0;
     for entry in fs::read_dir(root().join("src/ops")).unwrap() {

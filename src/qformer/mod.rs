@@ -21,6 +21,7 @@ use crate::layers::block::{Inputs, Stream};
 use crate::layers::cross_attention::ImageTokens;
 use crate::layers::self_attention::Attending;
 use crate::ops::Backend;
+use crate::ops::attention::check_heads;
 use crate::ops::embedding::EmbeddingForward;
 use crate::ops::normalize::NormalizeForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
@@ -60,7 +61,8 @@ impl<B: Backend> QFormer<B> {
     ///
     /// # Errors
     /// Fails if a file is missing or malformed, naming every tensor that is missing, surplus or of
-    /// the wrong shape, and if there is not enough memory.
+    /// the wrong shape, if the heads of attention are too wide for the device, and if there is not enough
+    /// memory.
     pub fn load(device: B, directory: impl AsRef<Path>) -> Result<Self> {
         Self::load_with_progress(device, directory.as_ref(), &mut |_, _| ())
     }
@@ -104,7 +106,8 @@ impl<B: Backend> QFormer<B> {
     /// The same with parameters from anywhere.
     ///
     /// # Errors
-    /// Fails as the source does, and if there is not enough memory.
+    /// Fails as the source does, if the heads of attention are too wide for the device, and if there is not
+    /// enough memory.
     pub fn from_source(
         device: B,
         config: Config,
@@ -112,6 +115,7 @@ impl<B: Backend> QFormer<B> {
         source: &dyn TensorSource,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        check_heads::<B>("the Q-Former", config.qformer.head_dim())?;
         let specs = Parameters::spec(&config, abilities);
         let weights = Weights::load(&device, &specs, source, progress)?;
         let first_attended = Arena::sized(&device, "the queries", 0)?;

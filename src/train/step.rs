@@ -14,6 +14,7 @@ use crate::device::Write;
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::adamw::AdamW;
+use crate::ops::attention::check_heads;
 use crate::params::TensorSource;
 use crate::replays::Replays;
 use crate::workspace::Workspace;
@@ -39,10 +40,11 @@ impl<B: Backend> Stage1<B> {
     /// Reads the parameters.
     ///
     /// # Errors
-    /// Fails if the model cannot be trained with these options, as the source does, and if there is not
-    /// enough memory.
+    /// Fails if the model cannot be trained with these options or on this device, as the source does, and if
+    /// there is not enough memory.
     pub fn new(device: B, config: Config, options: Stage1Options, source: &dyn TensorSource) -> Result<Self> {
         options.check(&config)?;
+        check_heads::<B>("the Q-Former", config.qformer.head_dim())?;
         let spec = Stage1Parameters::spec(&config, options.matching);
         let weights = TrainedWeights::load(&device, &spec, source)?;
         let width = config.vision.hidden_size;

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::layers::linear::Fused;
 use crate::layers::{LayerNorm, Linear};
 use crate::ops::Backend;
-use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences, Sequences};
+use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences, Sequences, check_heads};
 use crate::ops::embedding::EmbeddingForward;
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus};
@@ -185,7 +185,8 @@ impl<B: Backend> VisionEncoder<B> {
     ///
     /// # Errors
     /// Fails if a file is missing or malformed, naming every tensor that is missing, surplus or of
-    /// the wrong shape, and if there is not enough memory.
+    /// the wrong shape, if the heads of attention are too wide for the device, and if there is not enough
+    /// memory.
     pub fn load(device: B, directory: impl AsRef<Path>) -> Result<Self> {
         let config = Config::load(directory.as_ref())?;
         let checkpoint = Checkpoint::open(directory.as_ref())?;
@@ -216,13 +217,15 @@ impl<B: Backend> VisionEncoder<B> {
     /// The same with parameters from anywhere.
     ///
     /// # Errors
-    /// Fails as the source does, and if there is not enough memory.
+    /// Fails as the source does, if the heads of attention are too wide for the device, and if there is not
+    /// enough memory.
     pub fn from_source(
         device: B,
         config: &Config,
         source: &dyn TensorSource,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        check_heads::<B>("the image encoder", config.vision.head_dim())?;
         let weights = Weights::load(&device, &Parameters::spec(&config.vision), source, progress)?;
         Ok(Self { device, config: config.vision.clone(), weights, workspace: Workspace::default() })
     }

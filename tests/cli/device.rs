@@ -5,16 +5,30 @@ use crate::simulated;
 use qformer::Cuda;
 use qformer::device::Device;
 use serde_json::Value;
+use std::path::Path;
 use std::process::Command;
 
 fn score(device: &str, of: impl FnOnce(&mut Command)) -> Run {
+    score_by(&model(), device, of)
+}
+
+fn score_by(model: &Path, device: &str, of: impl FnOnce(&mut Command)) -> Run {
     let mut command = command();
-    let (model, image) = (shown(&model()), shown(&images()[0]));
+    let (model, image) = (shown(model), shown(&images()[0]));
     command.args([
         "score", "--model", &model, "--images", &image, "--text", TEXTS[0], "--json", "--device", device,
     ]);
     of(&mut command);
     ended(command.output().unwrap())
+}
+
+/// On the machine's GPU, or on a simulated one.
+fn score_on_gpu(model: &Path) -> Run {
+    score_by(model, "cuda", |command| {
+        if Cuda::open(0).is_err() {
+            command.env("LD_LIBRARY_PATH", simulated::driver());
+        }
+    })
 }
 
 /// ITC and both logits of ITM.
@@ -41,14 +55,43 @@ fn without_a_gpu_it_is_said_what_is_missing_and_auto_takes_the_cpu() {
 }
 
 #[test]
+fn a_gpu_that_cannot_be_used_is_one_clear_error_and_auto_takes_the_cpu() {
+    // A real one's driver and capability are what they are.
+    if Cuda::open(0).is_ok() {
+        return;
+    }
+    let on_cpu = score("cpu", |_| ()).succeeds();
+    for (setting, value, why) in [
+        ("SIMGPU_DRIVER", "11080", "supports CUDA 11.8; install one for CUDA 12.0 or newer"),
+        ("SIMGPU_DEVICES", "0", "CUDA_ERROR_NO_DEVICE (no CUDA-capable device is detected)"),
+        ("SIMGPU_CC", "75", "has compute capability 7.5; 8.0 (Ampere) or newer is needed"),
+    ] {
+        let score = |device| {
+            score(device, |command| {
+                command.env("LD_LIBRARY_PATH", simulated::driver()).env(setting, value);
+            })
+        };
+        score("cuda").fails(&[why]);
+        let Run { code, stdout, stderr } = score("auto");
+        assert_eq!((code, &stdout), (Some(0), &on_cpu), "{stderr}");
+        assert!(stderr.starts_with("note: computing on the CPU, since ") && stderr.contains(why), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    }
+}
+
+#[test]
+fn heads_too_wide_for_the_gpu_are_refused_when_the_model_is_loaded() {
+    let workplace = Workplace::new();
+    workplace.configure(|json| json["qformer_config"]["num_attention_heads"] = 1.into());
+    let wanted = ["heads of the Q-Former have 128 columns", "take 96 at most", "--device cpu"];
+    score_on_gpu(&workplace.model()).fails(&wanted);
+    score_by(&workplace.model(), "cpu", |_| ()).succeeds();
+}
+
+#[test]
 fn the_gpu_scores_as_the_cpu_does() {
-    let on_gpu = match Cuda::open(0) {
-        Ok(_) => score("cuda", |_| ()),
-        Err(_) => score("cuda", |command| {
-            command.env("LD_LIBRARY_PATH", simulated::driver());
-        }),
-    };
-    let (gpu, cpu) = (numbers_of(&on_gpu.succeeds()), numbers_of(&score("cpu", |_| ()).succeeds()));
+    let (gpu, cpu) =
+        (numbers_of(&score_on_gpu(&model()).succeeds()), numbers_of(&score("cpu", |_| ()).succeeds()));
     for (gpu, cpu) in gpu.into_iter().zip(cpu) {
         // bf16 through the model: tests/retrieval.rs has its measure.
         assert!((gpu - cpu).abs() < 0.15 * cpu.abs().max(0.5), "{gpu} on the GPU, {cpu} on the CPU");

@@ -2,7 +2,7 @@
 
 use super::image::Unit;
 use super::{Cuda, failure};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Element, View, ViewMut};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -217,10 +217,7 @@ impl Loaded {
         if let Some(&module) = self.modules.get(unit) {
             return Ok(module);
         }
-        let image = Unit::named(unit).image(capability).ok_or_else(|| {
-            let (major, minor) = capability;
-            Error::device(format!("this build has no kernels for compute capability {major}.{minor}; build again without QFORMER_CUDA_ARCHITECTURES"))
-        })?;
+        let image = Unit::named(unit).image(capability).expect("looked for when the GPU was opened");
         // The driver wants a text to end in a zero, and machine code to be aligned.
         let mut code = vec![0u64; image.code.len() / 8 + 1];
         bytemuck::cast_slice_mut(&mut code)[..image.code.len()].copy_from_slice(image.code);

@@ -68,8 +68,8 @@ impl Cuda {
     /// find it.
     ///
     /// # Errors
-    /// Fails, saying what is missing, if the crate was built without kernels or there is no driver, no
-    /// such GPU, or one too old; or if `QFORMER_GEMM` or `QFORMER_CUBLASLT` asks for what there is not.
+    /// Fails, saying what is missing, if the crate was built without kernels for this GPU, or there is no driver,
+    /// no such GPU, or one too old; or if `QFORMER_GEMM` or `QFORMER_CUBLASLT` asks for what there is not.
     pub fn open(ordinal: usize) -> Result<Self> {
         COMPILER.map_err(|why| {
             Error::device(format!("this build has no CUDA kernels: {why}; then build again"))
@@ -107,6 +107,12 @@ impl Cuda {
             let (major, minor) = capability;
             return Err(Error::device(format!(
                 "the GPU, {name}, has compute capability {major}.{minor}; 8.0 (Ampere) or newer is needed"
+            )));
+        }
+        if !image::all_have_images(UNITS, capability) {
+            let (major, minor) = capability;
+            return Err(Error::device(format!(
+                "this build has no kernels for compute capability {major}.{minor}, which the GPU, {name}, has; build again without QFORMER_CUDA_ARCHITECTURES"
             )));
         }
         let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;

@@ -176,6 +176,8 @@ impl Cuda {
 }
 
 impl AttentionOp for Cuda {
+    const WIDEST_HEAD: usize = WIDTHS[2] as usize;
+
     fn attention_forward(&self, what: Attention<'_, Self>, args: AttentionForward<'_, Self>) -> Result<()> {
         let AttentionForward { q, k, v, prefix, out, lse } = args;
         let width = what.check(q, k, v, prefix);

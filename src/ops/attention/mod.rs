@@ -16,7 +16,7 @@ pub(crate) use sequences::SequenceSizes;
 pub use sequences::{PlacedSequences, Sequence, Sequences, Span};
 
 use crate::device::{Device, M, S, SM, V, Write};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::dropout::Dropout;
 
 /// Which keys a row attends to.
@@ -91,10 +91,24 @@ pub struct AttentionBackward<'a, D: Device> {
 
 /// Attention. Rows that no sequence names are neither read nor written.
 pub trait AttentionOp: Device {
+    /// Columns that a head has at most.
+    const WIDEST_HEAD: usize = usize::MAX;
+
     /// out = softmax(scale·q·kᵀ + mask)·v
     fn attention_forward(&self, what: Attention<'_, Self>, args: AttentionForward<'_, Self>) -> Result<()>;
     /// dq, dk and dv from dout
     fn attention_backward(&self, what: Attention<'_, Self>, args: AttentionBackward<'_, Self>) -> Result<()>;
+}
+
+/// Refuses `what`, such as "the Q-Former", if its heads of `width` columns are too wide for the device.
+pub(crate) fn check_heads<D: AttentionOp>(what: &str, width: usize) -> Result<()> {
+    if width <= D::WIDEST_HEAD {
+        return Ok(());
+    }
+    Err(Error::device(format!(
+        "the heads of {what} have {width} columns (hidden_size / num_attention_heads), and the GPU's kernels take {} at most; compute on the CPU (--device cpu)",
+        D::WIDEST_HEAD
+    )))
 }
 
 impl<D: Device> Clone for Attention<'_, D> {

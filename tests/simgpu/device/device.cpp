@@ -15,6 +15,7 @@ int retained;
 
 constexpr Architecture ARCHITECTURES[] = {
     // cc, like, SMs, shared memory a block and an SM, threads and blocks an SM, L2
+    {75, "T4", 40, 65536, 65536, 1024, 16, 4 << 20},
     {80, "A100", 108, 166912, 167936, 2048, 32, 40 << 20},
     {86, "RTX A6000", 84, 101376, 102400, 1536, 16, 6 << 20},
     {89, "L40", 142, 101376, 102400, 1536, 24, 96 << 20},
@@ -32,6 +33,7 @@ constexpr ErrorText ERRORS[] = {
     {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
     {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
     {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
     {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
@@ -89,6 +91,7 @@ CU_API cuInit(unsigned)
     if (driver.initialized) return SUCCESS;
     std::string wrong = read_settings();
     if (!wrong.empty()) return refuse(INVALID_VALUE, wrong);
+    if (!settings.devices) return NO_DEVICE;
     driver.random_state = settings.seed * 0x9E3779B97F4A7C15ull | 1;
     driver.initialized = true;
     return SUCCESS;
@@ -96,7 +99,7 @@ CU_API cuInit(unsigned)
 
 CU_API cuDriverGetVersion(int *version)
 {
-    *version = 12090;
+    *version = int(settings.driver);
     return SUCCESS;
 }
 

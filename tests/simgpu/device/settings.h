@@ -23,6 +23,8 @@ struct Settings {
     int compute_capability = 90;
     uint64_t multiprocessors = 0; // 0: as many as the GPU of this compute capability has
     size_t memory = size_t(16) << 30;
+    uint64_t driver = 12090; // the CUDA version that the driver supports
+    int devices = 1;
     bool checks = true;
 };
 extern Settings settings;

@@ -1,9 +1,9 @@
 //! The driver's entry points as these tests call them, and a fresh context for each test.
 
+use crate::driver;
 use libloading::os::unix::{Library, Symbol};
 use std::{
     ffi::{CString, c_void},
-    path::Path,
     ptr::null_mut,
     sync::{Mutex, MutexGuard, OnceLock},
 };
@@ -156,12 +156,8 @@ impl Device {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
         let library = LIBRARY.get_or_init(|| {
-            let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simgpu");
-            let units = [("planted", PLANTED), ("scale", SCALE), ("hopper", HOPPER)]
-                .map(|(name, ptx)| simgpu::Unit { name, ptx });
-            simgpu::load(&simgpu::build(&units, &cache).unwrap()).unwrap();
-            // SAFETY: it is loaded already; this finds it by its name, as cudarc does.
-            unsafe { Library::new("libcuda.so") }.unwrap()
+            let units = [("planted", PLANTED), ("scale", SCALE), ("hopper", HOPPER)];
+            driver::load(&units.map(|(name, ptx)| simgpu::Unit { name, ptx }))
         });
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SIMGPU_")) {
             // SAFETY: only the thread whose turn it is reads or changes these.
@@ -241,8 +237,20 @@ impl Device {
         event
     }
 
-    /// What was reported since the context was made.
+    /// Whether it has what only compute capability 9.0 has.
+    pub(crate) fn is_hopper(&self) -> bool {
+        [75, 76].map(|attribute| {
+            let mut value = 0;
+            assert_eq!(self.cuDeviceGetAttribute(&mut value, attribute, 0), SUCCESS);
+            value
+        }) == [9, 0]
+    }
+
+    /// What the simulated device reported since the context was made.
     pub(crate) fn reports(&self) -> String {
+        if driver::is_real() {
+            return String::new();
+        }
         let mut text = vec![0u8; 1 << 14];
         self.simgpu_reports(text.as_mut_ptr().cast(), text.len());
         text.truncate(text.iter().position(|&byte| byte == 0).unwrap());

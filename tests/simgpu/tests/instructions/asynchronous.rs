@@ -42,7 +42,9 @@ pub(crate) const PTX: &str = r#"
   st.global.v4.u32 [%out+48], {%r0, %r1, %r2, %r3};
   ret;
 }
+"#;
 
+pub(crate) const HOPPER: &str = r#"
 // 64 threads hand each other values over barriers, by parity and by state.
 .visible .entry arrivals(.param .align 8 .b8 args[16])
 {
@@ -180,7 +182,8 @@ $L_end:
   @!%first bra $L_wait;
   mbarrier.init.shared.b64 [%bar], 1;
   fence.proxy.async;
-  mov.b64 %map, source;
+  mov.b64 %at, source;
+  cvta.param.u64 %map, %at;
   prefetch.tensormap [%map];
   mbarrier.arrive.expect_tx.shared::cta.b64 _, [%bar], 1024;
   cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%s], [%map, {%x, %y}], [%bar];
@@ -192,7 +195,8 @@ $L_again:
   ld.shared.v4.u32 {%r0, %r1, %r2, %r3}, [%own];
   st.global.v4.u32 [%out], {%r0, %r1, %r2, %r3};
   @!%first bra $L_end;
-  mov.b64 %map, target;
+  mov.b64 %at, target;
+  cvta.param.u64 %map, %at;
   cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%map, {%x, %y}], [%s];
   cp.async.bulk.commit_group;
   cp.async.bulk.wait_group 0;
@@ -253,6 +257,9 @@ fn copies_land_whole_in_part_or_as_zeros() {
 
 #[test]
 fn barriers_count_arrivals_and_copies() {
+    if !device().is_hopper() {
+        return;
+    }
     let input: Vec<u32> = (0..64).map(|i| i * i).collect();
     let out: Vec<u32> = device().run("arrivals", [1, 64], &input, 64 * 8);
     for (thread, out) in out.chunks(8).enumerate() {
@@ -266,6 +273,9 @@ fn barriers_count_arrivals_and_copies() {
 
 #[test]
 fn bulk_copies_come_and_go() {
+    if !device().is_hopper() {
+        return;
+    }
     let input: Vec<u32> = (100..164).collect();
     let out: Vec<u32> = device().run("bulk", [1, 64], &input, 64);
     assert_eq!(out, (101..165).collect::<Vec<u32>>());
@@ -275,6 +285,9 @@ fn bulk_copies_come_and_go() {
 /// in and is not written on the way out.
 #[test]
 fn tiles_are_swizzled_and_clipped() {
+    if !device().is_hopper() {
+        return;
+    }
     const COLUMNS: usize = 80;
     const ROWS: usize = 12;
     let source: Vec<u16> = (1..=(COLUMNS * ROWS) as u16).collect();
@@ -316,6 +329,9 @@ fn tiles_are_swizzled_and_clipped() {
 
 #[test]
 fn tiles_have_three_dimensions() {
+    if !device().is_hopper() {
+        return;
+    }
     // 16 x 5 x 4, a box of 8 x 3 x 2 from column -1, row 1, plane 2.
     let source: Vec<u16> = (1..=320).collect();
     let device = device();

@@ -1,9 +1,9 @@
-//! The simulated device with the kernels of this program loaded, through the driver's C interface.
+//! The device with the kernels of this program loaded, through the driver's C interface.
 
+use crate::driver;
 use libloading::os::unix::Library;
 use std::{
     ffi::CString,
-    path::Path,
     ptr::null_mut,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -14,6 +14,7 @@ type Launch =
 
 pub(crate) struct Device {
     driver: Library,
+    is_hopper: bool,
     ptx: CString,
     module: Handle,
 }
@@ -34,16 +35,27 @@ pub(crate) fn device() -> MutexGuard<'static, Device> {
 impl Device {
     fn open() -> Self {
         let ptx = crate::ptx();
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("simgpu");
-        let units = [simgpu::Unit { name: "instructions", ptx: &ptx }];
-        let folder = simgpu::build(&units, &cache).unwrap();
-        simgpu::load(&folder).unwrap();
-        // SAFETY: the library is loaded already; this finds it by its name.
-        let driver = unsafe { Library::new("libcuda.so") }.unwrap();
-        let device = Self { driver, ptx: CString::new(ptx).unwrap(), module: null_mut() };
+        let driver = driver::load(&[simgpu::Unit { name: "instructions", ptx: &ptx }]);
+        let mut device = Self { driver, is_hopper: true, ptx: CString::default(), module: null_mut() };
         // SAFETY: the type is cuda.h's.
         assert_eq!(unsafe { device.call::<unsafe extern "C" fn(u32) -> i32>("cuInit")(0) }, 0);
+        device.is_hopper = [75, 76].map(|attribute| device.attribute(attribute)) == [9, 0];
+        let ptx = if driver::is_real() { crate::ptx_of_gpu(device.is_hopper) } else { ptx };
+        device.ptx = CString::new(ptx).unwrap();
         device
+    }
+
+    fn attribute(&self, attribute: i32) -> i32 {
+        let get: unsafe extern "C" fn(*mut i32, i32, i32) -> i32 = self.call("cuDeviceGetAttribute");
+        let mut value = 0;
+        // SAFETY: the type is cuda.h's; one number is written.
+        assert_eq!(unsafe { get(&mut value, attribute, 0) }, 0);
+        value
+    }
+
+    /// Whether it has what only compute capability 9.0 has.
+    pub(crate) fn is_hopper(&self) -> bool {
+        self.is_hopper
     }
 
     /// Leaves errors and memory of earlier kernels behind.

@@ -10,19 +10,19 @@ pub(crate) fn ptx() -> String {
     text
 }
 
-/// Each lane gives its row's address to ldmatrix and stores what it gets; stmatrix and movmatrix likewise.
+/// Each lane gives its row's address to ldmatrix and stores what it gets; movmatrix likewise.
 const MATRICES: &str = r#"
 .visible .entry matrices(.param .align 8 .b8 args[16])
 {
   .reg .b64 %in, %out, %at;
-  .reg .b32 %r<16>, %lane, %row, %s;
-  .shared .align 16 .b8 tiles[1024];
+  .reg .b32 %r<12>, %lane, %row, %s;
+  .shared .align 16 .b8 tiles[512];
   ld.param.u64 %in, [args];
   ld.param.u64 %out, [args+8];
   mov.u32 %lane, %laneid;
   mul.wide.u32 %at, %lane, 16;
   add.u64 %in, %in, %at;
-  mul.wide.u32 %at, %lane, 96;
+  mul.wide.u32 %at, %lane, 48;
   add.u64 %out, %out, %at;
   mov.u32 %s, tiles;
   mad.lo.u32 %row, %lane, 16, %s;
@@ -37,16 +37,39 @@ const MATRICES: &str = r#"
   st.global.v4.u32 [%out], {%r0, %r1, %r2, %r3};
   st.global.v4.u32 [%out+16], {%r4, %r5, %r6, %r7};
   st.global.v4.u32 [%out+32], {%r8, %r9, %r10, %r11};
-  // Back to memory: as it is, and two tiles transposed.
+  ret;
+}
+"#;
+
+/// What ldmatrix gave goes back to memory: as it is, and two tiles transposed.
+pub(crate) const HOPPER: &str = r#"
+.visible .entry stored_matrices(.param .align 8 .b8 args[16])
+{
+  .reg .b64 %in, %out, %at;
+  .reg .b32 %r<8>, %lane, %row, %s;
+  .shared .align 16 .b8 tiles[1024];
+  ld.param.u64 %in, [args];
+  ld.param.u64 %out, [args+8];
+  mov.u32 %lane, %laneid;
+  mul.wide.u32 %at, %lane, 16;
+  add.u64 %in, %in, %at;
+  mul.wide.u32 %at, %lane, 32;
+  add.u64 %out, %out, %at;
+  mov.u32 %s, tiles;
+  mad.lo.u32 %row, %lane, 16, %s;
+  ld.global.v4.u32 {%r0, %r1, %r2, %r3}, [%in];
+  st.shared.v4.u32 [%row], {%r0, %r1, %r2, %r3};
+  bar.warp.sync 0xffffffff;
+  ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r0, %r1, %r2, %r3}, [%row];
   stmatrix.sync.aligned.m8n8.x4.shared.b16 [%row+512], {%r0, %r1, %r2, %r3};
   bar.warp.sync 0xffffffff;
-  ld.shared.v4.u32 {%r12, %r13, %r14, %r15}, [%row+512];
-  st.global.v4.u32 [%out+48], {%r12, %r13, %r14, %r15};
+  ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%row+512];
+  st.global.v4.u32 [%out], {%r4, %r5, %r6, %r7};
   bar.warp.sync 0xffffffff;
   stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%row+512], {%r0, %r1};
   bar.warp.sync 0xffffffff;
-  ld.shared.v4.u32 {%r12, %r13, %r14, %r15}, [%row+512];
-  st.global.v4.u32 [%out+64], {%r12, %r13, %r14, %r15};
+  ld.shared.v4.u32 {%r4, %r5, %r6, %r7}, [%row+512];
+  st.global.v4.u32 [%out+16], {%r4, %r5, %r6, %r7};
   ret;
 }
 "#;
@@ -87,8 +110,8 @@ fn pair(low: u16, high: u16) -> u32 {
 fn matrices_are_distributed_as_in_the_tables() {
     // Element (row, column) of tile t is 64 t + 8 row + column.
     let input: Vec<u16> = (0..256).collect();
-    let out: Vec<u32> = device().run("matrices", [1, 32], &input, 32 * 24);
-    for (lane, out) in out.chunks(24).enumerate() {
+    let out: Vec<u32> = device().run("matrices", [1, 32], &input, 32 * 12);
+    for (lane, out) in out.chunks(12).enumerate() {
         let (group, thread) = (lane as u16 / 4, lane as u16 % 4);
         let straight =
             |tile: u16| pair(64 * tile + 8 * group + 2 * thread, 64 * tile + 8 * group + 2 * thread + 1);
@@ -101,12 +124,24 @@ fn matrices_are_distributed_as_in_the_tables() {
             [straight(0), straight(1), transposed(0), transposed(3)],
             "x2, x1.trans, movmatrix"
         );
+    }
+}
+
+#[test]
+fn matrices_are_put_back_as_they_were_or_turned() {
+    let device = device();
+    if !device.is_hopper() {
+        return;
+    }
+    let input: Vec<u16> = (0..256).collect();
+    let out: Vec<u32> = device.run("stored_matrices", [1, 32], &input, 32 * 8);
+    for (lane, out) in out.chunks(8).enumerate() {
         let row: [u32; 4] =
             std::array::from_fn(|i| pair(8 * lane as u16 + 2 * i as u16, 8 * lane as u16 + 2 * i as u16 + 1));
-        assert_eq!(out[12..16], row, "stmatrix puts back what ldmatrix took");
+        assert_eq!(out[..4], row, "stmatrix puts back what ldmatrix took");
         let column = |i: u16| 64 * (lane as u16 / 8) + 8 * i + lane as u16 % 8;
         let turned = std::array::from_fn(|i| pair(column(2 * i as u16), column(2 * i as u16 + 1)));
-        assert_eq!(out[16..20], if lane < 16 { turned } else { row }, "stmatrix.trans turns two tiles");
+        assert_eq!(out[4..], if lane < 16 { turned } else { row }, "stmatrix.trans turns two tiles");
     }
 }
 

@@ -102,10 +102,15 @@ impl Operand {
 
 pub(crate) fn ptx() -> String {
     let head = ".extern .shared .align 1024 .b8 operands[];\n".to_owned();
-    let misused = MISUSES
-        .iter()
-        .map(|(name, [from, to], _)| CASES[0].kernel().replace(CASES[0].kernel, name).replace(from, to));
-    CASES.iter().map(Case::kernel).chain(misused).fold(head, |text, kernel| text + &kernel)
+    CASES.iter().map(Case::kernel).fold(head, |text, kernel| text + &kernel)
+}
+
+/// Kernels that a GPU runs too, with results that are anything.
+pub(crate) fn misused() -> String {
+    let misused = |(name, [from, to], _): &(&str, [&str; 2], &str)| {
+        CASES[0].kernel().replace(CASES[0].kernel, name).replace(from, to)
+    };
+    MISUSES.iter().map(misused).collect()
 }
 
 const WAIT: &str = "wgmma.wait_group.sync.aligned 0;";
@@ -252,6 +257,9 @@ $L_copy:
 
 #[test]
 fn warpgroup_products_of_integers_are_exact() {
+    if !device().is_hopper() {
+        return;
+    }
     for case in &CASES {
         case.check();
     }
