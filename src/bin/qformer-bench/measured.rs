@@ -54,7 +54,7 @@ impl Measured for Cpu {
         };
         Ok((
             limits,
-            "measured: the gemm crate's f32 product (2048³), which AMX can pass, and a copy of 256 MB",
+            "measured: the gemm crate's f32 product (2048³), which this crate's can pass, and a copy of 256 MB",
         ))
     }
 
