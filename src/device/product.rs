@@ -2,6 +2,7 @@
 
 use super::{Cpu, CpuBuffer, Real, Rows, V, Write, packed, split};
 use crate::error::Result;
+use crate::tensor::Layout;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -51,9 +52,9 @@ impl<'a, E: Real> Operand<'a, E> {
 
 /// The right factor of a product.
 pub(crate) enum Columns<'a, E: Real> {
-    /// The output channels of a weight in panels, the layout that this device multiplies by.
+    /// The output channels of a weight in panels, plain or split.
     Panels(V<'a, Cpu<E>>),
-    /// To be brought to that layout first.
+    /// To be brought to the layout that the device multiplies by first.
     Whole(Operand<'a, E>),
 }
 
@@ -74,11 +75,12 @@ impl<E: Real> Cpu<E> {
         to: &Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E]) + Sync,
     ) -> Result<()> {
+        let in_panels = matches!(b, Columns::Panels(weight) if weight.layout() == Layout::Panels);
         // SAFETY: as the caller promises.
         unsafe {
             match self.amx() {
-                Some(amx) => split::product(amx, a, b, write, to, finish),
-                None => packed::product(a, b, write, to, finish),
+                Some(amx) if !in_panels => split::product(amx, a, b, write, to, finish),
+                _ => packed::product(a, b, write, to, finish),
             }
         }
     }
