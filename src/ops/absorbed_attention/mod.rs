@@ -91,8 +91,8 @@ impl CrossSizes {
     }
 
     /// Whether absorbing costs fewer operations than projecting keys and values, and the weights can be read
-    /// in `layout`. Rows are what the GPU reads, whose kernel holds the scores of so many image tokens only.
-    /// Panels are made for `gemm` alone, which is so much faster with them that it is better to project.
+    /// in `layout`. Rows are what the GPU reads, whose kernel holds the scores of so many image tokens only;
+    /// panels are made for `gemm` alone.
     pub fn absorbs(self, layout: Layout) -> bool {
         let Self { heads, queries, hidden, image_tokens, image_width } = self;
         let absorbed = 2 * queries * image_width * (hidden + heads * image_tokens);
