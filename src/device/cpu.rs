@@ -8,6 +8,7 @@ use crate::tensor::{Element, Layout, Number, PANEL, SPLIT_PANEL, View, ViewMut};
 use memmap2::{MmapMut, MmapOptions};
 use rayon::prelude::*;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// The CPU backend, computing in `E`: the default without a GPU and the specification with one.
 #[derive(Clone, Copy, Debug)]
@@ -262,6 +263,13 @@ impl<E> Rows<'_, E> {
 
     pub(crate) fn pitch(&self) -> usize {
         self.pitch
+    }
+
+    /// Columns `range` of every row.
+    pub(crate) fn columns(&self, range: Range<usize>) -> Rows<'_, E> {
+        assert!(range.start <= range.end && range.end <= self.cols);
+        let pointer = self.pointer.wrapping_add(range.start);
+        Rows { pointer, pitch: self.pitch, rows: self.rows, cols: range.len(), borrow: PhantomData }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Products of matrices on all cores: their factors, and what both ways of multiplying have in common.
 
+use super::amx::Amx;
 use super::{Cpu, CpuBuffer, Real, Rows, V, Write, packed, split};
 use crate::error::Result;
-use crate::tensor::Layout;
+use crate::tensor::{Layout, SPLIT_PANEL};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -44,6 +45,15 @@ impl<'a, E: Real> Operand<'a, E> {
         if self.summed == Summed::Columns { self.values.rows() } else { self.values.cols() }
     }
 
+    /// Some of the rows of a, or columns of b.
+    fn part(self, lines: Range<usize>) -> Self {
+        let values = match self.summed {
+            Summed::Columns => self.values.row_range(lines),
+            Summed::Rows => self.values.columns(lines),
+        };
+        Self { values, ..self }
+    }
+
     /// How many numbers are summed.
     pub(super) fn depth(self) -> usize {
         if self.summed == Summed::Columns { self.values.cols() } else { self.values.rows() }
@@ -57,6 +67,10 @@ pub(crate) enum Columns<'a, E: Real> {
     /// To be brought to the layout that the device multiplies by first.
     Whole(Operand<'a, E>),
 }
+
+/// Bytes of a right factor that are brought to their layout at a time: few, so that they take little memory and are
+/// multiplied before they leave the cache; but for every part the left factor is brought to its layout anew.
+const RIGHT_BYTES: usize = 1 << 25;
 
 impl<E: Real> Cpu<E> {
     /// to (+)= a·b; calls `finish(row, first column, elements of to)` for every part of every row when it is
@@ -75,13 +89,55 @@ impl<E: Real> Cpu<E> {
         to: &Rows<'_, E>,
         finish: impl Fn(usize, usize, &mut [E]) + Sync,
     ) -> Result<()> {
-        let in_panels = matches!(b, Columns::Panels(weight) if weight.layout() == Layout::Panels);
-        // SAFETY: as the caller promises.
-        unsafe {
-            match self.amx() {
-                Some(amx) if !in_panels => split::product(amx, a, b, write, to, finish),
-                _ => packed::product(a, b, write, to, finish),
+        let amx = self.amx();
+        let b = match b {
+            Columns::Whole(b) => b,
+            Columns::Panels(weight) => {
+                let amx = amx.filter(|_| weight.layout() == Layout::SplitPanels);
+                // SAFETY: as the caller promises.
+                return unsafe { product(amx, a, b, write, to, finish) };
             }
+        };
+        let columns = b.count();
+        let most = (RIGHT_BYTES / size_of::<E>() / b.depth().max(1)).max(SPLIT_PANEL);
+        // Parts of one size, but for a panel.
+        let each = columns.div_ceil(columns.div_ceil(most).max(1)).next_multiple_of(SPLIT_PANEL);
+        (0..columns).step_by(each.max(1)).try_for_each(|first| {
+            let part = first..columns.min(first + each);
+            let (b, to) = (Columns::Whole(b.part(part.clone())), to.columns(part));
+            // SAFETY: as the caller promises.
+            unsafe {
+                product(
+                    amx,
+                    a,
+                    b,
+                    write,
+                    &to,
+                    #[inline(always)]
+                    |row, column, to| finish(row, first + column, to),
+                )
+            }
+        })
+    }
+}
+
+/// The same, by one way of multiplying or the other.
+///
+/// # Safety
+/// As [`Cpu::product`].
+unsafe fn product<E: Real>(
+    amx: Option<Amx>,
+    a: Operand<'_, E>,
+    b: Columns<'_, E>,
+    write: Write,
+    to: &Rows<'_, E>,
+    finish: impl Fn(usize, usize, &mut [E]) + Sync,
+) -> Result<()> {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match amx {
+            Some(amx) => split::product(amx, a, b, write, to, finish),
+            None => packed::product(a, b, write, to, finish),
         }
     }
 }
