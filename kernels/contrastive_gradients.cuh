@@ -1,4 +1,4 @@
-// What the backward passes of the contrastive loss on tensor cores share, by mma.sync and by wgmma: of the products of
+// What the backward passes of the contrastive loss share, by mma.sync and by wgmma: of the products of
 // 16 rows of one side with 32 of the other they make the gradients by these products, in place; and scratch memory.
 #pragma once
 #include "contrastive.cuh"
@@ -38,7 +38,7 @@ __device__ inline void differentiate_queries(const ContrastiveBackwardArgs &a, P
                     : rows[i] == lane_index() / 4 + 8 ? products[n][odd + 2]
                                                       : 0.0f;
     }
-    // As in `TensorScores::best`: the lane is left with its own text's.
+    // As in `best_of`: the lane is left with its own text's.
 #pragma unroll
     for (u32 left = 4; left > 0; left /= 2) {
         const bool upper = lane_index() & left * 4;

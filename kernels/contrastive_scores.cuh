@@ -19,7 +19,7 @@ __device__ inline void multiply_rows(float (&scores)[4], const uint4 (&rows)[2],
     mma(scores, {top.z, bottom.z, top.w, bottom.w}, text.z, text.w);
 }
 
-// The best of 32 queries of each of 32 texts, from their scores as `mma` leaves them: [half of the queries][8 texts][..]. Of
+// The best of 32 queries of each of 32 texts, from their scores as `mma` leaves them, [half of the queries][8 texts]. Of
 // the queries, from `first` on, those from `count` on are not there.
 __device__ inline Best best_of(const float (&scores)[2][4][4], u32 first, u32 count) {
     const float not_there = __int_as_float(0xff800000);

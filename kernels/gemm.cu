@@ -208,7 +208,7 @@ struct GemmForwardArgs {
 };
 static_assert(sizeof(GemmForwardArgs) == 120);
 
-// dx [m = rows, n = in] from dy [rows, k = out] and W [out, in].
+// dx [m = rows, n = in], or that of z where x = f(z), from dy [rows, k = out] and W [out, in].
 struct GemmInputArgs {
     In<bf16> dy;
     In<bf16> weight;

@@ -154,7 +154,7 @@ struct GemmForwardSm90aArgs {
 };
 static_assert(sizeof(GemmForwardSm90aArgs) == 384);
 
-// dx [m = rows, n = in] from dy [rows, k = out] and W [out, in].
+// dx [m = rows, n = in], or that of z where x = f(z), from dy [rows, k = out] and W [out, in].
 struct GemmInputSm90aArgs {
     TensorMap dy, weight;
     FinishInput finish;

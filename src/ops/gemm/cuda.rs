@@ -81,11 +81,7 @@ struct FinishInput<'a> {
 }
 
 impl<'a> FinishInput<'a> {
-    fn new(
-        activation: Option<(Activation, In<'a, bf16>)>,
-        before: In<'a, bf16>,
-        dx: Out<'a, bf16>,
-    ) -> Self {
+    fn new(activation: Option<(Activation, In<'a, bf16>)>, before: In<'a, bf16>, dx: Out<'a, bf16>) -> Self {
         let pre_activation = activation.map_or(In::optional(None), |(_, z)| z);
         let vector = vector_width(0, &[pre_activation.extent(), before.extent(), dx.extent()]);
         let activation = Activation::number(activation.map(|(f, _)| f));

@@ -323,7 +323,8 @@ fn cublaslt_gives_right_products_and_gradients() {
 #[test]
 fn cublaslt_or_own_kernels_are_chosen_once() {
     let products = cublaslt_products(SMALL_TEST, None);
-    // Both are timed: y, dx and dW of four aligned shapes, 4 times 5 products each. The bits stay the same afterwards.
+    // Both are timed: y, dx and dW of four aligned shapes, 4 times 5 products each. The bits stay the same
+    // afterwards.
     assert!(products.is_none_or(|products| products >= 4 * 3 * 20), "{products:?}");
 }
 

@@ -1,7 +1,8 @@
 // libcublasLt.so.12 for the simulated device: products of bf16, stored or added as bf16 or f32, with a bias, by plain
-// loops, as host work in the simulated stream. It refuses whatever it does not know and whatever breaks the real library's rules: sizes of
-// attributes, shapes that do not fit, columns that overlap, addresses less aligned than was announced, an algorithm
-// of another product, a workspace too small. At the end of the process it says how many products it computed.
+// loops, as host work in the simulated stream. It refuses whatever it does not know and whatever breaks the real
+// library's rules: sizes of attributes, shapes that do not fit, columns that overlap, addresses less aligned than was
+// announced, an algorithm of another product, a workspace too small. At the end of the process it says how many
+// products it computed.
 #include <array>
 #include <atomic>
 #include <cstdint>

@@ -4,8 +4,8 @@ use super::{ALIGNMENT, Storage};
 use crate::error::{Error, Result};
 use crate::tensor::Element;
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
-use std::ffi::{OsStr, c_int, c_void};
 use half::bf16;
+use std::ffi::{OsStr, c_int, c_void};
 use std::ptr;
 
 /// An address: of something the library made, or of a value it reads.

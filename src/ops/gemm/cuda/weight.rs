@@ -166,7 +166,10 @@ impl Layer<'_> {
         gpu.with_scratch(|scratch| {
             let (sums, rows) = scratch.matrix(parts as usize, cols as usize);
             let write = number(Write::Replace);
-            gpu.launch(grid(parts), GemmRowSumsArgs { rows: self.dy, sums, count, cols, rows_of_part, write })?;
+            gpu.launch(
+                grid(parts),
+                GemmRowSumsArgs { rows: self.dy, sums, count, cols, rows_of_part, write },
+            )?;
             let (sums, count, write) = (dbias, parts, number(Write::Add));
             gpu.launch(grid(1), GemmRowSumsF32Args { rows, sums, count, cols, rows_of_part: count, write })
         })
