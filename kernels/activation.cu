@@ -1,4 +1,4 @@
-// activation: y = f(x); backward, in place, dx = dy·f'(x).
+// activation: y = f(x), where y may be x itself; backward, in place, dx = dy·f'(x).
 //
 // A thread for a vector; grid [rows, blocks of columns]. Bytes moved: forward x and y once, backward x once and dy twice.
 // Nothing is saved but x.
@@ -31,24 +31,13 @@ template <int N> __device__ void forward(const ActivationForwardArgs &a) {
     store(a.y.row(row) + column, x);
 }
 
-template <Activation F, int N> __device__ void multiply_by_derivative(float (&dy)[N], const float (&x)[N]) {
-#pragma unroll
-    for (int j = 0; j < N; ++j) dy[j] *= activate_derivative(F, x[j]);
-}
-
 template <int N> __device__ void backward(const ActivationBackwardArgs &a) {
     const u32 row = blockIdx.x, column = (blockIdx.y * THREADS + threadIdx.x) * N;
     if (column >= a.cols) return;
     float x[N], dy[N];
     load(x, a.x.row(row) + column);
     load(dy, a.dy.row(row) + column);
-    switch (a.activation) {
-    case Activation::Identity: break;
-    case Activation::Gelu: multiply_by_derivative<Activation::Gelu>(dy, x); break;
-    case Activation::GeluTanh: multiply_by_derivative<Activation::GeluTanh>(dy, x); break;
-    case Activation::QuickGelu: multiply_by_derivative<Activation::QuickGelu>(dy, x); break;
-    case Activation::Relu: multiply_by_derivative<Activation::Relu>(dy, x); break;
-    }
+    differentiate(a.activation, dy, x);
     store(a.dy.row(row) + column, dy);
 }
 

@@ -89,3 +89,19 @@ template <int N> __device__ void activate(Activation f, float (&x)[N]) {
     case Activation::Relu: return activate_each<Activation::Relu>(x);
     }
 }
+
+template <Activation F, int N> __device__ void differentiate_each(float (&dy)[N], const float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) dy[i] *= activate_derivative(F, x[i]);
+}
+
+// dy·f'(x) in the place of dy.
+template <int N> __device__ void differentiate(Activation f, float (&dy)[N], const float (&x)[N]) {
+    switch (f) {
+    case Activation::Identity: return;
+    case Activation::Gelu: return differentiate_each<Activation::Gelu>(dy, x);
+    case Activation::GeluTanh: return differentiate_each<Activation::GeluTanh>(dy, x);
+    case Activation::QuickGelu: return differentiate_each<Activation::QuickGelu>(dy, x);
+    case Activation::Relu: return differentiate_each<Activation::Relu>(dy, x);
+    }
+}

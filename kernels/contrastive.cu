@@ -1,21 +1,18 @@
 // contrastive: the contrastive loss of I images of Q queries and T texts, in both directions, with hard negatives.
 //
 // Forward. A block has up to 128 texts and a range of images, taken four at a time, an image a warp; grid
-// [blocks of texts, blocks of images]. With BLIP-2's Q = 32 and E = 256, products are on tensor cores: the block's
-// texts lie in shared memory, an image's queries in its warp's registers. The warp takes the largest of its 32 rows,
-// a lane a text, and what a row or a column of logits is known by (`Part`) grows lane by lane: no [I, T] numbers
-// leave the block but winners, a byte each. `contrastive_lines` then puts parts of lines together, in order, and
-// `contrastive_loss` sums over lines. Bytes moved: queries T/128 times, texts I/(images of a block) times, from L2.
-// Saved: winners, and of each line its log-sum-exp and its number of positives.
+// [blocks of texts, blocks of images]. At BLIP-2's sizes, Q = 32 and E = 256, the block's texts lie in shared memory
+// and an image's queries in its warp's registers; at others both come from the cache. The warp takes the largest of 32
+// rows of products, a lane a text, and what a row or a column of logits is known by (`Part`) grows lane by lane: no
+// [I, T] numbers leave the block but winners, a byte each. `contrastive_lines` then puts parts of lines together, in
+// order, and `contrastive_loss` sums over lines. Bytes moved: queries T/128 times, texts I/(images of a block) times,
+// from L2; at other sizes queries T/32 times, texts I times. Saved: winners, and of each line its log-sum-exp and its
+// number of positives.
 //
-// Backward. With BLIP-2's sizes on tensor cores: contrastive_dense.cuh. With others, a warp a text, which adds up the
-// winning queries of all images, and a warp a query, which adds up the texts that it won. These are products with a
-// matrix of which one in Q elements is not zero, made of its nonzero elements alone; logits are computed again,
-// products of one query instead of Q. Grid [rows / 4, columns / 256]. Bytes moved: a row of the other side for every
-// pair, 2·E·I·T a side, from L2. `contrastive_dtemperature` sums over lines.
+// Backward: contrastive_dense.cuh. `contrastive_dtemperature` sums over lines.
 //
-// On Hopper contrastive_sm90a.cu and contrastive_backward_sm90a.cu take the place of what is on tensor cores here.
-// Every sum is of a fixed order.
+// On Hopper contrastive_sm90a.cu and contrastive_backward_sm90a.cu take the place of what they have sizes for. Every sum
+// is of a fixed order.
 #include "contrastive_dense.cuh"
 #include "contrastive_scores.cuh"
 
@@ -27,7 +24,7 @@ struct ContrastiveForwardArgs {
     Out<u8> winner;   // [images, texts]
     Out<u32> workspace;
     u32 site;
-    u32 tensor_cores;  // whether they can do it
+    u32 vector;
 };
 static_assert(sizeof(ContrastiveForwardArgs) == 160);
 
@@ -46,7 +43,7 @@ template <class Scores> __device__ void forward(const ContrastiveForwardArgs &a)
     const u32 end_image = min(first_image + batch.images_of_block, batch.images);
     const float inverse = 1.0f / *batch.temperature.data;
     const Draw draw(a.key, a.site);
-    Scores scores(batch, texts, first_text);
+    Scores scores(batch, texts, first_text, a.vector);
     const u32 own_text = first_text + threadIdx.x;
     columns[threadIdx.x] = Part::empty();
     for (u32 step = first_image; step < end_image; step += IMAGES_OF_STEP) {
@@ -83,9 +80,16 @@ template <class Scores> __device__ void forward(const ContrastiveForwardArgs &a)
         workspace.of_columns[static_cast<u64>(blockIdx.y) * batch.texts_count + own_text] = columns[threadIdx.x];
 }
 
+// At BLIP-2's sizes.
 extern "C" __global__ void __launch_bounds__(THREADS)
     contrastive_forward(const __grid_constant__ ContrastiveForwardArgs a) {
-    a.tensor_cores ? forward<TensorScores>(a) : forward<ScalarScores>(a);
+    forward<KnownScores>(a);
+}
+
+// At any others.
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
+    contrastive_forward_any(const __grid_constant__ ContrastiveForwardArgs a) {
+    forward<AnyScores>(a);
 }
 
 struct ContrastiveLinesArgs {
@@ -167,137 +171,49 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
 
 // ---- Backward
 
-// Pairs that a warp takes at a time, so that their rows are on their way together.
-constexpr u32 PAIRS_OF_STEP = 4;
-
-// Blocks of a multiprocessor: with 128 registers a thread nothing is spilled.
-constexpr u32 BLOCKS_OF_BACKWARD = 4;
-
-// One warp: the gradient of a row, a query or a text, N elements a lane, of which the block has N·32 columns.
-template <Side SIDE, int N> __device__ void backward(const ContrastiveBackwardArgs &a, u32 row) {
-    const Batch &batch = a.batch;
-    const bool of_query = SIDE == Side::Queries;
-    const u32 own_image = row / batch.count, own_query = row % batch.count;
-    const u32 others = of_query ? batch.texts_count : batch.images;
-    const bf16 *own = (of_query ? batch.queries : batch.texts).row(row);
-    const u32 own_column = (blockIdx.y * WARP + lane_index()) * N;
-    const float inverse = 1.0f / *batch.temperature.data;
-    float gradient[N] = {};
-    float product = 0.0f;  // of gradients and logits
-    for (u32 first = 0; first < others; first += WARP) {
-        const u32 other = first + lane_index();
-        const bool there = other < others;
-        const u32 image = of_query ? own_image : other, text = of_query ? other : row;
-        const u32 winner = there ? a.winner.row(image)[text] : 0;
-        u32 pairs = __ballot_sync(ALL_LANES, there && (!of_query || winner == own_query));
-        while (pairs != 0) {
-            // Rows of up to four pairs; if there are fewer, the last one's again.
-            float features[PAIRS_OF_STEP][N] = {}, logits[PAIRS_OF_STEP];
-            u32 taken = 0, in_warp = 0, mine = 0;
-#pragma unroll
-            for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
-                if (pairs != 0) in_warp = __ffs(pairs) - 1;
-                if (lane_index() % PAIRS_OF_STEP == k) mine = first + in_warp;
-                taken += pairs != 0;
-                pairs &= pairs - 1;
-                const u32 won_by = __shfl_sync(ALL_LANES, winner, in_warp);
-                const bf16 *from = of_query ? batch.texts.row(first + in_warp)
-                                            : batch.queries.row((first + in_warp) * batch.count + won_by);
-                logits[k] = 0.0f;
-                for (u32 column = lane_index() * N; column < batch.width; column += WARP * N) {
-                    float x[N], y[N];
-                    load(x, own + column);
-                    load(y, from + column);
-#pragma unroll
-                    for (int i = 0; i < N; ++i) {
-                        logits[k] = fmaf(x[i], y[i], logits[k]);
-                        if (column == own_column) features[k][i] = y[i];
-                    }
-                }
-            }
-            // A lane for each pair.
-            float logit = 0.0f;
-#pragma unroll
-            for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
-                const float sum = warp_sum(logits[k]);
-                if (lane_index() % PAIRS_OF_STEP == k) logit = sum * inverse;
-            }
-            const float2 both = a.dlogit(of_query ? own_image : mine, of_query ? mine : row, logit);
-            const bool counts = lane_index() < taken;
-            if (counts) product += (both.x + both.y) * logit;
-            const float dlogit = counts ? a.of_side<SIDE>(both) * inverse : 0.0f;
-#pragma unroll
-            for (u32 k = 0; k < PAIRS_OF_STEP; ++k) {
-                const float d = __shfl_sync(ALL_LANES, dlogit, k);
-#pragma unroll
-                for (int i = 0; i < N; ++i) gradient[i] = fmaf(d, features[k][i], gradient[i]);
-            }
-        }
-    }
-    if (own_column < batch.width) store((of_query ? a.dqueries : a.dtexts).row(row) + own_column, gradient);
-    if (!of_query && blockIdx.y == 0) {
-        product = warp_sum(product);
-        if (lane_index() == 0) BackwardWorkspace(a.workspace.data, batch).products[row] = product;
-    }
-}
-
-// A warp a row: texts, which take longest, then queries.
-template <int N> __device__ void backward(const ContrastiveBackwardArgs &a) {
-    const u32 row = blockIdx.x * (THREADS / WARP) + warp_index(), texts = a.batch.texts_count;
-    if (row < texts)
-        backward<Side::Texts, N>(a, row);
-    else if (row < texts + a.batch.images * a.batch.count)
-        backward<Side::Queries, N>(a, row - texts);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_BACKWARD)
-    contrastive_backward(const __grid_constant__ ContrastiveBackwardArgs a) {
-    a.vector == VECTOR ? backward<VECTOR>(a) : backward<1>(a);
-}
-
-// Grid: blocks of queries, then of texts for each part of the images.
+// At BLIP-2's sizes.
 extern "C" __global__ void __launch_bounds__(DENSE_THREADS)
-    contrastive_backward_dense(const __grid_constant__ ContrastiveBackwardArgs a) {
-    const Batch &batch = a.batch;
-    bf16 *own = reinterpret_cast<bf16 *>(shared);
-    const u32 query_blocks = ceil_div(batch.images * QUERIES, OWN_ROWS);
-    if (blockIdx.x < query_blocks) {
-        const u32 tiles = ceil_div(batch.texts_count, TILE_ROWS);
-        backward_dense<Side::Queries>(a, own, blockIdx.x * OWN_ROWS, 0, tiles, nullptr);
-    } else {
-        const u32 text_blocks = ceil_div(batch.texts_count, OWN_ROWS), index = blockIdx.x - query_blocks;
-        const u32 part = index / text_blocks, first_image = part * a.images_of_part;
-        const u64 part_size = static_cast<u64>(batch.texts_count) * WIDTH;
-        float *sums = BackwardWorkspace(a.workspace.data, batch).parts + part * part_size;
-        backward_dense<Side::Texts>(a, own, index % text_blocks * OWN_ROWS, first_image,
-                                    min(first_image + a.images_of_part, batch.images), sums);
-    }
+    contrastive_backward(const __grid_constant__ ContrastiveBackwardArgs a) {
+    backward_dense<KnownSizes>(a, reinterpret_cast<bf16 *>(shared));
+}
+
+// At any others.
+extern "C" __global__ void __launch_bounds__(DENSE_THREADS)
+    contrastive_backward_any(const __grid_constant__ ContrastiveBackwardArgs a) {
+    backward_dense<AnySizes>(a, reinterpret_cast<bf16 *>(shared));
 }
 
 struct ContrastiveDtextsArgs {
     Batch batch;
     Out<u32> workspace;
-    Out<bf16> dtexts;  // [texts_count, 256], written
-    u32 parts, unused;
+    Out<bf16> dtexts;  // [texts_count, width], written
+    u32 parts, vector;
 };
 static_assert(sizeof(ContrastiveDtextsArgs) == 144);
 
 // A thread four elements.
 extern "C" __global__ void __launch_bounds__(THREADS)
     contrastive_dtexts(const __grid_constant__ ContrastiveDtextsArgs a) {
+    const BackwardWorkspace workspace(a.workspace.data, a.batch);
     const u32 index = blockIdx.x * THREADS + threadIdx.x;
-    const u32 text = index / (WIDTH / QUAD), column = index % (WIDTH / QUAD) * QUAD;
+    const u32 text = index / (workspace.pitch / QUAD), column = index % (workspace.pitch / QUAD) * QUAD;
     if (text >= a.batch.texts_count) return;
-    const float *from = BackwardWorkspace(a.workspace.data, a.batch).parts + static_cast<u64>(text) * WIDTH + column;
+    const float *from = workspace.parts + static_cast<u64>(text) * workspace.pitch + column;
     float sum[QUAD] = {};
 #pragma unroll 4
     for (u32 part = 0; part < a.parts; ++part) {
         float x[QUAD];
-        load(x, from + static_cast<u64>(part) * a.batch.texts_count * WIDTH);
+        load(x, from + static_cast<u64>(part) * a.batch.texts_count * workspace.pitch);
 #pragma unroll
         for (int i = 0; i < QUAD; ++i) sum[i] += x[i];
     }
-    store(a.dtexts.row(text) + column, sum);
+    bf16 *to = a.dtexts.row(text) + column;
+    if (a.vector == VECTOR)
+        store(to, sum);
+    else
+#pragma unroll
+        for (u32 i = 0; i < QUAD; ++i)
+            if (column + i < a.batch.width) to[i] = to_bf16(sum[i]);
 }
 
 struct ContrastiveDtemperatureArgs {

@@ -160,7 +160,7 @@ struct ContrastiveBackwardArgs {
     float weight; // of the loss, over 2
     u32 full;     // whether both directions are differentiated by these features, not only their own
     u32 vector;
-    u32 images_of_part;  // on tensor cores: images that a block of texts goes over
+    u32 images_of_part;  // images that a block of texts goes over
 
     // Gradients of the cross-entropies of an image and of a text by their logit.
     __device__ float2 dlogit(u32 image, u32 text, float logit) const {

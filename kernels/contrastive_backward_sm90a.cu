@@ -121,9 +121,9 @@ __device__ void consume(const ContrastiveBackwardArgs &a, u32 base, const Range 
             const u32 first = range.first + index * STAGE_ROWS + half * TILE_ROWS;
             Products &tile = *reinterpret_cast<Products *>(products + half * TILE_ROWS / 2);
             if constexpr (OF_QUERIES)
-                differentiate_queries(a, tile, first_row, first, inverse, sum);
+                differentiate_queries(a, tile, first_row / QUERIES, first_row % QUERIES, first, inverse, sum);
             else
-                differentiate_texts(a, tile, first_row, first / QUERIES, range.end / QUERIES, inverse);
+                differentiate_texts(a, tile, first_row, first / QUERIES, 0, range.end / QUERIES, inverse);
         }
         accumulate(gradient, products, stage);
         if (lane_index() == 0) mbarrier_arrive(base + Shared::EMPTY + turn.stage * sizeof(u64));
@@ -186,10 +186,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     setmaxnreg_inc<240>();
     const u32 consumer = warpgroup - 1;
     const u32 first_row = range.own_row + (warp_index() - WARPGROUP / WARP) * WARP_ROWS;
-    float *parts = BackwardWorkspace(a.gradients.workspace.data, batch).parts;
+    const BackwardWorkspace workspace(a.gradients.workspace.data, batch);
     if (of_queries)
         consume<Side::Queries>(a.gradients, base, range, consumer, first_row, nullptr);
     else
-        consume<Side::Texts>(a.gradients, base, range, consumer, first_row,
-                             parts + static_cast<u64>(part) * batch.texts_count * WIDTH);
+        consume<Side::Texts>(a.gradients, base, range, consumer, first_row, workspace.part(part, batch));
 }

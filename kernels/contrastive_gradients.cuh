@@ -1,9 +1,9 @@
-// What the backward passes of the contrastive loss on tensor cores share, by mma.sync and by wgmma: of the products of
+// What the backward passes of the contrastive loss share, by mma.sync and by wgmma: of the products of
 // 16 rows of one side with 32 of the other they make the gradients by these products, in place; and scratch memory.
 #pragma once
 #include "contrastive.cuh"
 
-// What tensor cores do, at BLIP-2's sizes.
+// BLIP-2's sizes, and of other images and features what is multiplied at a time.
 constexpr u32 QUERIES = 32, WIDTH = 256;
 
 constexpr u32 WARP_ROWS = 16;
@@ -19,14 +19,14 @@ __device__ inline u32 text_of_lane() {
 // g = lane/4 and t = 2·(lane%4), [g][t], [g][t + 1], [g + 8][t], [g + 8][t + 1].
 using Products = float[TILE_ROWS / 8][4];
 
-// Makes of the products of 16 queries of an image and 32 texts their gradients; adds Σ gradient·logit to `sum`. Those of
-// what is beyond the last image and text are 0.
-__device__ inline void differentiate_queries(const ContrastiveBackwardArgs &a, Products &products, u32 first_row,
-                                             u32 first_text, float inverse, float &sum) {
-    const u32 image = first_row / QUERIES, text = first_text + text_of_lane();
+// Makes of the products of 16 queries of an image, from `first_query` on, and 32 texts their gradients; adds
+// Σ gradient·logit to `sum`. Those of what is beyond the last image and text are 0.
+__device__ inline void differentiate_queries(const ContrastiveBackwardArgs &a, Products &products, u32 image,
+                                             u32 first_query, u32 first_text, float inverse, float &sum) {
+    const u32 text = first_text + text_of_lane();
     // The winner's row among the warp's, if it is below 16. A lane a text.
     u32 own = NONE;
-    if (text < a.batch.texts_count && image < a.batch.images) own = a.winner.row(image)[text] - first_row % QUERIES;
+    if (text < a.batch.texts_count && image < a.batch.images) own = a.winner.row(image)[text] - first_query;
     // The same of the lane's eight columns, and of their winners' products those that the lane has.
     u32 rows[8];
     float scores[8];
@@ -38,7 +38,7 @@ __device__ inline void differentiate_queries(const ContrastiveBackwardArgs &a, P
                     : rows[i] == lane_index() / 4 + 8 ? products[n][odd + 2]
                                                       : 0.0f;
     }
-    // As in `TensorScores::best`: the lane is left with its own text's.
+    // As in `best_of`: the lane is left with its own text's.
 #pragma unroll
     for (u32 left = 4; left > 0; left /= 2) {
         const bool upper = lane_index() & left * 4;
@@ -63,14 +63,15 @@ __device__ inline void differentiate_queries(const ContrastiveBackwardArgs &a, P
     }
 }
 
-// Makes of the products of 16 texts and an image's 32 queries their gradients: 0 from the image `end` on.
+// Makes of the products of 16 texts and 32 queries of an image, from `first_query` on, their gradients: 0 from the image
+// `end` on.
 __device__ inline void differentiate_texts(const ContrastiveBackwardArgs &a, Products &products, u32 first_text,
-                                           u32 image, u32 end, float inverse) {
+                                           u32 image, u32 first_query, u32 end, float inverse) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
         const u32 text = first_text + half * 8 + lane_index() / 4;
         const bool there = text < a.batch.texts_count && image < end;
-        const u32 winner = there ? a.winner.row(image)[text] : NONE;
+        const u32 winner = there ? a.winner.row(image)[text] - first_query : NONE;
         // One lane of the four that share the row has it.
         float score = 0.0f;
 #pragma unroll
@@ -90,11 +91,18 @@ __device__ inline void differentiate_texts(const ContrastiveBackwardArgs &a, Pro
 
 // Scratch of the backward pass: twin of `backward_words` in src/ops/contrastive/mod.rs.
 struct BackwardWorkspace {
-    float *products;  // Σ gradient·logit: [2·images], of half an image's queries; without tensor cores [texts]
-    float *parts;     // [parts, texts, 256]: what the images of a part add to dtexts
+    float *products;  // [images·⌈Q/16⌉]: Σ gradient·logit, of 16 queries of an image
+    float *parts;     // [parts, texts, pitch]: what the images of a part add to dtexts
+    u32 pitch;        // the width, filled up to a multiple of 4
 
     __device__ BackwardWorkspace(u32 *words, const Batch &batch) {
         products = reinterpret_cast<float *>(words);
-        parts = products + ceil_div(2 * batch.images, QUAD) * QUAD;
+        parts = products + ceil_div(batch.images * ceil_div(batch.count, WARP_ROWS), QUAD) * QUAD;
+        pitch = ceil_div(batch.width, QUAD) * QUAD;
+    }
+
+    // The texts' gradients of a part.
+    __device__ float *part(u32 index, const Batch &batch) const {
+        return parts + static_cast<u64>(index) * batch.texts_count * pitch;
     }
 };

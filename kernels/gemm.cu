@@ -1,7 +1,7 @@
 // gemm: a linear layer's products, on every architecture: mma.sync fed by cp.async.
 //
 //   forward  y  [rows, out] = f(x·Wᵀ + b) + r     x [rows, in], W [out, in]
-//   input    dx [rows, in] = dy·W, or added        dy [rows, out]
+//   input    dx [rows, in] = dy·W·f'(z), or added  dy [rows, out], z [rows, in] where x = f(z)
 //   weight   dW [out, in] += dyᵀ·x, db += column sums of dy
 //
 // All are c [m, n] = a·bᵀ with a [m, k], b [n, k]; in memory the rows of a and b run along k or along m and n. A
@@ -14,6 +14,7 @@
 // A dW of few tiles, summed over many rows, would leave multiprocessors idle: then blocks share the rows, [blocks, parts]
 // in the grid, each putting what its part adds up to beside dW, and `gemm_parts` adds these in order. Bytes moved
 // for it: 8 a part and element of dW, from L2.
+#include "gather.cuh"
 #include "gemm.cuh"
 
 // A block's work. Twin of `Tile` in src/ops/gemm/cuda/mma.rs.
@@ -35,17 +36,6 @@ constexpr Tile SLIM = {32, 16, 128, 1, 1, 4, 4};
 
 // How operands get into shared memory: by cp.async, or element by element where rows are not aligned to 16 bytes.
 enum class Load { Vectors, Elements };
-
-// Elements from memory as 16 bytes; those beyond `count` are zeros.
-__device__ inline uint4 gather(const bf16 *from, u32 count) {
-    u32 words[VECTOR / 2];
-#pragma unroll
-    for (u32 i = 0; i < VECTOR / 2; ++i) {
-        const u32 low = 2 * i < count ? from[2 * i].bits : 0, high = 2 * i + 1 < count ? from[2 * i + 1].bits : 0;
-        words[i] = low | high << 16;
-    }
-    return make_uint4(words[0], words[1], words[2], words[3]);
-}
 
 // A stage's part of an operand in shared memory: OUTER along m or n by DEPTH along k, in rows as in global memory.
 template <Major MAJOR, u32 OUTER, u32 DEPTH> struct Panel {
@@ -213,19 +203,19 @@ __device__ void gemm(In<bf16> a, In<bf16> b, u32 m, u32 n, u32 k, const Finishin
 struct GemmForwardArgs {
     In<bf16> x;
     In<bf16> weight;
-    Finish finish;
+    FinishForward finish;
     u32 rows, out, in, unused;
 };
 static_assert(sizeof(GemmForwardArgs) == 120);
 
-// dx [m = rows, n = in] from dy [rows, k = out] and W [out, in].
+// dx [m = rows, n = in], or that of z where x = f(z), from dy [rows, k = out] and W [out, in].
 struct GemmInputArgs {
     In<bf16> dy;
     In<bf16> weight;
-    Finish finish;
+    FinishInput finish;
     u32 rows, out, in, unused;
 };
-static_assert(sizeof(GemmInputArgs) == 120);
+static_assert(sizeof(GemmInputArgs) == 104);
 
 // dW [m = out, n = in] and db [1, out] (may be absent) from dy [k = rows, out] and x [rows, in].
 struct GemmWeightArgs {
@@ -272,6 +262,50 @@ extern "C" __global__ void __launch_bounds__(128) gemm_parts(const __grid_consta
         add_parts<QUAD>(a, row, col);
     else
         for (u32 i = col; i < min(col + QUAD, a.in); ++i) add_parts<1>(a, row, i);
+}
+
+// Sums of rows, for db where cuBLASLt computes dW: of dy's rows in parts, and then of the parts.
+template <class T> struct GemmRowSumsArgs {
+    In<T> rows;       // [count, cols], rows at multiples of 16 bytes and whole vectors
+    Out<float> sums;  // [parts, cols]
+    u32 count, cols, rows_of_part;
+    Write write;
+};
+static_assert(sizeof(GemmRowSumsArgs<bf16>) == 48);
+
+// A block has 64 columns of a part: eight threads side by side, each a vector of every 32nd row. Grid: [cols / 64, parts].
+template <class T> __device__ void sum_rows(const GemmRowSumsArgs<T> &a) {
+    constexpr u32 COLS = 64, WIDTH = COLS / VECTOR, ROWS = 32;
+    __shared__ float sums[ROWS][COLS];
+    const u32 lane = threadIdx.x % WIDTH, first = threadIdx.x / WIDTH, col = blockIdx.x * COLS + lane * VECTOR;
+    const u32 begin = blockIdx.y * a.rows_of_part, end = min(begin + a.rows_of_part, a.count);
+    float sum[VECTOR] = {};
+#pragma unroll 4
+    for (u32 row = begin + first; row < end; row += ROWS) {
+        if (col >= a.cols) break;
+        float x[VECTOR];
+        load(x, a.rows.row(row) + col);
+#pragma unroll
+        for (int i = 0; i < VECTOR; ++i) sum[i] += x[i];
+    }
+    store(&sums[first][lane * VECTOR], sum);
+    __syncthreads();
+    const u32 own = blockIdx.x * COLS + threadIdx.x;
+    if (threadIdx.x >= COLS || own >= a.cols) return;
+    float all = 0.0f;
+#pragma unroll
+    for (u32 row = 0; row < ROWS; ++row) all += sums[row][threadIdx.x];
+    float *to = a.sums.row(blockIdx.y) + own;
+    *to = a.write == Write::Add ? *to + all : all;
+}
+
+extern "C" __global__ void __launch_bounds__(256) gemm_row_sums(const __grid_constant__ GemmRowSumsArgs<bf16> a) {
+    sum_rows(a);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    gemm_row_sums_f32(const __grid_constant__ GemmRowSumsArgs<float> a) {
+    sum_rows(a);
 }
 
 #define GEMM_KERNELS(NAME, TILE, BLOCKS, LOAD)                                                                         \

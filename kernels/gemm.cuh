@@ -2,8 +2,8 @@
 #pragma once
 #include "activation.cuh"
 
-// Results in bf16: y = f(product + bias) + residual. Twin of `Finish` in src/ops/gemm/cuda.rs.
-struct Finish {
+// Results of a forward pass, in bf16: y = f(product + bias) + residual. Twin of `FinishForward` in src/ops/gemm/cuda.rs.
+struct FinishForward {
     In<bf16> bias;            // [1, n]; may be absent
     In<bf16> residual;        // [m, n]; may be absent, and may be y itself
     Out<bf16> pre_activation; // product + bias [m, n]; may be absent
@@ -29,7 +29,32 @@ struct Finish {
         store(y.row(row) + col, x);
     }
 };
-static_assert(sizeof(Finish) == 72);
+static_assert(sizeof(FinishForward) == 72);
+
+// Gradients of inputs, in bf16: dx = product·f'(pre_activation) + before, where x = f(pre_activation). Twin of
+// `FinishInput` in src/ops/gemm/cuda.rs.
+struct FinishInput {
+    In<bf16> pre_activation; // [m, n]; absent if f is the identity
+    In<bf16> before;         // [m, n]; may be absent, or dx itself
+    Out<bf16> dx;            // [m, n]
+    Activation activation;
+    u32 vector;
+
+    template <int N> __device__ void operator()(u32 row, u32 col, float (&x)[N]) const {
+        float e[N];
+        if (pre_activation.present()) {
+            load(e, pre_activation.row(row) + col);
+            differentiate(activation, x, e);
+        }
+        if (before.present()) {
+            load(e, before.row(row) + col);
+#pragma unroll
+            for (int i = 0; i < N; ++i) x[i] += e[i];
+        }
+        store(dx.row(row) + col, x);
+    }
+};
+static_assert(sizeof(FinishInput) == 56);
 
 // Results in f32, added to what is there: gradients of parameters; or a part of these, put there to be added later.
 // Twin of `Accumulate` in src/ops/gemm/cuda.rs.

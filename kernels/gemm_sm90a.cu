@@ -149,15 +149,15 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
 // y [m = rows, n = out] from x [rows, k = in] and W [out, in].
 struct GemmForwardSm90aArgs {
     TensorMap x, weight;
-    Finish finish;
+    FinishForward finish;
     u32 rows, out, in;
 };
 static_assert(sizeof(GemmForwardSm90aArgs) == 384);
 
-// dx [m = rows, n = in] from dy [rows, k = out] and W [out, in].
+// dx [m = rows, n = in], or that of z where x = f(z), from dy [rows, k = out] and W [out, in].
 struct GemmInputSm90aArgs {
     TensorMap dy, weight;
-    Finish finish;
+    FinishInput finish;
     u32 rows, out, in;
 };
 static_assert(sizeof(GemmInputSm90aArgs) == 384);

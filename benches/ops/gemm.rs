@@ -64,6 +64,7 @@ fn backward(criterion: &mut Criterion) {
             x: x.view(),
             weight: weight.view(),
             dy: dy.view(),
+            activation: None,
             dx: Some((Write::Replace, dx.view_mut())),
             dweight: dweight.view_mut(),
             dbias: Some(dbias.view_mut()),

@@ -7,7 +7,7 @@ use crate::arena::Cursor;
 use crate::device::{M, SM, V, Write};
 use crate::error::Result;
 use crate::ops::Backend;
-use crate::ops::activation::{Activation, ActivationBackward};
+use crate::ops::activation::Activation;
 use crate::ops::dropout::Dropout;
 use crate::params::{Spec, Tree};
 
@@ -124,11 +124,9 @@ impl<B: Backend> FeedForward<V<'_, B>> {
         let to = (dx.reborrow(), dropped);
         self.norm.backward(b, norm, dropout, dy, &mut gradients.norm, partials, to)?;
         let dprojected = if dropout.is_some() { dprojected.view() } else { dx.view() };
-        let to = Some((Write::Replace, dintermediate.reborrow()));
-        self.output.backward(b, acts.intermediate.view(), dprojected, &mut gradients.output, to)?;
-        let (activation, x_activation) = (self.activation, pre_activation.view());
-        let dy = dintermediate.reborrow();
-        b.activation_backward(ActivationBackward { activation, x: x_activation, dy })?;
+        let activation = Some((self.activation, pre_activation.view()));
+        let (output, to) = (&mut gradients.output, Some((Write::Replace, dintermediate.reborrow())));
+        self.output.fused_backward(b, acts.intermediate.view(), activation, dprojected, output, to)?;
         let to = Some((Write::Add, dx));
         self.intermediate.backward(b, x, dintermediate.view(), &mut gradients.intermediate, to)
     }

@@ -71,10 +71,24 @@ impl<B: Backend> Linear<V<'_, B>> {
         gradients: &mut Linear<SM<'_, B>>,
         dx: Option<(Write, M<'_, B>)>,
     ) -> Result<()> {
+        self.fused_backward(b, x, None, dy, gradients, dx)
+    }
+
+    /// The same where x = f(z) is another layer's activation, and dx is the gradient of z [rows, in].
+    pub fn fused_backward(
+        &self,
+        b: &B,
+        x: V<'_, B>,
+        activation: Option<(Activation, V<'_, B>)>,
+        dy: V<'_, B>,
+        gradients: &mut Linear<SM<'_, B>>,
+        dx: Option<(Write, M<'_, B>)>,
+    ) -> Result<()> {
         b.gemm_backward(GemmBackward {
             x,
             weight: self.weight,
             dy,
+            activation,
             dx,
             dweight: gradients.weight.reborrow(),
             dbias: Some(gradients.bias.reborrow()),

@@ -309,6 +309,7 @@ impl<B: Backend> Pass<'_, B> {
             x: acts.features.view(),
             weight: projections.weight,
             dy: acts.dkeys_values.view(),
+            activation: None,
             dx: None,
             dweight: whole.fold.dweight.reborrow(),
             dbias: Some(whole.fold.dbias.reborrow()),

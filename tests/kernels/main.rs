@@ -21,7 +21,7 @@ const MATRIX_PRODUCTS: [&str; 8] = [
     "absorbed_attention/",
     "similarity/similarity_all_forward",
     "contrastive/contrastive_forward",
-    "contrastive/contrastive_backward_dense",
+    "contrastive/contrastive_backward",
 ];
 /// The same by `wgmma`, which only Hopper has.
 const HOPPER_PRODUCTS: [&str; 3] = ["gemm_sm90a/", "contrastive_sm90a/", "contrastive_backward_sm90a/"];

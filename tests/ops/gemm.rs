@@ -1,3 +1,4 @@
+mod activation;
 mod gpu;
 
 use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
@@ -117,6 +118,7 @@ impl Linear {
                 x: Tensor::pitched(&self.x).view(),
                 weight: Tensor::pitched(&self.weight).view(),
                 dy: Tensor::pitched(dy).view(),
+                activation: None,
                 dx: Some((write, dx.view_mut())),
                 dweight: dweight.view_mut(),
                 dbias: Some(dbias.view_mut()),

@@ -1,11 +1,11 @@
 //! cuBLASLt, NVIDIA's matrix products, where it is installed: opened while the program runs, so that the
 //! crate neither needs it to build nor to run.
 //!
-//! Only products in bf16 with a bias and an addend go to it, summed in `f32` and rounded once; its GELU is the
-//! tanh approximation, so activations stay with the crate's own kernels. Which of the two computes a product is
-//! measured where one of about as many rows is met first, and kept for as long as the device is open. The
-//! bits of a result may differ between them, so two processes may differ in the last bit where cuBLASLt is
-//! installed.
+//! Products of bf16 with a bias and an addend go to it, summed in `f32`; its GELU is the tanh approximation, so an
+//! activation or its derivative follows as the crate's own kernel, and so do the gradients of biases. Which of the
+//! two is faster, it with what follows or the crate's kernel that does all at once, is measured where a product of
+//! about as many rows is met first, and kept for as long as the device is open. The bits of a result may differ
+//! between them, so two processes may differ in the last bit where cuBLASLt is installed.
 //!
 //! [`Cuda::open`] tells of the environment variables that settle it.
 
@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::tensor::Shape;
 use cudarc::driver::{CudaContext, CudaStream, result, sys};
 use half::bf16;
-use library::{Library, Operation};
+pub(crate) use library::ProductElement;
+use library::{DataType, Library, Operation};
 use measure::Way;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -32,31 +33,65 @@ const WORKSPACE: usize = 32 << 20;
 /// Where every operand and its rows start, in bytes.
 const ALIGNMENT: u32 = 16;
 
-/// How b of a product lies in memory.
+/// Which way a factor lies in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Storage {
-    /// [k, n]
+    /// By its rows.
     Plain,
-    /// [n, k]
+    /// By its columns.
     Transposed,
 }
 
-/// A product without an activation: y = a·b + bias + addend.
-pub(crate) struct LinearProduct<'a> {
-    /// Of y: rows, columns.
+/// A factor of a product.
+#[derive(Clone, Copy)]
+pub(crate) struct Factor<'a> {
+    matrix: In<'a, bf16>,
+    storage: Storage,
+}
+
+impl<'a> Factor<'a> {
+    pub(crate) fn plain(matrix: In<'a, bf16>) -> Self {
+        Self { matrix, storage: Storage::Plain }
+    }
+
+    pub(crate) fn transposed(matrix: In<'a, bf16>) -> Self {
+        Self { matrix, storage: Storage::Transposed }
+    }
+}
+
+/// A product a·b + bias + addend.
+pub(crate) struct LinearProduct<'a, T> {
+    /// Of the product: rows, columns.
     pub m: u32,
     pub n: u32,
     /// Terms of a sum.
     pub k: u32,
     /// [m, k]
-    pub a: In<'a, bf16>,
-    /// [k, n] or [n, k]
-    pub b: In<'a, bf16>,
-    pub storage: Storage,
+    pub a: Factor<'a>,
+    /// [k, n]
+    pub b: Factor<'a>,
     /// [1, n]; may be absent.
     pub bias: In<'a, bf16>,
-    /// [m, n]; may be absent, and may be y itself.
-    pub addend: In<'a, bf16>,
+    /// [m, n]; may be absent, and may be where the product goes.
+    pub addend: In<'a, T>,
+    /// [m, n]: where the product goes before what follows; absent if that is y.
+    pub to: Out<'a, T>,
+    /// What follows, by a number that nothing else has that follows products like this one.
+    pub follows: u32,
+}
+
+/// Where the results of a product and of what follows go.
+pub(crate) struct Results<'a, T> {
+    /// [m, n]
+    pub y: Out<'a, T>,
+    /// [1, m], beside the gradient of a weight; may be absent.
+    pub dbias: Out<'a, f32>,
+}
+
+impl<'a, T> Results<'a, T> {
+    pub(crate) fn of(y: Out<'a, T>) -> Self {
+        Self { y, dbias: Out::optional(None) }
+    }
 }
 
 /// What a choice depends on.
@@ -65,10 +100,17 @@ struct Form {
     m: u32,
     n: u32,
     k: u32,
-    storage: Storage,
+    /// Of a and b.
+    storage: [Storage; 2],
+    /// Of the addend and the product.
+    results: DataType,
     has_bias: bool,
     has_addend: bool,
-    /// Elements from a row to the next of a, b, the addend and y.
+    has_dbias: bool,
+    /// Whether the product goes elsewhere than to y.
+    is_kept: bool,
+    follows: u32,
+    /// Elements from a row to the next of a, b, the addend and the product.
     pitches: [u32; 4],
 }
 
@@ -142,28 +184,29 @@ impl CublasLt {
 
     /// The form's descriptors and algorithm; none if the library has no algorithm for it.
     fn plan(&self, form: &Form, bias: In<'_, bf16>) -> Result<Option<Operation>> {
-        let Form { m, n, k, storage, pitches: [a, b, addend, y], .. } = *form;
+        let Form { m, n, k, storage: [a_storage, b_storage], pitches: [a, b, addend, y], .. } = *form;
         // The library's matrices run by columns: to it, a row-major matrix is its transpose, so it is given
         // yᵀ [n, m] = bᵀ·aᵀ, with b first.
-        let (b_rows, b_cols) = match storage {
-            Storage::Plain => (n, k),
-            Storage::Transposed => (k, n),
+        let stored = |storage, rows, cols, pitch| match storage {
+            Storage::Plain => (rows, cols, pitch),
+            Storage::Transposed => (cols, rows, pitch),
         };
-        let layouts = [(b_rows, b_cols, b), (k, m, a), (n, m, addend), (n, m, y)];
+        let factors = [stored(b_storage, n, k, b), stored(a_storage, k, m, a)];
+        let results = [(n, m, addend), (n, m, y)];
         let bias = form.has_bias.then(|| bias.address());
-        self.library.operation(layouts, storage, bias, WORKSPACE)
+        self.library.operation(factors, [b_storage, a_storage], results, form.results, bias, WORKSPACE)
     }
 
     /// Starts a product of the form that the operation was planned for.
-    fn start(
+    fn start<T: ProductElement>(
         &self,
         stream: sys::CUstream,
         operation: &Operation,
-        product: &LinearProduct<'_>,
-        y: &Out<'_, bf16>,
+        product: &LinearProduct<'_, T>,
+        y: &Out<'_, T>,
     ) -> Result<()> {
-        let (a, b, bias) = (product.a.address(), product.b.address(), product.bias.address());
-        let y = y.address();
+        let [a, b] = [product.a, product.b].map(|factor| factor.matrix.address());
+        let (bias, y) = (product.bias.address(), product.place(y).address());
         let (addend, beta) = match product.addend.address() {
             0 => (y, 0.0),
             addend => (addend, 1.0),
@@ -189,38 +232,43 @@ impl Drop for CublasLt {
 }
 
 impl Cuda {
-    /// y = a·b + bias + addend, by `own`, the crate's kernel, or by cuBLASLt.
-    pub(crate) fn multiply(
+    /// A product and what follows it: by `own`, which does it all, or by cuBLASLt and then `follow`.
+    pub(crate) fn multiply<T: ProductElement>(
         &self,
-        product: &LinearProduct<'_>,
-        y: Out<'_, bf16>,
-        own: impl Fn(Out<'_, bf16>) -> Result<()>,
+        product: &LinearProduct<'_, T>,
+        to: Results<'_, T>,
+        own: impl Fn(Results<'_, T>) -> Result<()>,
+        follow: impl Fn(Results<'_, T>) -> Result<()>,
     ) -> Result<()> {
-        let Some(lt) = self.0.cublaslt.as_ref().filter(|_| product.suits_cublaslt(&y)) else {
-            return own(y);
+        let Some(lt) = self.0.cublaslt.as_ref().filter(|_| product.suits_cublaslt(&to)) else {
+            return own(to);
         };
         self.bind()?;
-        let form = product.form(&y);
+        let form = product.form(&to);
         let mut choices = lt.choices.lock().unwrap_or_else(PoisonError::into_inner);
         let Choices { forms, faster } = &mut *choices;
         let choice = match forms.entry(form) {
             Entry::Occupied(chosen) => chosen.into_mut(),
-            Entry::Vacant(place) => place.insert(self.choose(lt, faster, product, &form, &own)?),
+            Entry::Vacant(place) => place.insert(self.choose(lt, faster, product, &form, &own, &follow)?),
         };
         match choice {
-            Choice::Own => own(y),
-            Choice::CublasLt(operation) => lt.start(self.0.stream(), operation, product, &y),
+            Choice::Own => own(to),
+            Choice::CublasLt(operation) => {
+                lt.start(self.0.stream(), operation, product, &to.y)?;
+                follow(to)
+            }
         }
     }
 
     /// Who is to compute products of this form from now on.
-    fn choose(
+    fn choose<T: ProductElement>(
         &self,
         lt: &CublasLt,
         faster: &mut HashMap<Form, bool>,
-        product: &LinearProduct<'_>,
+        product: &LinearProduct<'_, T>,
         form: &Form,
-        own: Way<'_>,
+        own: Way<'_, T>,
+        follow: Way<'_, T>,
     ) -> Result<Choice> {
         // While a graph is captured nothing can be measured, and cuBLASLt should not load its kernels.
         if self.0.is_capturing() {
@@ -234,8 +282,12 @@ impl Cuda {
             (Preference::Faster, Entry::Occupied(measured)) => *measured.get(),
             (Preference::Faster, Entry::Vacant(place)) => {
                 let shape = Shape::new(form.m as usize, form.n as usize);
-                let ways: [Way<'_>; 2] = [&|y| lt.start(self.0.stream(), &operation, product, &y), own];
-                *place.insert(self.is_faster(ways, shape, form.pitches[3] as usize)?)
+                let by_cublaslt = |to: Results<'_, T>| {
+                    lt.start(self.0.stream(), &operation, product, &to.y)?;
+                    follow(to)
+                };
+                let pitch = form.pitches[3] as usize;
+                *place.insert(self.is_faster([&by_cublaslt, own], shape, pitch, form.has_dbias)?)
             }
         };
         Ok(if chosen { Choice::CublasLt(operation) } else { Choice::Own })
@@ -243,32 +295,58 @@ impl Cuda {
 }
 
 impl Form {
-    /// The form that stands for those of about as many rows: up to three binary digits. Steps of training have
-    /// as many rows as their texts have tokens, hardly ever as many twice, and measuring takes longer than it
-    /// gains unless it is done seldom.
+    /// The form that stands for those of about as many rows, of results or, for the gradient of a weight, of
+    /// factors: up to three binary digits. Steps of training have as many rows as their texts have tokens,
+    /// hardly ever as many twice, and measuring takes longer than it gains unless it is done seldom.
     fn rounded(&self) -> Self {
-        let unit = 1 << self.m.ilog2().saturating_sub(2);
-        Self { m: self.m.div_ceil(unit) * unit, ..*self }
+        let round = |rows: u32| {
+            let unit = 1 << rows.ilog2().saturating_sub(2);
+            rows.div_ceil(unit) * unit
+        };
+        match self.storage[0] {
+            Storage::Plain => Self { m: round(self.m), ..*self },
+            Storage::Transposed => Self { k: round(self.k), ..*self },
+        }
     }
 }
 
-impl LinearProduct<'_> {
-    /// Whether there is something to compute, rows start at multiples of 16 bytes and do not overlap.
-    fn suits_cublaslt(&self, y: &Out<'_, bf16>) -> bool {
-        let operands = [self.a, self.b, self.bias, self.addend].map(|operand| operand.extent());
-        // How long the rows are is of no account: what is beyond them is not read.
-        let aligned = vector_width(0, &operands) > 1 && vector_width(0, &[y.extent()]) > 1;
-        let Form { m, n, k, pitches: [a, b, addend, y], .. } = self.form(y);
-        let b_cols = if self.storage == Storage::Plain { n } else { k };
-        aligned && [m, n, k].iter().all(|&size| size > 0) && a >= k && b >= b_cols && addend >= n && y >= n
+impl<T: ProductElement> LinearProduct<'_, T> {
+    /// Where the product goes, on the way to y.
+    fn place<'p>(&'p self, y: &'p Out<'_, T>) -> &'p Out<'p, T> {
+        if self.to.address() == 0 { y } else { &self.to }
     }
 
-    fn form(&self, y: &Out<'_, bf16>) -> Form {
-        let [has_bias, has_addend] = [self.bias, self.addend].map(|operand| operand.address() != 0);
-        let addend = if has_addend { self.addend.pitch() } else { y.pitch() };
-        let pitches = [self.a.pitch(), self.b.pitch(), addend, y.pitch()];
-        let Self { m, n, k, storage, .. } = *self;
-        Form { m, n, k, storage, has_bias, has_addend, pitches }
+    /// Whether there is something to compute, rows start at multiples of 16 bytes and do not overlap.
+    fn suits_cublaslt(&self, to: &Results<'_, T>) -> bool {
+        let [a, b] = [self.a, self.b].map(|factor| factor.matrix.extent());
+        let operands = [a, b, self.bias.extent(), self.addend.extent(), self.place(&to.y).extent()];
+        // How long the rows are is of no account: what is beyond them is not read.
+        let aligned = vector_width(0, &operands) > 1;
+        let Form { m, n, k, storage, pitches: [a, b, addend, y], .. } = self.form(to);
+        let cols = |storage, plain, transposed| if storage == Storage::Plain { plain } else { transposed };
+        let fits = a >= cols(storage[0], k, m) && b >= cols(storage[1], n, k) && addend >= n && y >= n;
+        aligned && fits && [m, n, k].iter().all(|&size| size > 0)
+    }
+
+    fn form(&self, to: &Results<'_, T>) -> Form {
+        let Self { m, n, k, follows, .. } = *self;
+        let [a, b] = [self.a, self.b].map(|factor| factor.matrix.pitch());
+        let y = self.place(&to.y).pitch();
+        let has_addend = self.addend.address() != 0;
+        let addend = if has_addend { self.addend.pitch() } else { y };
+        Form {
+            m,
+            n,
+            k,
+            storage: [self.a.storage, self.b.storage],
+            results: T::TYPE,
+            has_bias: self.bias.address() != 0,
+            has_addend,
+            has_dbias: to.dbias.address() != 0,
+            is_kept: self.to.address() != 0,
+            follows,
+            pitches: [a, b, addend, y],
+        }
     }
 }
 
@@ -290,20 +368,23 @@ mod tests {
 
     #[test]
     fn products_of_about_as_many_rows_are_measured_together() {
-        let rounded = |m| {
-            let pitches = [768, 768, 768, 768];
-            let form = Form {
-                m,
-                n: 768,
-                k: 768,
-                storage: Storage::Plain,
-                has_bias: true,
-                has_addend: false,
-                pitches,
-            };
-            form.rounded().m
+        let form = |m, k, a| Form {
+            m,
+            n: 768,
+            k,
+            storage: [a, Storage::Plain],
+            results: f32::TYPE,
+            has_bias: true,
+            has_addend: false,
+            has_dbias: false,
+            is_kept: false,
+            follows: 0,
+            pitches: [768; 4],
         };
+        let rounded = |rows| form(rows, 777, Storage::Plain).rounded().m;
         assert_eq!([1, 2, 3, 7, 8].map(rounded), [1, 2, 3, 7, 8]);
         assert_eq!([9, 10, 11, 8193, 9000, 10240].map(rounded), [10, 10, 12, 10240, 10240, 10240]);
+        let of_weight = form(777, 9000, Storage::Transposed).rounded();
+        assert_eq!((of_weight.m, of_weight.k), (777, 10240));
     }
 }

@@ -117,6 +117,11 @@ impl<'a, T: Element> Out<'a, T> {
         view.map_or(Self { data: ptr::null_mut(), pitch: 0, unused: 0, borrow: PhantomData }, Self::of)
     }
 
+    /// The same matrix, for another kernel.
+    pub(crate) fn again(&self) -> Out<'_, T> {
+        Out { data: self.data, pitch: self.pitch, unused: 0, borrow: PhantomData }
+    }
+
     /// What is there, for a kernel that adds to it.
     pub(crate) fn before(&self) -> In<'a, T> {
         In { data: self.data, pitch: self.pitch, unused: 0, borrow: PhantomData }

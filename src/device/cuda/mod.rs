@@ -11,7 +11,7 @@ mod limits;
 mod scratch;
 mod tensor_map;
 
-pub(crate) use cublaslt::{LinearProduct, Storage};
+pub(crate) use cublaslt::{Factor, LinearProduct, Results};
 pub use image::{COMPILER, Image, UNITS, Unit};
 pub(crate) use kernel::{Arguments, Extent, Grid, In, Out, arguments, assert_aligned, count, vector_width};
 pub use limits::Limits;

@@ -91,7 +91,7 @@ impl Activation {
 
     /// dx = dy·f'(x) in the place of dy; to be called from vectorised code.
     #[inline(always)]
-    fn apply_derivative<E: Real>(self, x: &[E], dy: &mut [E]) {
+    pub(crate) fn apply_derivative<E: Real>(self, x: &[E], dy: &mut [E]) {
         // Loops, not `for_each`: that of a zip is a function of its own, compiled for any processor.
         macro_rules! each {
             ($activation:expr) => {

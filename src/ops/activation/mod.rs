@@ -41,7 +41,8 @@ pub struct ActivationBackward<'a, D: Device> {
     pub dy: M<'a, D>,
 }
 
-/// Activations; a linear layer's own is fused into `gemm_forward`.
+/// Activations; a linear layer's own is fused into its `gemm_forward`, and into the `gemm_backward` of the layer that
+/// reads it.
 pub trait ActivationOp: Device {
     /// y = f(x)
     fn activation_forward(&self, args: ActivationForward<'_, Self>) -> Result<()>;

@@ -79,7 +79,11 @@ pub struct AttentionBackward<'a, D: Device> {
     pub dout: V<'a, D>,
     /// [query rows, heads·head width], written
     pub dq: M<'a, D>,
-    /// Whether `dk` and `dv` are written or added to; sequences that share keys are summed.
+    /// Whether `dk` and `dv` are written or added to; sequences that share keys are summed and written once.
+    ///
+    /// Passes over the same keys are added up here, each rounded as it is stored. A step of training cannot do with
+    /// one write: the image pass's `dout` waits for the gradients of the keys that its queries leave to captions, so
+    /// it comes after all passes over pairs and captions, which take turns in the same memory.
     pub write: Write,
     /// [key rows, heads·head width]
     pub dk: M<'a, D>,

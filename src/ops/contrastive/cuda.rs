@@ -5,8 +5,8 @@ mod sm90a;
 
 use super::{ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, ContrastiveOp};
 use super::{
-    IMAGES_OF_STEP, Negatives, PART_WORDS, ROWS_OF_DENSE_BLOCK, Sizes, TENSOR_CORES, TEXTS_OF_BLOCK,
-    images_of_block, images_of_part, parts,
+    IMAGES_OF_STEP, KNOWN_SIZES, Negatives, PART_WORDS, ROWS_OF_DENSE_BLOCK, ROWS_OF_SLOT, Sizes,
+    TEXTS_OF_BLOCK, images_of_block, images_of_part, parts,
 };
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
@@ -17,10 +17,11 @@ use half::bf16;
 const THREADS: u32 = 32 * IMAGES_OF_STEP as u32;
 /// Threads of the one block of a sum over lines.
 const SUM_THREADS: u32 = 1024;
-/// Threads of a block of the backward pass on tensor cores, and its shared memory: 128 rows of a side,
-/// and twice 32 of the other.
+/// Threads of a block of the backward pass, columns of its gradients, and its shared memory: 128 rows of a
+/// side, and twice 32 of the other.
 const DENSE_THREADS: u32 = 256;
-const DENSE_SHARED_BYTES: usize = (ROWS_OF_DENSE_BLOCK + 2 * 32) * TENSOR_CORES[1] * size_of::<bf16>();
+const COLUMNS_OF_BLOCK: usize = 256;
+const DENSE_SHARED_BYTES: usize = (ROWS_OF_DENSE_BLOCK + 2 * 32) * COLUMNS_OF_BLOCK * size_of::<bf16>();
 
 /// Twin of `Batch` in kernels/contrastive.cuh.
 #[repr(C)]
@@ -73,7 +74,7 @@ arguments! {
         winner: Out<'a, u8>,
         workspace: Out<'a, u32>,
         site: u32,
-        tensor_cores: u32,
+        vector: u32,
     }
 
     struct ContrastiveLinesArgs("contrastive", "contrastive_lines", 184) {
@@ -123,7 +124,7 @@ arguments! {
         /// [texts, E]
         dtexts: Out<'a, bf16>,
         parts: u32,
-        unused: u32,
+        vector: u32,
     }
 
     struct ContrastiveDtemperatureArgs("contrastive", "contrastive_dtemperature", 144) {
@@ -138,6 +139,11 @@ arguments! {
 
 /// One block.
 const SUM_GRID: Grid = Grid { blocks: [1, 1, 1], threads: SUM_THREADS, shared_bytes: 0 };
+
+/// Whether the kernels for features of known sizes, [Q, E], take these.
+fn is_known(features: [usize; 2], vector: u32) -> bool {
+    features == KNOWN_SIZES && vector > 1
+}
 
 impl ContrastiveOp for Cuda {
     fn contrastive_forward(&self, args: ContrastiveForward<'_, Self>) -> Result<()> {
@@ -156,28 +162,24 @@ impl ContrastiveOp for Cuda {
         if let Some(hopper) = hopper {
             hopper.launch(self, batch, key, site, winner, Out::of(workspace.reborrow()))?;
         } else {
-            let tensor_cores = [queries, width] == TENSOR_CORES && vector_width(count(width), &extents) > 1;
-            // Parts of columns; logits and texts' scores of a step; the block's texts.
+            let vector = vector_width(count(width), &extents);
+            // Parts of columns; logits and texts' scores of a step; the block's texts at the sizes that are known.
             let columns = TEXTS_OF_BLOCK * PART_WORDS * size_of::<u32>();
             let pairs = IMAGES_OF_STEP * TEXTS_OF_BLOCK * 2 * size_of::<f32>();
-            let features = if tensor_cores { TEXTS_OF_BLOCK * width * size_of::<bf16>() } else { 0 };
+            let features = TEXTS_OF_BLOCK * width * size_of::<bf16>();
+            let (kernel, features) = match is_known([queries, width], vector) {
+                true => ("contrastive_forward", features),
+                false => ("contrastive_forward_any", 0),
+            };
             let [row_parts, column_parts] = parts(images, texts);
             let grid = Grid {
                 blocks: [count(row_parts), count(column_parts), 1],
                 threads: THREADS,
                 shared_bytes: count(columns + pairs + features),
             };
-            self.launch(
-                grid,
-                ContrastiveForwardArgs {
-                    batch,
-                    key,
-                    winner,
-                    workspace: Out::of(workspace.reborrow()),
-                    site,
-                    tensor_cores: tensor_cores.into(),
-                },
-            )?;
+            let workspace = Out::of(workspace.reborrow());
+            let args = ContrastiveForwardArgs { batch, key, winner, workspace, site, vector };
+            self.launch_variant(kernel, grid, args)?;
         }
         let lines = count(images + texts);
         let grid = Grid { blocks: [lines.div_ceil(THREADS), 1, 1], threads: THREADS, shared_bytes: 0 };
@@ -201,7 +203,6 @@ impl ContrastiveOp for Cuda {
         let ContrastiveBackward { dqueries, mut dtexts, mut workspace, .. } = args;
         let width = args.batch.texts.cols();
         let batch = BatchArgs::of(args.batch, sizes);
-        let rows = count(texts + images * queries);
         let (dqueries, dtexts_of_rows) = (Out::of(dqueries), Out::of(dtexts.reborrow()));
         let extents =
             [batch.queries.extent(), batch.texts.extent(), dqueries.extent(), dtexts_of_rows.extent()];
@@ -220,46 +221,41 @@ impl ContrastiveOp for Cuda {
             vector,
             images_of_part: count(images_of_part),
         };
-        let products = if [queries, width] == TENSOR_CORES && vector > 1 {
-            let parts = images.div_ceil(images_of_part);
-            let blocks = (images * queries).div_ceil(ROWS_OF_DENSE_BLOCK)
-                + texts.div_ceil(ROWS_OF_DENSE_BLOCK) * parts;
-            if sm90a::is_for(self.capability()) {
-                sm90a::backward(self, count(blocks), gradients)?;
-            } else {
-                let grid = Grid {
-                    blocks: [count(blocks), 1, 1],
-                    threads: DENSE_THREADS,
-                    shared_bytes: count(DENSE_SHARED_BYTES),
-                };
-                self.launch_variant("contrastive_backward_dense", grid, gradients)?;
-            }
-            // A thread four elements.
-            let blocks = count(texts * width / 4).div_ceil(THREADS);
-            self.launch(
-                Grid { blocks: [blocks, 1, 1], threads: THREADS, shared_bytes: 0 },
-                ContrastiveDtextsArgs {
-                    batch,
-                    workspace: Out::of(workspace.reborrow()),
-                    dtexts: Out::of(dtexts),
-                    parts: count(parts),
-                    unused: 0,
-                },
-            )?;
-            2 * images
+        let parts = images.div_ceil(images_of_part);
+        let slots = images * queries.div_ceil(ROWS_OF_SLOT);
+        let blocks =
+            slots.div_ceil(ROWS_OF_DENSE_BLOCK / ROWS_OF_SLOT) + texts.div_ceil(ROWS_OF_DENSE_BLOCK) * parts;
+        let known = is_known([queries, width], vector);
+        if known && sm90a::is_for(self.capability()) {
+            sm90a::backward(self, count(blocks), gradients)?;
         } else {
-            // A warp a row, a vector a lane.
-            let blocks = [rows.div_ceil(THREADS / 32), count(width).div_ceil(32 * vector), 1];
-            self.launch(Grid { blocks, threads: THREADS, shared_bytes: 0 }, gradients)?;
-            texts
-        };
+            let kernel = if known { "contrastive_backward" } else { "contrastive_backward_any" };
+            let grid = Grid {
+                blocks: [count(blocks), count(width.div_ceil(COLUMNS_OF_BLOCK)), 1],
+                threads: DENSE_THREADS,
+                shared_bytes: count(DENSE_SHARED_BYTES),
+            };
+            self.launch_variant(kernel, grid, gradients)?;
+        }
+        // A thread four elements.
+        let blocks = count(texts * width.div_ceil(4)).div_ceil(THREADS);
+        self.launch(
+            Grid { blocks: [blocks, 1, 1], threads: THREADS, shared_bytes: 0 },
+            ContrastiveDtextsArgs {
+                batch,
+                workspace: Out::of(workspace.reborrow()),
+                dtexts: Out::of(dtexts),
+                parts: count(parts),
+                vector,
+            },
+        )?;
         self.launch(
             SUM_GRID,
             ContrastiveDtemperatureArgs {
                 batch,
                 workspace: Out::of(workspace),
                 dtemperature: Out::of(args.dtemperature),
-                products: count(products),
+                products: count(slots),
                 unused: 0,
             },
         )

@@ -148,18 +148,20 @@ pub(crate) fn parts(images: usize, texts: usize) -> [usize; 2] {
     [texts.div_ceil(TEXTS_OF_BLOCK), images.div_ceil(images_of_block(images))]
 }
 
-/// Queries of an image and width that a GPU's tensor cores do.
-pub(crate) const TENSOR_CORES: [usize; 2] = [32, 256];
-/// Rows of queries, or texts, of a block of the backward pass on tensor cores: twin of `OWN_ROWS` in
-/// kernels/contrastive_dense.cuh.
+/// Queries of an image and width for which a GPU has kernels of their own: BLIP-2's.
+pub(crate) const KNOWN_SIZES: [usize; 2] = [32, 256];
+/// Rows of queries, or texts, of a block of the backward pass: twin of `OWN_ROWS` in
+/// kernels/contrastive_dense.cuh …
 pub(crate) const ROWS_OF_DENSE_BLOCK: usize = 128;
+/// … and of a warp, which has queries of one image: twin of `WARP_ROWS`.
+pub(crate) const ROWS_OF_SLOT: usize = 16;
 /// Fewest images that such a block goes over, if there are as many: what it writes must be little
 /// beside what it reads.
 const LEAST_IMAGES_OF_PART: usize = 16;
 /// Blocks of texts beyond which the images are not cut further.
 const ENOUGH_TEXT_BLOCKS: usize = 128;
 
-/// Images that a block of texts goes over in the backward pass on tensor cores.
+/// Images that a block of texts goes over in the backward pass.
 pub(crate) fn images_of_part(images: usize, texts: usize) -> usize {
     let wanted = (ENOUGH_TEXT_BLOCKS / texts.div_ceil(ROWS_OF_DENSE_BLOCK)).max(1);
     images.div_ceil(wanted.min((images / LEAST_IMAGES_OF_PART).max(1)))
@@ -171,13 +173,11 @@ fn forward_words(images: usize, texts: usize) -> usize {
     PART_WORDS * (of_row * images + of_column * texts) + 2 * (images + texts)
 }
 
-/// Words of the backward pass: twin of `BackwardWorkspace` in kernels/contrastive_dense.cuh.
-fn backward_words(images: usize, texts: usize, features: [usize; 2]) -> usize {
-    if features != TENSOR_CORES {
-        return texts;
-    }
-    let [_, width] = features;
-    (2 * images).next_multiple_of(4) + images.div_ceil(images_of_part(images, texts)) * texts * width
+/// Words of the backward pass: twin of `BackwardWorkspace` in kernels/contrastive_gradients.cuh.
+fn backward_words(images: usize, texts: usize, [queries, width]: [usize; 2]) -> usize {
+    let slots = images * queries.div_ceil(ROWS_OF_SLOT);
+    let parts = images.div_ceil(images_of_part(images, texts));
+    slots.next_multiple_of(4) + parts * texts * width.next_multiple_of(4)
 }
 
 /// Words of 4 bytes of the workspace that either pass over so many images and texts needs; `features`
@@ -185,8 +185,8 @@ fn backward_words(images: usize, texts: usize, features: [usize; 2]) -> usize {
 ///
 /// Forward: what each block of pairs found out about its part of each row and column, and two words for
 /// each row and column, in all about images·texts/16 words where both are large, at most 64 blocks of
-/// rows sharing a column. Backward, where a GPU's tensor cores do it: parts of the texts' gradients, at
-/// most 4 Mi words or the gradients' own size.
+/// rows sharing a column. Backward: parts of the texts' gradients, at most 16 Ki rows or as many as there
+/// are texts.
 pub fn workspace_words(images: usize, texts: usize, features: [usize; 2]) -> usize {
     forward_words(images, texts).max(backward_words(images, texts, features))
 }

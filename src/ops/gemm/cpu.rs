@@ -101,14 +101,27 @@ impl<E: Real> GemmOp for Cpu<E> {
 
     fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()> {
         args.check();
-        let GemmBackward { x, weight, dy, dx, dweight, dbias } = args;
+        let GemmBackward { x, weight, dy, activation, dx, dweight, dbias } = args;
         if x.rows() == 0 {
             return Ok(());
         }
         if let Some((write, dx)) = dx {
             let (a, b) = (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight)));
             // SAFETY: dx is borrowed exclusively.
-            unsafe { self.product(a, b, write, &dx.into_rows(), |_, _, _| {}) }?;
+            unsafe {
+                self.product(
+                    a,
+                    b,
+                    write,
+                    &dx.into_rows(),
+                    #[inline(always)]
+                    |row, first, dx| {
+                        if let Some((activation, z)) = activation {
+                            activation.apply_derivative(&z.row(row)[first..], dx);
+                        }
+                    },
+                )
+            }?;
         }
         let (a, b) = (Operand::summed_by_rows(dy), Columns::Whole(Operand::summed_by_rows(x)));
         // SAFETY: dW is borrowed exclusively.

@@ -25,7 +25,8 @@ pub struct GemmForward<'a, D: Device> {
     pub y: M<'a, D>,
 }
 
-/// Operands of [`GemmOp::gemm_backward`], for y without its activation.
+/// Operands of [`GemmOp::gemm_backward`], for y without its activation, whose gradient belongs to the layer that
+/// reads y: there it is the input's.
 pub struct GemmBackward<'a, D: Device> {
     /// [rows, in]
     pub x: V<'a, D>,
@@ -33,7 +34,9 @@ pub struct GemmBackward<'a, D: Device> {
     pub weight: V<'a, D>,
     /// [rows, out]
     pub dy: V<'a, D>,
-    /// [rows, in]: dy·W
+    /// f and z [rows, in], where x = f(z).
+    pub activation: Option<(Activation, V<'a, D>)>,
+    /// [rows, in]: dy·W; where x = f(z), that of z in its place, (dy·W)∘f'(z), which is always written
     pub dx: Option<(Write, M<'a, D>)>,
     /// [out, in], added to: dyᵀ·x
     pub dweight: SM<'a, D>,
@@ -45,7 +48,7 @@ pub struct GemmBackward<'a, D: Device> {
 pub trait GemmOp: Device {
     /// y = f(x·Wᵀ + b) + r
     fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()>;
-    /// dx, dW and db from the gradient of x·Wᵀ + b
+    /// dx or dz, dW and db from the gradient of x·Wᵀ + b
     fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()>;
 }
 
@@ -69,6 +72,10 @@ impl<D: Device> GemmBackward<'_, D> {
         assert_eq!((self.dy.rows(), self.dy.cols()), (rows, out), "dy [rows, out]");
         assert_eq!(self.dweight.shape(), self.weight.shape(), "dweight as weight");
         assert!(self.dx.as_ref().is_none_or(|(_, dx)| dx.shape() == self.x.shape()), "dx as x");
+        if let Some((_, z)) = &self.activation {
+            assert_eq!(z.shape(), self.x.shape(), "z as x");
+            assert!(matches!(self.dx, Some((Write::Replace, _))), "the gradient of z is written");
+        }
         assert!(self.dbias.as_ref().is_none_or(|b| b.cols() == out), "dbias [1, out]");
     }
 }

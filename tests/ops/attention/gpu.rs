@@ -5,7 +5,7 @@ use super::case::{Case, Gradient, Output, with_others};
 use super::{cases, cross, large_cases, queries_then_text, text};
 use crate::common::Matrix;
 use crate::device::{TestDevice, rounded};
-use qformer::device::{Cpu, Cuda};
+use qformer::device::{Cpu, Cuda, Write};
 use qformer::ops::attention::{Mask, Sequence, Span};
 
 /// Shapes that the kernels treat apart: more keys than shared memory holds, with more tiles of queries than
@@ -47,6 +47,29 @@ fn the_gpu_has_the_same_gradient() {
             Cuda::assert_near(&name, got, want.matrices()[i].1, &rounded::<Cuda>(reference.matrices()[i].1));
         }
     }
+}
+
+/// As in a step of training: the pass over pairs writes what its queries give, that over images alone adds its own, and
+/// the sums are stored as bf16 in between.
+#[test]
+fn gradients_of_two_passes_over_the_same_keys_are_as_exact_as_those_of_one() {
+    const SETS: usize = 4;
+    let case = Case::random("cross", Mask::None, [2, 64], false, cross([2, SETS, 32, 257])).rounded::<Cuda>();
+    let dout = rounded::<Cuda>(&case.random_dout());
+    let (images, pairs): (Vec<_>, Vec<_>) =
+        case.sequences.iter().enumerate().partition(|(i, _)| i % SETS == 0);
+    let pass = |sequences: Vec<(usize, &Sequence)>| Case {
+        sequences: sequences.into_iter().map(|(_, &sequence)| sequence).collect(),
+        ..case.clone()
+    };
+    let written = pass(pairs).backward::<Cuda>(&dout, Write::Replace, &case.gradient_of(|_| f64::NAN));
+    let added = pass(images).backward::<Cuda>(&dout, Write::Add, &written);
+    let want = case.gradient::<Cpu<f64>>(&dout);
+    let reference = case.plain_gradient_storing(&dout, Cuda::round);
+    let keys = case.key_rows();
+    let named = |m: &Matrix| with_others(m, &keys, 0.0);
+    Cuda::assert_near("dk", &named(&added.dk), &want.dk, &rounded::<Cuda>(&reference.dk));
+    Cuda::assert_near("dv", &named(&added.dv), &want.dv, &rounded::<Cuda>(&reference.dv));
 }
 
 #[test]

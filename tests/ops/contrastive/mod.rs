@@ -9,10 +9,11 @@ use std::process::Command;
 
 /// Images, queries of each, texts, width: the model's, ragged; more than one block of texts, several
 /// captions of an image; more than one block of images; other numbers of queries and widths that a Hopper
-/// GPU's tensor cores do, of which the ring of
+/// GPU has kernels for, of which the ring of
 /// stages comes round, and images of a block are put together twice; one of each;
-/// primes; no negative for one image.
-const SHAPES: [[usize; 4]; 11] = [
+/// primes; no negative for one image; features wider than a block has, in whole vectors and not; more queries
+/// than are multiplied at a time.
+const SHAPES: [[usize; 4]; 14] = [
     [37, 32, 53, 256],
     [33, 32, 130, 256],
     [260, 32, 2, 256],
@@ -23,7 +24,10 @@ const SHAPES: [[usize; 4]; 11] = [
     [1, 1, 1, 1],
     [5, 7, 3, 13],
     [3, 2, 11, 8],
-    [9, 255, 2, 3],
+    [9, 255, 7, 19],
+    [19, 7, 35, 520],
+    [3, 17, 5, 301],
+    [5, 48, 37, 96],
 ];
 
 /// Shapes that finite differences have time for.
@@ -227,7 +231,7 @@ fn even(gradient: ContrastiveGradient, [images, count, texts, width]: [usize; 4]
 
 fn even_gradients_are_exact<D: TestDevice + ContrastiveOp>() {
     for gradient in [ContrastiveGradient::OneSided, ContrastiveGradient::Full] {
-        for shape in [[8, 32, 8, 256], [4, 3, 8, 13], [4, 64, 4, 24]] {
+        for shape in [[8, 32, 8, 256], [4, 3, 8, 13], [4, 64, 4, 24], [2, 5, 2, 264]] {
             let (case, [dqueries, dtexts]) = even(gradient, shape);
             let got = case.backward::<D>(gradient, 2.0, 0.0);
             for (got, want) in got.iter().zip([&dqueries, &dtexts]) {
@@ -400,14 +404,14 @@ fn losses_and_gradients_are_right_before_hopper() {
 }
 
 #[test]
-fn without_tensor_cores_the_winners_are_the_same() {
-    // An image of 33 queries is not for tensor cores; the last is never the most similar.
+fn at_other_sizes_the_winners_are_the_same() {
+    // An image of 33 queries is two times 32, the most of them zeros; the last is never the most similar.
     let case = Case::random::<Cuda>([6, 32, 5, 256]);
     let more = Matrix::from_fn(6 * 33, 256, |r, e| match r % 33 {
         32 => 0.0,
         q => case.queries.at(r / 33 * 32 + q, e),
     });
-    let scalar = Case { queries: more, ..case.clone() }.forward::<Cuda>(Choice::Hardest);
+    let any = Case { queries: more, ..case.clone() }.forward::<Cuda>(Choice::Hardest);
     let tensor = case.forward::<Cuda>(Choice::Hardest);
-    assert_eq!((scalar.winner, scalar.negative_texts), (tensor.winner, tensor.negative_texts));
+    assert_eq!((any.winner, any.negative_texts), (tensor.winner, tensor.negative_texts));
 }

@@ -1,7 +1,8 @@
-// libcublasLt.so.12 for the simulated device: products in bf16 with a bias, by plain loops, as host work in the
-// simulated stream. It refuses whatever it does not know and whatever breaks the real library's rules: sizes of
-// attributes, shapes that do not fit, columns that overlap, addresses less aligned than was announced, an algorithm
-// of another product, a workspace too small. At the end of the process it says how many products it computed.
+// libcublasLt.so.12 for the simulated device: products of bf16, stored or added as bf16 or f32, with a bias, by plain
+// loops, as host work in the simulated stream. It refuses whatever it does not know and whatever breaks the real
+// library's rules: sizes of attributes, shapes that do not fit, columns that overlap, addresses less aligned than was
+// announced, an algorithm of another product, a workspace too small. At the end of the process it says how many
+// products it computed.
 #include <array>
 #include <atomic>
 #include <cstdint>
@@ -16,7 +17,7 @@ namespace {
 
 enum Status { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };
 constexpr int TYPE_F32 = 0, TYPE_BF16 = 14, COMPUTE_F32 = 68;
-constexpr int TRANSPOSE_A = 3, EPILOGUE = 7, BIAS_POINTER = 8;
+constexpr int TRANSPOSE_A = 3, TRANSPOSE_B = 4, EPILOGUE = 7, BIAS_POINTER = 8;
 constexpr uint32_t EPILOGUE_NONE = 1, EPILOGUE_BIAS = 4;
 constexpr int WORKSPACE_BYTES = 1, REDUCTION_SCHEMES = 3, ALIGNMENT_A = 5;
 constexpr uint32_t REDUCTION_IN_F32 = 2;
@@ -29,14 +30,15 @@ using LaunchHostFunc = int (*)(void *stream, HostWork, void *argument);
 
 // A matrix that runs by columns.
 struct Layout {
+    int type;
     uint64_t rows, cols;
     int64_t pitch;
 };
 
 struct Description {
-    int32_t transpose_a = 0;
+    int32_t transpose_a = 0, transpose_b = 0;
     uint32_t epilogue = EPILOGUE_NONE;
-    const Bf16 *bias = nullptr;
+    const void *bias = nullptr; // of d's type
 };
 
 struct Preference {
@@ -67,8 +69,9 @@ static_assert(sizeof(Heuristic) == 96);
 struct Product {
     Description description;
     Layout layouts[4];
-    const Bf16 *a, *b, *c;
-    Bf16 *d;
+    const Bf16 *a, *b;
+    const void *c;
+    void *d;
     float beta;
 };
 
@@ -100,6 +103,18 @@ Bf16 to_bf16(float x)
     return Bf16((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+float load(const void *from, int type, uint64_t index)
+{
+    return type == TYPE_F32 ? static_cast<const float *>(from)[index]
+                            : to_float(static_cast<const Bf16 *>(from)[index]);
+}
+
+void store(void *to, int type, uint64_t index, float x)
+{
+    if (type == TYPE_F32) static_cast<float *>(to)[index] = x;
+    else static_cast<Bf16 *>(to)[index] = to_bf16(x);
+}
+
 LaunchHostFunc launch_host_func()
 {
     void *driver = dlopen("libcuda.so", RTLD_NOW | RTLD_NOLOAD);
@@ -111,20 +126,21 @@ void compute(void *argument)
 {
     const Product &p = *static_cast<Product *>(argument);
     const auto &[a, b, c, d] = p.layouts;
-    const uint64_t m = d.rows, n = d.cols, k = b.rows;
+    const uint64_t m = d.rows, n = d.cols, k = p.description.transpose_b ? b.cols : b.rows;
     // a by rows, so that both factors of a sum lie one after the other.
     std::vector<float> rows(m * k), col(k);
     for (uint64_t i = 0; i < m; ++i)
         for (uint64_t s = 0; s < k; ++s)
             rows[i * k + s] = to_float(p.a[p.description.transpose_a ? i * a.pitch + s : s * a.pitch + i]);
     for (uint64_t j = 0; j < n; ++j) {
-        for (uint64_t s = 0; s < k; ++s) col[s] = to_float(p.b[j * b.pitch + s]);
+        for (uint64_t s = 0; s < k; ++s)
+            col[s] = to_float(p.b[p.description.transpose_b ? s * b.pitch + j : j * b.pitch + s]);
         for (uint64_t i = 0; i < m; ++i) {
             float sum = 0;
             for (uint64_t s = 0; s < k; ++s) sum += rows[i * k + s] * col[s];
-            if (p.beta != 0) sum += p.beta * to_float(p.c[j * c.pitch + i]);
-            if (p.description.epilogue == EPILOGUE_BIAS) sum += to_float(p.description.bias[i]);
-            p.d[j * d.pitch + i] = to_bf16(sum);
+            if (p.beta != 0) sum += p.beta * load(p.c, c.type, j * c.pitch + i);
+            if (p.description.epilogue == EPILOGUE_BIAS) sum += load(p.description.bias, d.type, i);
+            store(p.d, d.type, j * d.pitch + i, sum);
         }
     }
     ++count.products;
@@ -134,11 +150,13 @@ void compute(void *argument)
 Algorithm algorithm_of(const Description &description, const Layout *const (&layouts)[4], uint32_t alignment)
 {
     const auto [a, b, c, d] = layouts;
-    const uint64_t m = d->rows, n = d->cols, k = b->rows;
-    const bool fits = b->cols == n && c->rows == m && c->cols == n &&
-                      (description.transpose_a ? a->rows == k && a->cols == m : a->rows == m && a->cols == k);
+    const bool transpose_a = description.transpose_a, transpose_b = description.transpose_b;
+    const uint64_t m = d->rows, n = d->cols, k = transpose_b ? b->cols : b->rows;
+    const bool fits = (transpose_b ? b->rows : b->cols) == n && c->rows == m && c->cols == n &&
+                      (transpose_a ? a->rows == k && a->cols == m : a->rows == m && a->cols == k) &&
+                      a->type == TYPE_BF16 && b->type == TYPE_BF16 && c->type == d->type;
     return {{a->pitch, b->pitch, c->pitch, d->pitch}, fits ? uint32_t(m) : 0, uint32_t(n), uint32_t(k), alignment,
-            WORKSPACE, description.epilogue + 1024ull * uint64_t(description.transpose_a)};
+            WORKSPACE, description.epilogue + 1024ull * transpose_a + 2048ull * transpose_b + 4096ull * d->type};
 }
 
 template <class T> Status set(T &to, const void *value, size_t bytes)
@@ -180,6 +198,7 @@ LT_API cublasLtMatmulDescSetAttribute(Description *description, int attribute, c
 {
     switch (attribute) {
     case TRANSPOSE_A: return set(description->transpose_a, value, bytes);
+    case TRANSPOSE_B: return set(description->transpose_b, value, bytes);
     case EPILOGUE: return set(description->epilogue, value, bytes);
     case BIAS_POINTER: return set(description->bias, value, bytes);
     }
@@ -188,9 +207,9 @@ LT_API cublasLtMatmulDescSetAttribute(Description *description, int attribute, c
 
 LT_API cublasLtMatrixLayoutCreate(Layout **layout, int type, uint64_t rows, uint64_t cols, int64_t pitch)
 {
-    if (type != TYPE_BF16) return refuse("matrices are bf16 here");
+    if (type != TYPE_BF16 && type != TYPE_F32) return refuse("matrices are bf16 or f32 here");
     if (rows == 0 || cols == 0 || pitch < int64_t(rows)) return refuse("columns that overlap, or no elements");
-    *layout = new Layout{rows, cols, pitch};
+    *layout = new Layout{type, rows, cols, pitch};
     return SUCCESS;
 }
 
@@ -239,8 +258,8 @@ LT_API cublasLtMatmulAlgoGetHeuristic(void *, const Description *description, co
 }
 
 LT_API cublasLtMatmul(void *, const Description *description, const float *alpha, const Bf16 *a, const Layout *a_layout,
-                      const Bf16 *b, const Layout *b_layout, const float *beta, const Bf16 *c, const Layout *c_layout,
-                      Bf16 *d, const Layout *d_layout, const Algorithm *algorithm, void *workspace,
+                      const Bf16 *b, const Layout *b_layout, const float *beta, const void *c, const Layout *c_layout,
+                      void *d, const Layout *d_layout, const Algorithm *algorithm, void *workspace,
                       uint64_t workspace_bytes, void *stream)
 {
     if (*alpha != 1) return refuse("alpha is 1 here");

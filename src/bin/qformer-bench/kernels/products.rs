@@ -107,6 +107,7 @@ fn backward<B: Measured>(
             x: x.view(),
             weight: weight.view(),
             dy: dy.view(),
+            activation: None,
             dx: with_input.then(|| (Write::Replace, dx.view_mut())),
             dweight: dweight.view_mut(),
             dbias: Some(dbias.view_mut()),

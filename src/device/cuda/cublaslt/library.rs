@@ -2,7 +2,9 @@
 
 use super::{ALIGNMENT, Storage};
 use crate::error::{Error, Result};
+use crate::tensor::Element;
 use cudarc::driver::sys::{CUdeviceptr, CUstream};
+use half::bf16;
 use std::ffi::{OsStr, c_int, c_void};
 use std::ptr;
 
@@ -38,12 +40,28 @@ struct Heuristic {
 const _: () = assert!(size_of::<Heuristic>() == 96);
 
 /// cudaDataType_t
-const CUDA_R_32F: c_int = 0;
-const CUDA_R_16BF: c_int = 14;
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub(crate) enum DataType {
+    F32 = 0,
+    Bf16 = 14,
+}
+
+/// What a product consists of.
+pub(crate) trait ProductElement: Element {
+    const TYPE: DataType;
+}
+impl ProductElement for f32 {
+    const TYPE: DataType = DataType::F32;
+}
+impl ProductElement for bf16 {
+    const TYPE: DataType = DataType::Bf16;
+}
 /// cublasComputeType_t
 const COMPUTE_32F: c_int = 68;
 /// cublasLtMatmulDescAttributes_t
 const DESCRIPTION_TRANSA: c_int = 3;
+const DESCRIPTION_TRANSB: c_int = 4;
 const DESCRIPTION_EPILOGUE: c_int = 7;
 const DESCRIPTION_BIAS_POINTER: c_int = 8;
 /// cublasOperation_t
@@ -142,35 +160,41 @@ impl Library {
         Ok(Self { handle, functions, _library: library })
     }
 
-    /// What computes d [rows, cols] = a·b + c + bias in bf16, of matrices (rows, columns, elements from a column
-    /// to the next) that run by columns; `storage` is a's, and a bias has d's rows. None if the library cannot.
+    /// What computes d [rows, cols] = a·b + c + bias, of matrices (rows, columns, elements from a column to the
+    /// next) that run by columns: a and b of bf16, and which of them are transposed; c and d of `results`. A bias has
+    /// d's rows and elements. None if the library cannot.
     pub(super) fn operation(
         &self,
-        layouts: [(u32, u32, u32); 4],
-        storage: Storage,
+        factors: [(u32, u32, u32); 2],
+        storage: [Storage; 2],
+        [c, d]: [(u32, u32, u32); 2],
+        results: DataType,
         bias: Option<usize>,
         workspace_bytes: usize,
     ) -> Result<Option<Operation>> {
         let functions = &self.functions;
         // SAFETY: writes one address.
-        let create = |to| unsafe { (functions.description_create)(to, COMPUTE_32F, CUDA_R_32F) };
+        let create = |to| unsafe { (functions.description_create)(to, COMPUTE_32F, DataType::F32 as c_int) };
         let description = Handle::new("describe a product", create, functions.description_destroy)?;
-        if storage == Storage::Transposed {
-            self.describe(&description, DESCRIPTION_TRANSA, &TRANSPOSED)?;
+        for (storage, attribute) in storage.into_iter().zip([DESCRIPTION_TRANSA, DESCRIPTION_TRANSB]) {
+            if storage == Storage::Transposed {
+                self.describe(&description, attribute, &TRANSPOSED)?;
+            }
         }
         if let Some(bias) = bias {
             self.describe(&description, DESCRIPTION_EPILOGUE, &EPILOGUE_BIAS)?;
             self.describe(&description, DESCRIPTION_BIAS_POINTER, &bias)?;
         }
-        let layout = |(rows, cols, pitch): (u32, u32, u32)| {
+        let layout = |element: DataType, (rows, cols, pitch): (u32, u32, u32)| {
             // SAFETY: writes one address.
             let create = |to| unsafe {
-                (functions.layout_create)(to, CUDA_R_16BF, rows.into(), cols.into(), pitch.into())
+                (functions.layout_create)(to, element as c_int, rows.into(), cols.into(), pitch.into())
             };
             Handle::new("describe a matrix", create, functions.layout_destroy)
         };
-        let [a, b, c, d] = layouts;
-        let layouts = [layout(a)?, layout(b)?, layout(c)?, layout(d)?];
+        let [a, b] = factors;
+        let (a, b) = (layout(DataType::Bf16, a)?, layout(DataType::Bf16, b)?);
+        let layouts = [a, b, layout(results, c)?, layout(results, d)?];
         // SAFETY: writes one address.
         let create = |to| unsafe { (functions.preference_create)(to) };
         let preference = Handle::new("describe algorithms", create, functions.preference_destroy)?;

@@ -4,7 +4,7 @@ use super::{BatchArgs, ContrastiveBackwardArgs};
 use crate::device::Cuda;
 use crate::device::cuda::{Extent, Grid, In, Out, TensorMap, arguments, vector_width};
 use crate::error::Result;
-use crate::ops::contrastive::{ROWS_OF_DENSE_BLOCK, TENSOR_CORES, TEXTS_OF_BLOCK};
+use crate::ops::contrastive::{KNOWN_SIZES, ROWS_OF_DENSE_BLOCK, TEXTS_OF_BLOCK};
 
 /// Rows of a box of queries: a step's.
 const STEP_ROWS: u32 = 128;
@@ -83,7 +83,7 @@ pub(super) fn backward(gpu: &Cuda, blocks: u32, gradients: ContrastiveBackwardAr
     // side's, and barriers: two a stage, and the block's rows'.
     const STAGE_ROWS: u32 = 64;
     const STAGES: u32 = 4;
-    const ROW: u32 = 2 * TENSOR_CORES[1] as u32;
+    const ROW: u32 = 2 * KNOWN_SIZES[1] as u32;
     let shared_bytes = (ROWS_OF_DENSE_BLOCK as u32 + STAGES * STAGE_ROWS) * ROW + (2 * STAGES + 1) * 8;
     let batch = gradients.batch;
     let queries = TensorMap::new(batch.queries, [batch.images * batch.count, batch.width], STAGE_ROWS)?;

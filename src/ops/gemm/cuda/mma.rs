@@ -1,6 +1,7 @@
 //! Launches of `kernels/gemm.cu`.
 
-use super::{Accumulate, Finish, Product, rows_of_part};
+use super::weight::{Accumulate, rows_of_part};
+use super::{FinishForward, FinishInput, Product};
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, arguments};
 use crate::error::Result;
@@ -107,7 +108,7 @@ impl Tile {
         gpu: &Cuda,
         x: In<'_, bf16>,
         weight: In<'_, bf16>,
-        Product { rows, inputs, outputs, finish }: Product<Finish<'_>>,
+        Product { rows, inputs, outputs, finish }: Product<FinishForward<'_>>,
     ) -> Result<()> {
         let args = GemmForwardArgs { x, weight, finish, rows, outputs, inputs, unused: 0 };
         gpu.launch_variant(self.forward, self.grid(rows, outputs), args)
@@ -119,7 +120,7 @@ impl Tile {
         gpu: &Cuda,
         dy: In<'_, bf16>,
         weight: In<'_, bf16>,
-        Product { rows, inputs, outputs, finish }: Product<Finish<'_>>,
+        Product { rows, inputs, outputs, finish }: Product<FinishInput<'_>>,
     ) -> Result<()> {
         let args = GemmInputArgs { dy, weight, finish, rows, outputs, inputs, unused: 0 };
         gpu.launch_variant(self.input, self.grid(rows, inputs), args)
@@ -148,19 +149,19 @@ arguments! {
         x: In<'a, bf16>,
         /// [out, in]
         weight: In<'a, bf16>,
-        finish: Finish<'a>,
+        finish: FinishForward<'a>,
         rows: u32,
         outputs: u32,
         inputs: u32,
         unused: u32,
     }
 
-    struct GemmInputArgs("gemm", "gemm_input", 120) {
+    struct GemmInputArgs("gemm", "gemm_input", 104) {
         /// [rows, out]
         dy: In<'a, bf16>,
         /// [out, in]
         weight: In<'a, bf16>,
-        finish: Finish<'a>,
+        finish: FinishInput<'a>,
         rows: u32,
         outputs: u32,
         inputs: u32,

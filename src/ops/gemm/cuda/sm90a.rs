@@ -1,6 +1,7 @@
 //! Launches of `kernels/gemm_sm90a.cu`.
 
-use super::{Accumulate, Finish, Product, rows_of_part};
+use super::weight::{Accumulate, rows_of_part};
+use super::{FinishForward, FinishInput, Product};
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, TensorMap, arguments};
 use crate::error::Result;
@@ -94,7 +95,7 @@ impl Tile {
         gpu: &Cuda,
         x: In<'_, bf16>,
         weight: In<'_, bf16>,
-        Product { rows, inputs, outputs, finish }: Product<Finish<'_>>,
+        Product { rows, inputs, outputs, finish }: Product<FinishForward<'_>>,
     ) -> Result<()> {
         let x = TensorMap::new(x, [rows, inputs], ROWS)?;
         let weight = TensorMap::new(weight, [outputs, inputs], self.cols)?;
@@ -108,7 +109,7 @@ impl Tile {
         gpu: &Cuda,
         dy: In<'_, bf16>,
         weight: In<'_, bf16>,
-        Product { rows, inputs, outputs, finish }: Product<Finish<'_>>,
+        Product { rows, inputs, outputs, finish }: Product<FinishInput<'_>>,
     ) -> Result<()> {
         let dy = TensorMap::new(dy, [rows, outputs], ROWS)?;
         let weight = TensorMap::new(weight, [outputs, inputs], DEPTH)?;
@@ -140,7 +141,7 @@ arguments! {
         x: TensorMap<'a>,
         /// [out, in]
         weight: TensorMap<'a>,
-        finish: Finish<'a>,
+        finish: FinishForward<'a>,
         rows: u32,
         outputs: u32,
         inputs: u32,
@@ -151,7 +152,7 @@ arguments! {
         dy: TensorMap<'a>,
         /// [out, in]
         weight: TensorMap<'a>,
-        finish: Finish<'a>,
+        finish: FinishInput<'a>,
         rows: u32,
         outputs: u32,
         inputs: u32,
