@@ -277,11 +277,18 @@ impl<B: Backend> Pass<'_, B> {
             for dqkv in &mut first.dqkv {
                 b.clear(dqkv.reborrow())?;
             }
+            if place.passes > 1 {
+                b.clear(first.dkeys_values.reborrow())?;
+            }
         }
         let projections = whole.fold.projections();
         let trunk = self.trunk(self.number(place), &projections, first.keys_values.view());
         let to = TrunkGradients {
-            keys_values: (place.write, first.dkeys_values.reborrow()),
+            // Of several passes none names every image, and what is not named is not written.
+            keys_values: (
+                if place.passes > 1 { Write::Add } else { Write::Replace },
+                first.dkeys_values.reborrow(),
+            ),
             qkv: Qkv::One(acts.dqkv.reborrow()),
             earlier: Some(first.dqkv.iter_mut().map(M::<B>::reborrow).collect()),
         };

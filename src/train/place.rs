@@ -44,13 +44,16 @@ pub(super) struct Place {
     pub(super) pass: usize,
     /// Whether it is the micro-batch's first.
     pub(super) write: Write,
+    /// Of the micro-batch.
+    pub(super) passes: usize,
     /// The part of its pairs in those of all passes.
     pub(super) share_of_pairs: f64,
 }
 
 impl Place {
     /// Of the one pass of a step that has no other.
-    pub(super) const ONLY: Self = Self { batch: 0, pass: 0, write: Write::Replace, share_of_pairs: 1.0 };
+    pub(super) const ONLY: Self =
+        Self { batch: 0, pass: 0, write: Write::Replace, passes: 1, share_of_pairs: 1.0 };
 }
 
 /// Called whenever the device has been asked for a part.

@@ -270,6 +270,7 @@ impl<B: Backend> Stage1<B> {
                     batch: first.index,
                     pass: shares.len(),
                     write: if index == 0 { Write::Replace } else { Write::Add },
+                    passes: passes.len(),
                     share_of_pairs: second.pairs.len() as f64 / pairs,
                 };
                 shares.push(place.share_of_pairs);
