@@ -4,7 +4,7 @@ use crate::device::Device;
 use std::collections::HashMap;
 
 /// Most that is kept. When there would be more, all is forgotten: what comes again is soon recorded again.
-const MOST: usize = 64;
+const MOST: usize = 256;
 
 /// Recorded work by all that its operations follow from: what it is, and its sizes, and addresses where they may
 /// differ from one time to the next.

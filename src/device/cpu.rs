@@ -97,6 +97,7 @@ impl<E: Real> Device for Cpu<E> {
     type Buffer = CpuBuffer;
     type Replay = ();
     const IMAGES_PER_PASS: usize = 8;
+    const HOST_WAITS: bool = false;
 
     fn row_unit(_: usize) -> usize {
         1

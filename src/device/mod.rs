@@ -40,6 +40,9 @@ pub trait Device: Sized + Send + Sync {
     /// Pairs of an image and a text that a pass takes at a time.
     const PAIRS_PER_PASS: usize = 4 * Self::IMAGES_PER_PASS;
 
+    /// Whether the host has to wait to know what the device computed. Then as much as possible is decided without it.
+    const HOST_WAITS: bool;
+
     /// So many rows of text are filled up to a multiple of this, with rows that are not read, so that the numbers
     /// of rows, and with them what was recorded for [`Self::replay`], come again; 1 where nothing is recorded.
     fn row_unit(rows: usize) -> usize;

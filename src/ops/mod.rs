@@ -18,6 +18,7 @@ pub mod layer_norm;
 pub mod matching;
 pub mod norm;
 pub mod normalize;
+pub mod pairs;
 pub mod pool;
 pub mod similarity;
 
@@ -35,6 +36,7 @@ use layer_norm::LayerNormOp;
 use matching::MatchingOp;
 use norm::NormOp;
 use normalize::NormalizeOp;
+use pairs::PairsOp;
 use pool::PoolOp;
 use similarity::SimilarityOp;
 
@@ -52,6 +54,7 @@ pub trait Backend:
     + FoldOp
     + SimilarityOp
     + ContrastiveOp
+    + PairsOp
     + MatchingOp
     + CrossEntropyOp
     + NormOp
@@ -72,6 +75,7 @@ impl<B> Backend for B where
         + FoldOp
         + SimilarityOp
         + ContrastiveOp
+        + PairsOp
         + MatchingOp
         + CrossEntropyOp
         + NormOp

@@ -3,7 +3,7 @@
 //! The queries cannot see the text, so an image pass that keeps their keys and values in every block
 //! comes first, once for each image. Text is then read whole, where it is known, or token by token.
 
-use super::text_pass::TextEmbeddingActs;
+use super::text_pass::{FilledText, TextEmbeddingActs, text_spans};
 use super::{Parameters, QFormer};
 use crate::arena::Cursor;
 use crate::device::{M, V};
@@ -14,8 +14,8 @@ use crate::layers::language_head::LanguageHeadActs;
 use crate::layers::self_attention::{Attending, FirstKeys, Growing};
 use crate::layers::{Keep, LanguageHead};
 use crate::ops::Backend;
-use crate::ops::attention::{Mask, Sequence, Sequences, Span};
-use crate::ops::cross_entropy::CrossEntropyForward;
+use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
+use crate::ops::cross_entropy::{CrossEntropyForward, IGNORED};
 use crate::tensor::ViewMut;
 
 /// What stays from token to token.
@@ -80,7 +80,7 @@ impl<'a, B: Backend> TokenActs<'a, B> {
 
 /// What whole texts are read in besides.
 struct LossActs<'a, B: Backend> {
-    /// [1, rows]: the tokens that follow
+    /// [1, rows]: the tokens that follow; of filler nothing does
     labels: ViewMut<'a, B, u32>,
     /// [1, rows]
     lse: ViewMut<'a, B, B::Stat>,
@@ -127,6 +127,7 @@ impl<B: Backend> NextToken for Decoder<'_, B> {
 }
 
 impl<B: Backend> Decoder<'_, B> {
+    /// Replayed for as many sequences of as many tokens after as many images, in the same place.
     fn read(&mut self, parents: &[usize], tokens: &[u32]) -> Result<Vec<f32>> {
         let Self { model, head, state, images, length } = self;
         let (b, parameters) = (&model.device, model.weights.view());
@@ -147,30 +148,48 @@ impl<B: Backend> Decoder<'_, B> {
         let mut lease = model.workspace.lease(b, (rows, "sequences"), |c| {
             TokenActs::carve(c, model, rows, from.len(), &own);
         })?;
-        let mut acts = TokenActs::carve(&mut lease.cursor(), model, rows, from.len(), &own);
-        let [mut x, mut y] = acts.x;
-        model.embed_tokens(&parameters, [tokens, &vec![place as u32; rows]], acts.embedding, x.reborrow())?;
+        // Where each block's text stands follows from where the first stood and how many tokens were read.
+        let DecoderState { queries, text } = state;
+        let held = [queries[0].rows(), queries[0].pointer().addr(), text[0].rows()];
+        let (mut cursor, replay) = lease.replayed("token", [&[rows, place, earlier][..], &held].concat());
+        let mut acts = TokenActs::carve(&mut cursor, model, rows, from.len(), &own);
+        acts.embedding.write(b, [tokens, &vec![place as u32; rows]])?;
         b.write_indices(&from, acts.from.reborrow())?;
         let sequences = own.place(b, acts.own)?;
-        let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Earlier }];
-        let stream = model.stream(0, &attending, None);
-        for (index, block) in parameters.blocks.iter().enumerate() {
-            let inputs =
-                Inputs { earlier: Some(state.queries[index].view()), ..model.inputs(&parameters, index) };
-            // The last buffer is the one to lay out in, which then is this block's; the block's own is free.
-            let (own, spare) = state.text.split_at_mut(parameters.blocks.len());
-            let growing = Growing {
-                so_far: &mut own[index].reborrow().split_rows(earlier + rows).0,
-                grown: &mut spare[0].reborrow().split_rows(from.len()).0,
-                from: acts.from.view(),
-            };
-            let (attention, attended) = (&mut acts.block.attention, acts.block.attended.reborrow());
-            block.attention.growing_forward(b, x.view(), &stream, &inputs, growing, attention, attended)?;
-            block.forward_from_attended(b, &stream, &inputs, &mut acts.block, y.reborrow())?;
-            std::mem::swap(&mut own[index], &mut spare[0]);
-            std::mem::swap(&mut x, &mut y);
-        }
-        model.next_token(head, &parameters, x.view(), &mut acts.head)?;
+        let blocks = parameters.blocks.len();
+        b.replay(replay, || {
+            let [mut x, mut y] = acts.x;
+            model.embed_written(&parameters, &mut acts.embedding, x.reborrow())?;
+            let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Earlier }];
+            let stream = model.stream(0, &attending, None);
+            for (index, block) in parameters.blocks.iter().enumerate() {
+                let earlier_stream = Some(queries[index].view());
+                let inputs = Inputs { earlier: earlier_stream, ..model.inputs(&parameters, index) };
+                // Laid out in the buffer of the block before, which is done with it; the first block's in the last.
+                let [so_far, grown] = text
+                    .get_disjoint_mut([index, (index + blocks) % (blocks + 1)])
+                    .expect("a buffer for each block, and one more");
+                let growing = Growing {
+                    so_far: &mut so_far.reborrow().split_rows(earlier + rows).0,
+                    grown: &mut grown.reborrow().split_rows(from.len()).0,
+                    from: acts.from.view(),
+                };
+                let (attention, attended) = (&mut acts.block.attention, acts.block.attended.reborrow());
+                block.attention.growing_forward(
+                    b,
+                    x.view(),
+                    &stream,
+                    &inputs,
+                    growing,
+                    attention,
+                    attended,
+                )?;
+                block.forward_from_attended(b, &stream, &inputs, &mut acts.block, y.reborrow())?;
+                std::mem::swap(&mut x, &mut y);
+            }
+            model.next_token(head, &parameters, x.view(), &mut acts.head)
+        })?;
+        text.rotate_right(1);
         (*images, *length) = (continued, place + 1);
         b.read(acts.head.logits.view())
     }
@@ -178,7 +197,8 @@ impl<B: Backend> Decoder<'_, B> {
 
 impl<B: Backend> QFormer<B> {
     /// −ln p of every token but the first of each text, text by text: the texts begin with the start token,
-    /// and each continues the image of `queries` that is named beside it.
+    /// and each continues the image of `queries` that is named beside it. Replayed for as many texts, of as many rows
+    /// and as long a text, where rows and length are rounded up, after as many images in the same place.
     pub(super) fn losses_after(
         &self,
         head: &LanguageHead<V<'_, B>>,
@@ -187,44 +207,54 @@ impl<B: Backend> QFormer<B> {
     ) -> Result<Vec<f32>> {
         let (b, parameters, set) = (&self.device, self.weights.view(), self.config.num_query_tokens);
         let read: Vec<&[u32]> = texts.iter().map(|(_, text)| &text[..text.len() - 1]).collect();
-        let labels: Vec<u32> = texts.iter().flat_map(|(_, text)| &text[1..]).copied().collect();
-        let rows = labels.len();
-        let spans = super::text_pass::text_spans(&read, 0);
+        let mut labels: Vec<u32> = texts.iter().flat_map(|(_, text)| &text[1..]).copied().collect();
+        let foreseen = labels.len();
+        let FilledText { tokens, places, longest } = FilledText::of::<B>(&read);
+        let rows = tokens.len();
+        labels.resize(rows, IGNORED);
+        let spans = text_spans(&read, 0);
         let sequence = |(&span, (image, _)): (&Span, &(usize, Vec<u32>))| Sequence {
             queries: [Span::EMPTY, span],
             keys: [Span::new(image * set, set), span],
         };
         let own = Sequences::reading(spans.iter().zip(texts).map(sequence).collect());
+        let sizes = SequenceSizes { keys: set + longest, queries: longest, ..own.sizes() };
+        let own = own.within(sizes);
         let mut lease = self.workspace.lease(b, (rows, "tokens"), |c| {
             TokenActs::carve(c, self, rows, 0, &own);
             LossActs::carve(c, rows);
         })?;
-        let mut cursor = lease.cursor();
+        let after = [queries[0].rows(), queries[0].view().pointer().addr()];
+        let (mut cursor, replay) =
+            lease.replayed("losses of text", [&[texts.len(), rows, longest][..], &after].concat());
         let mut acts = TokenActs::carve(&mut cursor, self, rows, 0, &own);
         let mut loss_acts = LossActs::carve(&mut cursor, rows);
-        let [mut x, mut y] = acts.x;
-        self.embed_text(&parameters, &read, acts.embedding, x.reborrow())?;
+        acts.embedding.write(b, [&tokens, &places])?;
         b.write_indices(&labels, loss_acts.labels.reborrow())?;
         let sequences = own.place(b, acts.own)?;
-        let attending = [Attending { sequences, mask: Mask::Causal, first_keys: FirstKeys::Earlier }];
-        let stream = self.stream(0, &attending, None);
-        for (index, (block, queries)) in parameters.blocks.iter().zip(queries).enumerate() {
-            let inputs = Inputs { earlier: Some(queries.view()), ..self.inputs(&parameters, index) };
-            block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-            std::mem::swap(&mut x, &mut y);
-        }
-        self.next_token(head, &parameters, x.view(), &mut acts.head)?;
-        b.cross_entropy_forward(CrossEntropyForward {
-            smoothing: 0.0,
-            logits: acts.head.logits.view(),
-            labels: loss_acts.labels.view(),
-            lse: loss_acts.lse,
-            row_losses: loss_acts.row_losses.reborrow(),
-            predictions: loss_acts.predictions,
-            loss: loss_acts.loss,
-            correct: loss_acts.correct,
+        b.replay(replay, || {
+            let [mut x, mut y] = acts.x;
+            self.embed_written(&parameters, &mut acts.embedding, x.reborrow())?;
+            let attending = [Attending { sequences, mask: Mask::Causal, first_keys: FirstKeys::Earlier }];
+            let stream = self.stream(0, &attending, None);
+            for (index, (block, queries)) in parameters.blocks.iter().zip(queries).enumerate() {
+                let inputs = Inputs { earlier: Some(queries.view()), ..self.inputs(&parameters, index) };
+                block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
+                std::mem::swap(&mut x, &mut y);
+            }
+            self.next_token(head, &parameters, x.view(), &mut acts.head)?;
+            b.cross_entropy_forward(CrossEntropyForward {
+                smoothing: 0.0,
+                logits: acts.head.logits.view(),
+                labels: loss_acts.labels.view(),
+                lse: loss_acts.lse,
+                row_losses: loss_acts.row_losses.reborrow(),
+                predictions: loss_acts.predictions,
+                loss: loss_acts.loss,
+                correct: loss_acts.correct,
+            })
         })?;
-        b.read(loss_acts.row_losses.view())
+        b.read(loss_acts.row_losses.view().columns(0..foreseen))
     }
 
     /// Logits of the token that follows each row of `x` [rows, D], into `acts.logits` [rows, V].

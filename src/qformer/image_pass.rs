@@ -169,7 +169,7 @@ impl<B: Backend> QFormer<B> {
     }
 
     /// The image pass of a few images for texts that continue them: `kept`, one for each block, takes the
-    /// queries, keys and values of self-attention [I·Q, 3·D].
+    /// queries, keys and values of self-attention [I·Q, 3·D]. Replayed for as many images and the same place.
     pub(super) fn image_pass_keeping(
         &self,
         values: &[f32],
@@ -184,24 +184,29 @@ impl<B: Backend> QFormer<B> {
         let mut lease = self.workspace.lease(b, (images, "images"), |c| {
             ImagePassActs::carve(c, &self.config, sizes, [&own, &cross]);
         })?;
-        let mut acts = ImagePassActs::carve(&mut lease.cursor(), &self.config, sizes, [&own, &cross]);
+        // Rows of the same size follow one another.
+        let (mut cursor, replay) =
+            lease.replayed("image pass for text", vec![images, kept[0].pointer().addr()]);
+        let mut acts = ImagePassActs::carve(&mut cursor, &self.config, sizes, [&own, &cross]);
         b.write(values, 0, acts.vision_output.reborrow())?;
         write_query_ids(b, queries, acts.ids.reborrow())?;
         let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
-        parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
-        let image =
-            self.image_tokens(&parameters, acts.features.view(), &mut acts.keys_values, cross, images)?;
-        let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
-        let stream = self.stream(images * queries, &attending, Some(image));
-        let [mut x, mut y] = acts.x;
-        embed_queries(b, &parameters, acts.ids.view(), y.reborrow(), x.reborrow())?;
-        for (index, (block, kept)) in parameters.blocks.iter().zip(kept).enumerate() {
-            let inputs = self.inputs(&parameters, index);
-            acts.block.attention.qkv = kept.reborrow();
-            block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-            std::mem::swap(&mut x, &mut y);
-        }
-        Ok(())
+        b.replay(replay, || {
+            parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
+            let features = acts.features.view();
+            let image = self.image_tokens(&parameters, features, &mut acts.keys_values, cross, images)?;
+            let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
+            let stream = self.stream(images * queries, &attending, Some(image));
+            let [mut x, mut y] = acts.x;
+            embed_queries(b, &parameters, acts.ids.view(), y.reborrow(), x.reborrow())?;
+            for (index, (block, kept)) in parameters.blocks.iter().zip(kept).enumerate() {
+                let inputs = self.inputs(&parameters, index);
+                acts.block.attention.qkv = kept.reborrow();
+                block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
+                std::mem::swap(&mut x, &mut y);
+            }
+            Ok(())
+        })
     }
 
     /// What the queries of the image pass attend to: the features [I·N, W], or their `keys_values`.

@@ -152,30 +152,6 @@ impl<B: Backend> QFormer<B> {
         Ok(())
     }
 
-    /// Embeds the tokens of `texts`, one text after the other, into `y` [rows, D].
-    pub(super) fn embed_text(
-        &self,
-        parameters: &Parameters<V<'_, B>>,
-        texts: &[impl AsRef<[u32]>],
-        acts: TextEmbeddingActs<'_, B>,
-        y: M<'_, B>,
-    ) -> Result<()> {
-        let [tokens, positions] = tokens_and_places(texts);
-        self.embed_tokens(parameters, [&tokens, &positions], acts, y)
-    }
-
-    /// Embeds `tokens` at their `positions`, into `y` [rows, D].
-    pub(super) fn embed_tokens(
-        &self,
-        parameters: &Parameters<V<'_, B>>,
-        tokens_and_positions: [&[u32]; 2],
-        mut acts: TextEmbeddingActs<'_, B>,
-        y: M<'_, B>,
-    ) -> Result<()> {
-        acts.write(&self.device, tokens_and_positions)?;
-        self.embed_written(parameters, &mut acts, y)
-    }
-
     /// Embeds the tokens that were written to `acts`, into `y` [rows, D].
     pub(super) fn embed_written(
         &self,

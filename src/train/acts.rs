@@ -4,7 +4,7 @@ use super::captioning::CaptioningActs;
 use super::contrastive::{ContrastiveActs, FeatureActs};
 use super::matching::{MatchingActs, Told};
 use super::picked::PickedActs;
-use super::plan::{ImageRows, Plan};
+use super::plan::{ImageRows, Plan, filled_up};
 use super::second::Second;
 use super::trunk::{Seen, TrunkActs};
 use super::{Recompute, Stage1Options};
@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::layers::block::BlockScratch;
 use crate::layers::linear::Linear;
 use crate::ops::Backend;
+use crate::ops::pairs::{PADDING, Texts};
 use crate::tensor::{View, ViewMut};
 
 /// Constants, and what the random numbers of a step are drawn from.
@@ -37,17 +38,53 @@ impl<'a, B: Backend> Constants<'a, B> {
 pub(super) struct WholeActs<'a, B: Backend> {
     pub(super) fold: FoldActs<'a, B>,
     pub(super) contrastive: ContrastiveActs<'a, B>,
+    pub(super) texts: TextsActs<'a, B>,
     pub(super) findings: Findings<'a, B>,
 }
 
 impl<'a, B: Backend> WholeActs<'a, B> {
-    /// For so many `images` in so many `batches`.
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, [images, batches]: [usize; 2], config: &Config) -> Self {
+    /// For so many `images` in so many `batches`, with texts of so many `tokens`.
+    pub(super) fn carve(
+        cursor: &mut Cursor<'a, B>,
+        [images, batches]: [usize; 2],
+        tokens: usize,
+        config: &Config,
+    ) -> Self {
         Self {
             fold: FoldActs::carve(cursor, config),
             contrastive: ContrastiveActs::carve(cursor, images, config),
+            texts: TextsActs {
+                tokens: cursor.take(1, filled_up::<B>(tokens)),
+                starts: cursor.take(1, images + 1),
+            },
             findings: Findings::carve(cursor, [images, batches]),
         }
+    }
+}
+
+/// The texts of all micro-batches.
+pub(super) struct TextsActs<'a, B: Backend> {
+    /// [1, tokens], one text after the other
+    tokens: ViewMut<'a, B, u32>,
+    /// [1, B + 1]: where each begins, and where the last ends
+    starts: ViewMut<'a, B, u32>,
+}
+
+impl<B: Backend> TextsActs<'_, B> {
+    pub(super) fn write(&mut self, b: &B, texts: &[&[u32]]) -> Result<()> {
+        let mut tokens = texts.concat();
+        let mut starts = vec![0];
+        starts.extend(texts.iter().scan(0, |end, text| {
+            *end += text.len() as u32;
+            Some(*end)
+        }));
+        tokens.resize(self.tokens.cols(), PADDING);
+        b.write_indices(&tokens, self.tokens.reborrow())?;
+        b.write_indices(&starts, self.starts.reborrow())
+    }
+
+    pub(super) fn view(&self) -> Texts<'_, B> {
+        Texts { tokens: self.tokens.view(), starts: self.starts.view() }
     }
 }
 
@@ -92,6 +129,8 @@ pub(super) struct Findings<'a, B: Backend> {
     correct: ViewMut<'a, B, u32>,
     /// [1, batches]: of ITG
     captioning: SM<'a, B>,
+    /// [passes, 1]: rows of text
+    needed: ViewMut<'a, B, u32>,
 }
 
 impl<'a, B: Backend> Findings<'a, B> {
@@ -101,6 +140,7 @@ impl<'a, B: Backend> Findings<'a, B> {
             matching: cursor.take(1, passes),
             correct: cursor.take(passes, 2),
             captioning: cursor.take(1, batches),
+            needed: cursor.take(passes, 1),
         }
     }
 }
@@ -122,6 +162,16 @@ impl<B: Backend> Findings<'_, B> {
     /// Where ITG of a micro-batch writes its loss [1, 1].
     pub(super) fn captioning(&mut self, batch: usize) -> SM<'_, B> {
         self.captioning.reborrow().split_columns(batch).1.split_columns(1).0
+    }
+
+    /// Where it is written how many rows of text a pass needs [1, 1].
+    pub(super) fn needed(&mut self, pass: usize) -> ViewMut<'_, B, u32> {
+        self.needed.reborrow().split_rows(pass).1.split_rows(1).0
+    }
+
+    /// Reads that of the first pass.
+    pub(super) fn read_needed(&self, b: &B) -> Result<usize> {
+        Ok(b.read_indices(self.needed.view().row_range(0..1))?[0] as usize)
     }
 
     /// ITM's losses and counts of the first `passes` passes, and ITG's losses.
@@ -161,7 +211,7 @@ impl<'a, B: Backend> FirstPhaseActs<'a, B> {
         recompute: Recompute,
     ) -> Self {
         let (hidden, width) = (config.qformer.hidden_size, config.vision.hidden_size);
-        let (tokens, rows) = (plan.images.len() * image.tokens, plan.rows());
+        let (tokens, rows) = (plan.sets * image.tokens, plan.rows());
         let out = keys_values_width(config);
         Self {
             vision_output: cursor.take(tokens, width),
@@ -203,9 +253,9 @@ impl<'a, B: Backend> SecondPhaseActs<'a, B> {
         let (hidden, rows) = (config.qformer.hidden_size, plan.rows());
         Self {
             trunk: TrunkActs::carve(cursor, plan, &config.qformer, options.recompute, Seen::ByNone),
-            picked: PickedActs::carve(cursor, second.picked.len(), plan, hidden),
+            picked: PickedActs::carve(cursor, second.picked, plan.text_rows, hidden),
             matching: MatchingActs::carve(cursor, plan, options.matching, config),
-            captioning: CaptioningActs::carve(cursor, &second.predictions, &config.qformer),
+            captioning: CaptioningActs::carve(cursor, second.predicting, &config.qformer),
             dqkv: cursor.take(rows, 3 * hidden),
             d: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
             scratch: BlockScratch::carve(cursor, b, [plan.query_rows(), rows], &config.qformer),

@@ -118,6 +118,16 @@ impl<'a> Whole<'a> {
         self.image_ids.len()
     }
 
+    /// Tokens of all texts.
+    pub(super) fn tokens(&self) -> usize {
+        self.texts.iter().map(|text| text.len()).sum()
+    }
+
+    /// Tokens of the longest text.
+    pub(super) fn longest(&self) -> usize {
+        self.texts.iter().map(|text| text.len()).max().expect("one at least")
+    }
+
     /// How many micro-batches.
     pub(super) fn batches(&self) -> usize {
         self.batches.len()

@@ -1,16 +1,15 @@
 //! ITG: the language-modelling head on every token of a text but the last, which predicts the next.
 
-use super::plan::Plan;
 use crate::arena::Cursor;
 use crate::config::QFormerConfig;
-use crate::device::{Device, M, SM, V, Write};
+use crate::device::{M, SM, V, Write};
 use crate::error::Result;
 use crate::layers::layer_norm::LayerNormActs;
 use crate::layers::linear::{Fused, Linear};
 use crate::layers::{Keep, LanguageHead};
 use crate::ops::Backend;
 use crate::ops::activation::{Activation, ActivationBackward};
-use crate::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward, IGNORED};
+use crate::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward};
 use crate::tensor::{Layout, Shape, ViewMut};
 
 /// Columns of logits start at multiples of 16 bytes in every row.
@@ -18,8 +17,8 @@ const PITCH: usize = 8;
 
 /// What ITG works in; R rows predict.
 pub(super) struct CaptioningActs<'a, B: Backend> {
-    /// [1, R]: what they are to predict
-    labels: ViewMut<'a, B, u32>,
+    /// [1, R]: what they are to predict; rows that fill up count for nothing
+    pub(super) labels: ViewMut<'a, B, u32>,
     /// [R, D]
     pre_activation: M<'a, B>,
     /// [R, D]
@@ -41,36 +40,9 @@ pub(super) struct CaptioningActs<'a, B: Backend> {
     d: [M<'a, B>; 2],
 }
 
-/// Rows of the stream that predict, and what, then filler: rows whose predictions count for nothing, to a number
-/// that follows from the rows that texts are filled up to.
-pub(super) struct Predictions {
-    pub(super) rows: Vec<u32>,
-    labels: Vec<u32>,
-}
-
-impl Predictions {
-    /// Of the last `texts` texts of the plan.
-    pub(super) fn of<D: Device>(plan: &Plan, texts: usize) -> Self {
-        let spans = &plan.texts[plan.texts.len() - texts..];
-        let rows = spans.iter().flat_map(|span| span.start..span.start + span.len - 1);
-        let label = |row: usize| (row as u32, plan.tokens[row + 1 - plan.query_rows()]);
-        let (mut rows, mut labels): (Vec<u32>, Vec<u32>) = rows.map(label).unzip();
-        let tokens = rows.len() + texts;
-        let filled = tokens.next_multiple_of(D::row_unit(tokens)) - texts;
-        // Any row will do; the first one, a query's, gets no gradient back.
-        rows.resize(filled, 0);
-        labels.resize(filled, IGNORED);
-        Self { rows, labels }
-    }
-}
-
 impl<'a, B: Backend> CaptioningActs<'a, B> {
-    pub(super) fn carve(
-        cursor: &mut Cursor<'a, B>,
-        predictions: &Predictions,
-        config: &QFormerConfig,
-    ) -> Self {
-        let (rows, hidden) = (predictions.rows.len(), config.hidden_size);
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, rows: usize, config: &QFormerConfig) -> Self {
+        let hidden = config.hidden_size;
         let pitch = config.vocab_size.next_multiple_of(PITCH);
         Self {
             labels: cursor.take(1, rows),
@@ -85,12 +57,6 @@ impl<'a, B: Backend> CaptioningActs<'a, B> {
             correct: cursor.take(1, 1),
             d: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
         }
-    }
-}
-
-impl<B: Backend> CaptioningActs<'_, B> {
-    pub(super) fn write(&mut self, b: &B, predictions: &Predictions) -> Result<()> {
-        b.write_indices(&predictions.labels, self.labels.reborrow())
     }
 }
 

@@ -4,17 +4,19 @@
 //! and of its way back the first phases need no more than the gradients of their own features.
 
 use super::picked::PickedActs;
-use super::plan::Plan;
+use super::plan::{Alone, Plan};
 use super::projected::ProjectedActs;
+use super::second::Listed;
 use crate::arena::Cursor;
 use crate::config::Config;
 use crate::device::{M, S, SM, V};
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::contrastive::{
-    ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, NO_NEGATIVE, Negatives,
+    ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, Negatives,
     workspace_words,
 };
+use crate::ops::pairs::{ListedPairs, PAIRS_OF_IMAGE, PairsList};
 use crate::qformer::RetrievalHeads;
 use crate::tensor::ViewMut;
 use std::ops::Range;
@@ -34,15 +36,15 @@ impl<'a, B: Backend> FeatureActs<'a, B> {
         let (hidden, width) = (config.qformer.hidden_size, config.image_text_hidden_size);
         Self {
             queries: ProjectedActs::carve(cursor, plan.query_rows(), width),
-            texts: ProjectedActs::carve(cursor, plan.texts.len(), width),
-            cls: PickedActs::carve(cursor, plan.texts.len(), plan, hidden),
+            texts: ProjectedActs::carve(cursor, plan.sets, width),
+            cls: PickedActs::carve(cursor, plan.sets, plan.text_rows, hidden),
         }
     }
 }
 
 impl<B: Backend> FeatureActs<'_, B> {
-    pub(super) fn write(&mut self, b: &B, plan: &Plan) -> Result<()> {
-        self.cls.write(b, &plan.cls_rows(plan.texts.len()), plan)
+    pub(super) fn write(&mut self, b: &B, alone: &Alone) -> Result<()> {
+        self.cls.write(b, &alone.cls, alone.plan.query_rows())
     }
 }
 
@@ -72,23 +74,12 @@ pub(super) struct ContrastiveActs<'a, B: Backend> {
     negative_texts: ViewMut<'a, B, u32>,
     /// [1, B]
     negative_images: ViewMut<'a, B, u32>,
+    /// [2, 3·B]: the pairs that these make, image and text
+    pairs: ViewMut<'a, B, u32>,
+    /// [1, B + 1]: the first pair of each image, and where those of the last end
+    bounds: ViewMut<'a, B, u32>,
     /// [1, words]
     workspace: ViewMut<'a, B, u32>,
-}
-
-/// The hard negatives that ITC found.
-pub(super) struct HardNegatives {
-    /// [B]: for each image
-    pub(super) texts: Vec<u32>,
-    /// [B]: for each text
-    pub(super) images: Vec<u32>,
-}
-
-impl HardNegatives {
-    /// How many there are; an image or a text may have none.
-    pub(super) fn count(&self) -> usize {
-        self.texts.iter().chain(&self.images).filter(|&&negative| negative != NO_NEGATIVE).count()
-    }
 }
 
 /// How ITC is computed.
@@ -118,6 +109,8 @@ impl<'a, B: Backend> ContrastiveActs<'a, B> {
             recalled: cursor.take(1, 2),
             negative_texts: cursor.take(1, images),
             negative_images: cursor.take(1, images),
+            pairs: cursor.take(2, PAIRS_OF_IMAGE * images),
+            bounds: cursor.take(1, images + 1),
             workspace: cursor.take(1, workspace_words(images, images, [queries, width])),
         }
     }
@@ -128,11 +121,17 @@ impl<B: Backend> ContrastiveActs<'_, B> {
         b.write_indices(image_ids, self.image_ids.reborrow())
     }
 
-    /// What [`Contrastive::forward`] found; waits for the device.
-    pub(super) fn hard_negatives(&self, b: &B) -> Result<HardNegatives> {
-        Ok(HardNegatives {
-            texts: b.read_indices(self.negative_texts.view())?,
-            images: b.read_indices(self.negative_images.view())?,
+    /// These ones of the pairs that [`Contrastive::forward`] found.
+    pub(super) fn listed(&self, pairs: Range<usize>) -> ListedPairs<'_, B> {
+        let first = pairs.start;
+        ListedPairs { pairs: self.pairs.view().columns(pairs), first, bounds: self.bounds.view() }
+    }
+
+    /// All of them; waits for the device.
+    pub(super) fn read_listed(&self, b: &B) -> Result<Listed> {
+        Ok(Listed {
+            texts: b.read_indices(self.pairs.view().row_range(1..2))?,
+            bounds: b.read_indices(self.bounds.view())?,
         })
     }
 
@@ -182,7 +181,7 @@ impl<B: Backend> Contrastive<'_, B> {
         }
     }
 
-    /// The loss and hard negatives of all features.
+    /// The loss of all features, and the pairs that their hard negatives make.
     pub(super) fn forward(
         &self,
         b: &B,
@@ -200,6 +199,12 @@ impl<B: Backend> Contrastive<'_, B> {
             negative_texts: acts.negative_texts.reborrow(),
             negative_images: acts.negative_images.reborrow(),
             workspace: acts.workspace.reborrow(),
+        })?;
+        b.pairs_list(PairsList {
+            negative_texts: acts.negative_texts.view(),
+            negative_images: acts.negative_images.view(),
+            pairs: acts.pairs.reborrow(),
+            bounds: acts.bounds.reborrow(),
         })
     }
 

@@ -17,7 +17,7 @@ use crate::tensor::{View, ViewMut};
 /// What ITM of P pairs works in.
 pub(super) struct MatchingActs<'a, B: Backend> {
     /// [1, P]
-    labels: ViewMut<'a, B, u32>,
+    pub(super) labels: ViewMut<'a, B, u32>,
     form: FormActs<'a, B>,
 }
 
@@ -66,7 +66,7 @@ impl<'a, B: Backend> MatchingActs<'a, B> {
         matching: Matching,
         config: &Config,
     ) -> Self {
-        let (pairs, rows) = (plan.images.len(), plan.query_rows());
+        let (pairs, rows) = (plan.sets, plan.query_rows());
         let (hidden, width) = (config.qformer.hidden_size, config.image_text_hidden_size);
         Self {
             labels: cursor.take(1, pairs),
@@ -90,12 +90,6 @@ impl<'a, B: Backend> MatchingActs<'a, B> {
                 })),
             },
         }
-    }
-}
-
-impl<B: Backend> MatchingActs<'_, B> {
-    pub(super) fn write(&mut self, b: &B, labels: &[u32]) -> Result<()> {
-        b.write_indices(labels, self.labels.reborrow())
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::acts::{Constants, FirstPhaseActs, SecondPhaseActs, WholeActs};
 use super::batch::MOST_BATCHES;
-use super::plan::{ImageRows, Pair, Plan};
-use super::second::{Second, most_pairs};
+use super::plan::{Alone, ImageRows};
+use super::second::{PairTokens, Second, most_pairs};
 use super::weights::VectorBytes;
 use super::{Stage1Options, Stage1Parameters};
 use crate::arena::Arena;
@@ -81,11 +81,15 @@ impl MemoryPlan {
         let vectors = VectorBytes::planned::<B>(&Stage1Parameters::spec(config, options.matching));
         let rows = ImageRows { queries: config.num_query_tokens, tokens: image_tokens };
         let texts = vec![vec![0; text_tokens]; images];
-        let first = Plan::alone::<B>(&texts, rows);
-        let pairs = most_pairs::<B>(images);
-        let pairs: Vec<Pair> =
-            (0..pairs).map(|pair| Pair { image: pair * images / pairs, text: 0, label: 0 }).collect();
-        let second = Second::new::<B>(&pairs, &[&texts[0]], &texts, rows, options);
+        let first = Alone::of::<B>(&texts, rows).plan;
+        let (pairs, captions) = (most_pairs::<B>(images), images * text_tokens);
+        let least = if B::HOST_WAITS { captions } else { pairs * text_tokens };
+        let tokens = PairTokens {
+            of_pairs: [least, pairs * text_tokens],
+            of_captions: captions,
+            longest: text_tokens,
+        };
+        let second = Second::new::<B>(0..pairs, 0..images, images, tokens, rows, options);
         let width = config.vision.hidden_size;
         let constants = Arena::<B>::bytes(|c| {
             Constants::carve(c, width);
@@ -96,7 +100,7 @@ impl MemoryPlan {
             moments: vectors.moments,
             weights: vectors.weights,
             whole_batch: Arena::<B>::bytes(|c| {
-                WholeActs::carve(c, [images * batches, batches], config);
+                WholeActs::carve(c, [images * batches, batches], images * batches * text_tokens, config);
             }),
             first_phase: Arena::<B>::bytes(|c| {
                 FirstPhaseActs::carve(c, b, &first, rows, config, options.recompute);

@@ -44,6 +44,7 @@ mod options;
 mod parameters;
 mod pass;
 mod picked;
+mod place;
 mod plan;
 mod projected;
 mod run;

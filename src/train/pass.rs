@@ -5,11 +5,10 @@ use super::batch::Whole;
 use super::captioning::Captioning;
 use super::contrastive::Contrastive;
 use super::matching::{MatchingGradients, MatchingHead};
-use super::plan::Plan;
+use super::place::{Done, First, Place};
 use super::second::Second;
 use super::trunk::{Qkv, Trunk, TrunkGradients};
-use super::{Batch, Hardness, Losses, Recompute, Stage1Options, Stage1Parameters};
-use crate::arena::Cursor;
+use super::{Hardness, Losses, Stage1Options, Stage1Parameters, StepPart};
 use crate::config::Config;
 use crate::device::{M, S, SM, V, Write};
 use crate::error::Result;
@@ -20,6 +19,7 @@ use crate::ops::contrastive::Negatives;
 use crate::ops::fold::{FoldBackward, FoldForward};
 use crate::ops::gemm::GemmBackward;
 use crate::ops::layer_norm::LayerNormForward;
+use crate::ops::pairs::PairsStream;
 use crate::qformer::RetrievalHeads;
 
 /// The site of the negatives' draw, which dropout does not use.
@@ -36,41 +36,6 @@ pub(super) struct Pass<'a, B: Backend> {
     pub(super) exact: &'a Stage1Parameters<S<'a, B>>,
     pub(super) constants: Constants<'a, B>,
     pub(super) whole: &'a Whole<'a>,
-}
-
-/// A micro-batch in its first phase.
-#[derive(Clone, Copy)]
-pub(super) struct First<'a> {
-    /// Which one.
-    pub(super) index: usize,
-    pub(super) batch: &'a Batch,
-    pub(super) plan: &'a Plan,
-}
-
-impl First<'_> {
-    /// What it works in.
-    pub(super) fn carve<'a, B: Backend>(
-        &self,
-        cursor: &mut Cursor<'a, B>,
-        b: &B,
-        config: &Config,
-        recompute: Recompute,
-    ) -> FirstPhaseActs<'a, B> {
-        FirstPhaseActs::carve(cursor, b, self.plan, self.batch.rows(config), config, recompute)
-    }
-}
-
-/// Which pass of the second phase it is.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    /// Which micro-batch's.
-    pub(super) batch: usize,
-    /// Among those of all micro-batches.
-    pub(super) pass: usize,
-    /// Whether it is the micro-batch's first.
-    pub(super) write: Write,
-    /// The part of its pairs in those of all passes.
-    pub(super) share_of_pairs: f64,
 }
 
 impl<B: Backend> Pass<'_, B> {
@@ -142,17 +107,37 @@ impl<B: Backend> Pass<'_, B> {
     pub(super) fn write_first(&self, first: First<'_>, acts: &mut FirstPhaseActs<'_, B>) -> Result<()> {
         let b = self.b;
         b.write(&first.batch.vision_output.values, 0, acts.vision_output.reborrow())?;
-        acts.trunk.write(b, first.plan, self.config.num_query_tokens)?;
-        acts.contrastive.write(b, first.plan)
+        acts.trunk.write(b, first.alone, self.config.num_query_tokens)?;
+        acts.contrastive.write(b, first.alone)
     }
 
-    /// The same of a pass of the second phase.
-    pub(super) fn write_second(&self, second: &Second, acts: &mut SecondPhaseActs<'_, B>) -> Result<()> {
-        let b = self.b;
-        acts.trunk.write(b, &second.plan, self.config.num_query_tokens)?;
-        acts.picked.write(b, &second.picked, &second.plan)?;
-        acts.matching.write(b, &second.labels)?;
-        acts.captioning.write(b, &second.predictions)
+    /// The stream of a pass of the second phase.
+    fn lay_out(
+        &self,
+        second: &Second,
+        place: Place,
+        whole: &mut WholeActs<'_, B>,
+        acts: &mut SecondPhaseActs<'_, B>,
+    ) -> Result<()> {
+        let WholeActs { contrastive, texts, findings, .. } = whole;
+        let SecondPhaseActs { trunk, picked, matching, captioning, .. } = acts;
+        let [matched, generated] = &mut trunk.attending[..] else { unreachable!("pairs and captions") };
+        self.b.pairs_stream(PairsStream {
+            listed: contrastive.listed(second.pairs.clone()),
+            texts: texts.view(),
+            sizes: second.stream.clone(),
+            query_ids: trunk.query_ids.reborrow(),
+            tokens: trunk.tokens.reborrow(),
+            positions: trunk.positions.reborrow(),
+            matched: matched.reborrow(),
+            generated: generated.reborrow(),
+            cross: trunk.cross.reborrow(),
+            picked: picked.ids.reborrow(),
+            places: picked.from.reborrow(),
+            predicted: captioning.labels.reborrow(),
+            labels: matching.labels.reborrow(),
+            needed: findings.needed(place.pass),
+        })
     }
 
     pub(super) fn first_forward(
@@ -160,6 +145,7 @@ impl<B: Backend> Pass<'_, B> {
         first: First<'_>,
         acts: &mut FirstPhaseActs<'_, B>,
         whole: &mut WholeActs<'_, B>,
+        done: Done<'_>,
     ) -> Result<()> {
         let b = self.b;
         b.layer_norm_forward(LayerNormForward {
@@ -176,24 +162,51 @@ impl<B: Backend> Pass<'_, B> {
         let projections = whole.fold.projections();
         projections.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
         let trunk = self.trunk(first.index, &projections, acts.keys_values.view());
-        trunk.forward(b, first.plan, &mut acts.trunk, None)?;
+        trunk.forward(b, first.plan(), &mut acts.trunk, None)?;
         let (images, output) = (self.whole.images_of(first.index), acts.trunk.output());
         let (features, all) = (&mut acts.contrastive, &mut whole.contrastive);
-        self.contrastive().features(b, first.plan, images, output, features, all)
+        self.contrastive().features(b, first.plan(), images, output, features, all)?;
+        done(StepPart::FirstForward)
     }
 
-    /// ITC of the features of all first phases, with the gradients of these and of the temperature.
-    pub(super) fn contrast(&self, whole: &mut WholeActs<'_, B>, dtemperature: SM<'_, B>) -> Result<()> {
+    /// ITC of the features of all first phases, with the gradients of these and of the temperature, and the pairs
+    /// that hard negatives make.
+    pub(super) fn contrast(
+        &self,
+        whole: &mut WholeActs<'_, B>,
+        dtemperature: SM<'_, B>,
+        done: Done<'_>,
+    ) -> Result<()> {
         let negatives = match self.options.hardness {
             Hardness::Hardest => Negatives::Hardest,
             Hardness::Sampled => Negatives::Sampled { key: self.constants.key.view(), site: NEGATIVES_SITE },
         };
         let (contrastive, acts) = (self.contrastive(), &mut whole.contrastive);
         contrastive.forward(self.b, negatives, acts)?;
-        contrastive.backward(self.b, self.options.weights[0], acts, dtemperature)
+        contrastive.backward(self.b, self.options.weights[0], acts, dtemperature)?;
+        done(StepPart::Contrastive)
     }
 
-    pub(super) fn second_forward(
+    /// A pass of the second phase, there and back.
+    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
+    pub(super) fn second(
+        &self,
+        second: &Second,
+        place: Place,
+        first: &mut FirstPhaseActs<'_, B>,
+        whole: &mut WholeActs<'_, B>,
+        acts: &mut SecondPhaseActs<'_, B>,
+        gradients: &mut Stage1Parameters<SM<'_, B>>,
+        done: Done<'_>,
+    ) -> Result<()> {
+        self.lay_out(second, place, whole, acts)?;
+        self.second_forward(second, place, first, whole, acts)?;
+        done(StepPart::SecondForward)?;
+        self.second_backward(second, place, first, whole, acts, gradients)?;
+        done(StepPart::SecondBackward)
+    }
+
+    fn second_forward(
         &self,
         second: &Second,
         place: Place,
@@ -210,14 +223,14 @@ impl<B: Backend> Pass<'_, B> {
         let [queries, hidden, cls] = read_by_heads(second, output, &acts.picked.rows);
         let (findings, matching) = (&mut whole.findings, &mut acts.matching);
         self.matching().forward(b, queries, cls, matching, findings.told(place.pass))?;
-        if second.predictions.rows.is_empty() {
+        if second.predicting == 0 {
             return Ok(());
         }
         let loss = findings.captioning(place.batch);
         self.captioning().forward(b, hidden, &mut acts.captioning, loss)
     }
 
-    pub(super) fn second_backward(
+    fn second_backward(
         &self,
         second: &Second,
         place: Place,
@@ -231,7 +244,7 @@ impl<B: Backend> Pass<'_, B> {
         let [dy, dx] = &mut acts.d;
         let (dqueries, dtext) = dy.reborrow().split_rows(plan.query_rows());
         let [queries, hidden, cls] = read_by_heads(second, acts.trunk.output(), &acts.picked.rows);
-        let (dhidden, drest) = acts.picked.drows.reborrow().split_rows(second.predictions.rows.len());
+        let (dhidden, drest) = acts.picked.drows.reborrow().split_rows(second.predicting);
         let matching = MatchingGradients {
             heads: gradients.qformer.heads.as_mut().expect("stage 1 has heads"),
             logit: gradients.similarity_logit.as_mut(),
@@ -246,7 +259,7 @@ impl<B: Backend> Pass<'_, B> {
             dqueries,
             drest.split_rows(cls.rows()).0,
         )?;
-        if !second.predictions.rows.is_empty() {
+        if second.predicting > 0 {
             let words = gradients.qformer.text_embeddings.as_mut().expect("stage 1 reads text");
             self.captioning().backward(
                 b,
@@ -264,11 +277,18 @@ impl<B: Backend> Pass<'_, B> {
             for dqkv in &mut first.dqkv {
                 b.clear(dqkv.reborrow())?;
             }
+            if place.passes > 1 {
+                b.clear(first.dkeys_values.reborrow())?;
+            }
         }
         let projections = whole.fold.projections();
         let trunk = self.trunk(self.number(place), &projections, first.keys_values.view());
         let to = TrunkGradients {
-            keys_values: (place.write, first.dkeys_values.reborrow()),
+            // Of several passes none names every image, and what is not named is not written.
+            keys_values: (
+                if place.passes > 1 { Write::Add } else { Write::Replace },
+                first.dkeys_values.reborrow(),
+            ),
             qkv: Qkv::One(acts.dqkv.reborrow()),
             earlier: Some(first.dqkv.iter_mut().map(M::<B>::reborrow).collect()),
         };
@@ -277,14 +297,17 @@ impl<B: Backend> Pass<'_, B> {
         trunk.backward(b, plan, &mut acts.trunk, earlier, gradients, to, d, &mut acts.scratch)
     }
 
+    /// The way back through a first phase, and, after that of the first micro-batch, which comes last, through the
+    /// projections of all images.
     pub(super) fn first_backward(
         &self,
         first: First<'_>,
         acts: &mut FirstPhaseActs<'_, B>,
         whole: &mut WholeActs<'_, B>,
         gradients: &mut Stage1Parameters<SM<'_, B>>,
+        done: Done<'_>,
     ) -> Result<()> {
-        let (b, plan) = (self.b, first.plan);
+        let (b, plan) = (self.b, first.plan());
         let [dy, dx] = &mut acts.d;
         self.contrastive().features_backward(
             b,
@@ -313,11 +336,15 @@ impl<B: Backend> Pass<'_, B> {
             dx: None,
             dweight: whole.fold.dweight.reborrow(),
             dbias: Some(whole.fold.dbias.reborrow()),
-        })
+        })?;
+        if first.index == 0 {
+            self.fold_backward(&whole.fold, gradients)?;
+        }
+        done(StepPart::FirstBackward)
     }
 
     /// The gradients of what was folded, from those of all micro-batches' projections.
-    pub(super) fn fold_backward(
+    fn fold_backward(
         &self,
         acts: &FoldActs<'_, B>,
         gradients: &mut Stage1Parameters<SM<'_, B>>,
@@ -354,7 +381,7 @@ impl<B: Backend> Pass<'_, B> {
 /// What heads read of a pass's output [rows, D] and the rows picked of it: the query outputs [P·Q, D],
 /// the outputs that predict [R, D], and the first ones of the pairs' texts [P, D], if ITM reads them.
 fn read_by_heads<'s, B: Backend>(second: &Second, output: V<'s, B>, picked: &'s M<'_, B>) -> [V<'s, B>; 3] {
-    let predicting = second.predictions.rows.len();
+    let predicting = second.predicting;
     let picked = picked.view();
     [
         output.row_range(0..second.plan.query_rows()),

@@ -1,6 +1,5 @@
 //! Some rows of a stream's text, taken out for a head, and their gradients put back.
 
-use super::plan::Plan;
 use crate::arena::Cursor;
 use crate::device::{M, V};
 use crate::error::Result;
@@ -11,33 +10,31 @@ use crate::tensor::ViewMut;
 /// What n rows are taken out to.
 pub(super) struct PickedActs<'a, B: Backend> {
     /// [1, n]: which rows of the stream
-    ids: ViewMut<'a, B, u32>,
+    pub(super) ids: ViewMut<'a, B, u32>,
     /// [n, D]
     pub(super) rows: M<'a, B>,
     /// [n + 1, D]: their gradients, which heads write, then zeros
     pub(super) drows: M<'a, B>,
     /// [1, text rows]: for each row of text its row of `drows`
-    from: ViewMut<'a, B, u32>,
+    pub(super) from: ViewMut<'a, B, u32>,
 }
 
 impl<'a, B: Backend> PickedActs<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, count: usize, plan: &Plan, hidden: usize) -> Self {
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, count: usize, text_rows: usize, hidden: usize) -> Self {
         Self {
             ids: cursor.take(1, count),
             rows: cursor.take(count, hidden),
             drows: cursor.take(count + 1, hidden),
-            from: cursor.take(1, plan.tokens.len()),
+            from: cursor.take(1, text_rows),
         }
     }
 
-    /// Which rows are taken out: `picked` of the plan's stream. Those that are not of text get no gradient back.
-    pub(super) fn write(&mut self, b: &B, picked: &[u32], plan: &Plan) -> Result<()> {
+    /// Which rows of text are taken out: `picked` of the stream's, behind those of queries.
+    pub(super) fn write(&mut self, b: &B, picked: &[u32], query_rows: usize) -> Result<()> {
         b.write_indices(picked, self.ids.reborrow())?;
-        let mut from = vec![picked.len() as u32; plan.tokens.len()];
-        for (index, &row) in picked.iter().enumerate() {
-            if let Some(row) = (row as usize).checked_sub(plan.query_rows()) {
-                from[row] = index as u32;
-            }
+        let mut from = vec![picked.len() as u32; self.from.cols()];
+        for (&row, index) in picked.iter().zip(0..) {
+            from[row as usize - query_rows] = index;
         }
         b.write_indices(&from, self.from.reborrow())
     }

@@ -1,15 +1,12 @@
 //! The passes of the second phase: which pairs are matched and which texts are generated in each.
 
 use super::Stage1Options;
-use super::captioning::Predictions;
-use super::contrastive::HardNegatives;
-use super::plan::{ImageRows, Pair, Plan};
+use super::batch::Whole;
+use super::plan::{Content, ImageRows, Plan, filled_up};
 use crate::device::Device;
+use crate::ops::pairs::{PAIRS_OF_IMAGE, StreamSizes};
 use crate::qformer::Matching;
 use std::ops::Range;
-
-/// Pairs of an image on average: with its own text, with a hard negative text, and as a hard negative.
-const PAIRS_OF_IMAGE: usize = 3;
 
 /// Most pairs of a pass over micro-batches of up to so many images: those that there are on average, as far as the
 /// device is not busy with fewer. What a pass works in does not grow with the batch beyond that.
@@ -20,37 +17,83 @@ pub(super) fn most_pairs<D: Device>(images: usize) -> usize {
 /// A pass of the second phase.
 pub(super) struct Second {
     pub(super) plan: Plan,
-    /// [P]: 1 where a pair matches, else 0
-    pub(super) labels: Vec<u32>,
-    pub(super) predictions: Predictions,
-    /// Rows that heads read: first those that predict, filler among them, then, if ITM reads them, the first ones of the
-    /// pairs' texts.
-    pub(super) picked: Vec<u32>,
+    /// Which ones of the list.
+    pub(super) pairs: Range<usize>,
+    pub(super) stream: StreamSizes,
+    /// R, rows that predict, filler among them.
+    pub(super) predicting: usize,
+    /// Rows that heads read: first those that predict, then, if ITM reads them, the first ones of the pairs' texts.
+    pub(super) picked: usize,
+}
+
+/// Texts of a pass, by what there is to know of them before they are laid out.
+#[derive(Clone, Copy)]
+pub(super) struct PairTokens {
+    /// Tokens that pairs have at least, and that there is room for.
+    pub(super) of_pairs: [usize; 2],
+    pub(super) of_captions: usize,
+    /// Of the longest text.
+    pub(super) longest: usize,
 }
 
 impl Second {
-    /// The pass over `pairs`, whose texts are of all `texts`, and over `captions`, one of each image of
-    /// the micro-batch or none.
+    /// The pass over these `pairs` of the list, all of `images`, and over the first `captions` texts of those.
     pub(super) fn new<D: Device>(
-        pairs: &[Pair],
-        texts: &[&[u32]],
-        captions: &[Vec<u32>],
+        pairs: Range<usize>,
+        images: Range<usize>,
+        captions: usize,
+        tokens: PairTokens,
         rows: ImageRows,
         options: &Stage1Options,
     ) -> Self {
-        let plan = Plan::together::<D>(pairs, texts, captions, rows, options.start_token);
-        let predictions = Predictions::of::<D>(&plan, captions.len());
-        let mut picked = predictions.rows.clone();
-        if options.matching == Matching::MaxSimilarity {
-            picked.extend(plan.cls_rows(pairs.len()));
+        let PairTokens { of_pairs, of_captions, longest } = tokens;
+        let tokens = of_pairs.map(|tokens| tokens + of_captions);
+        let content = Content { pairs: pairs.len(), images: images.len(), captions, tokens, longest };
+        let predicting = filled_up::<D>(of_captions) - captions;
+        let cls = if options.matching == Matching::MaxSimilarity { pairs.len() } else { 0 };
+        Self {
+            plan: Plan::together::<D>(&content, rows),
+            pairs,
+            stream: StreamSizes {
+                queries: rows.queries,
+                image_tokens: rows.tokens,
+                images,
+                captions,
+                start_token: options.start_token,
+            },
+            predicting,
+            picked: predicting + cls,
         }
-        Self { labels: pairs.iter().map(|pair| pair.label).collect(), plan, predictions, picked }
+    }
+
+    /// The one pass of a step of one micro-batch, if its pairs are not too many and the host had to wait to know more
+    /// of them: that of each image and its own text, and most likely of as many more with each hard negative.
+    /// There is room for those of so many tokens in all, if it is known how many they have.
+    pub(super) fn only<D: Device>(
+        whole: &Whole<'_>,
+        room: Option<usize>,
+        rows: ImageRows,
+        options: &Stage1Options,
+    ) -> Option<Self> {
+        let images = whole.images();
+        let pairs = PAIRS_OF_IMAGE * images;
+        if !D::HOST_WAITS || whole.batches() > 1 || pairs > most_pairs::<D>(images) {
+            return None;
+        }
+        let (own, longest) = (whole.tokens(), whole.longest());
+        // Every text is in a pair with its image and, if it has one, with its hard negative. The images' negatives
+        // are as long as the texts are, or somewhat longer.
+        let of_negatives = (own + own / 8 + longest).min(images * longest);
+        let most = room.map_or(2 * own + of_negatives, |room| room - own);
+        let tokens = PairTokens { of_pairs: [own, most], of_captions: own, longest };
+        Some(Self::new::<D>(0..pairs, 0..images, images, tokens, rows, options))
     }
 
     /// All numbers that its operations follow from.
     pub(super) fn sizes(&self) -> Vec<usize> {
         let mut sizes = self.plan.sizes();
-        sizes.extend([self.labels.len(), self.predictions.rows.len(), self.picked.len()]);
+        let (images, captions) = (&self.stream.images, self.stream.captions);
+        sizes.extend([self.pairs.start, images.start, captions, self.predicting, self.picked]);
         sizes
     }
 
@@ -62,18 +105,45 @@ impl Second {
     }
 }
 
-/// The pairs of a micro-batch, by passes of at most `most`: every one of its `images` with its own text,
-/// with the texts whose hard negative it is, and with its hard negative text. Where there is no negative there
-/// is no pair. Pairs of one image stand together.
-pub(super) fn passes(negatives: &HardNegatives, images: Range<usize>, most: usize) -> Vec<Vec<Pair>> {
-    let own = images.clone().map(|image| Pair { image, text: image, label: 1 });
-    let of_texts = negatives.images.iter().enumerate().map(|(text, &image)| (image as usize, text));
-    let of_texts = of_texts.filter(|(image, _)| images.contains(image));
-    let of_images = images.clone().map(|image| (image, negatives.texts[image] as usize));
-    let of_images = of_images.filter(|&(_, text)| text < negatives.texts.len());
-    let negative = of_texts.chain(of_images).map(|(image, text)| Pair { image, text, label: 0 });
-    let within = |pair: Pair| Pair { image: pair.image - images.start, ..pair };
-    let mut pairs: Vec<Pair> = own.chain(negative).map(within).collect();
-    pairs.sort_by_key(|pair| pair.image);
-    pairs.chunks(most).map(<[Pair]>::to_vec).collect()
+/// The list of pairs, on the host.
+pub(super) struct Listed {
+    /// [3·B]: the text of each
+    pub(super) texts: Vec<u32>,
+    /// [B + 1]: the first pair of each image, and where those of the last end
+    pub(super) bounds: Vec<u32>,
+}
+
+impl Listed {
+    /// How many pairs there are.
+    pub(super) fn count(&self) -> usize {
+        *self.bounds.last().expect("one bound at least") as usize
+    }
+
+    /// The passes over the pairs of the micro-batch of `images`, each of at most `most` pairs; captions are in the
+    /// first.
+    pub(super) fn passes<D: Device>(
+        &self,
+        whole: &Whole<'_>,
+        images: Range<usize>,
+        most: usize,
+        rows: ImageRows,
+        options: &Stage1Options,
+    ) -> Vec<Second> {
+        let all = self.bounds[images.start] as usize..self.bounds[images.end] as usize;
+        let firsts = all.clone().step_by(most);
+        let pass = |first: usize| {
+            let pairs = first..all.end.min(first + most);
+            let captions = if first == all.start { images.len() } else { 0 };
+            let of_texts = |texts: &[&[u32]]| texts.iter().map(|text| text.len()).sum();
+            let of_pairs =
+                self.texts[pairs.clone()].iter().map(|&text| whole.texts[text as usize].len()).sum();
+            let tokens = PairTokens {
+                of_pairs: [of_pairs; 2],
+                of_captions: of_texts(&whole.texts[images.start..images.start + captions]),
+                longest: whole.longest(),
+            };
+            Second::new::<D>(pairs, images.clone(), captions, tokens, rows, options)
+        };
+        firsts.map(pass).collect()
+    }
 }

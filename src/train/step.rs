@@ -3,9 +3,10 @@
 use super::acts::{Constants, SecondPhaseActs, WholeActs};
 use super::batch::Whole;
 use super::memory::{MemoryPlan, StepSize};
-use super::pass::{First, Pass, Place};
-use super::plan::Plan;
-use super::second::{Second, most_pairs, passes};
+use super::pass::Pass;
+use super::place::{Done, First, Place};
+use super::plan::{Alone, filled_up};
+use super::second::{Second, most_pairs};
 use super::weights::{self, Training};
 use super::{Batch, Losses, Stage1Options, Stage1Parameters, StepPart, TrainedWeights};
 use crate::arena::Arena;
@@ -25,7 +26,7 @@ pub struct Stage1<B: Backend> {
     config: Config,
     options: Stage1Options,
     weights: TrainedWeights<B, Stage1Parameters<weights::Place>>,
-    /// Of the two phases of steps of one micro-batch.
+    /// Of steps, whole or in parts.
     replays: Replays<B>,
     /// Of the optimiser's step with these constants.
     update: Option<(AdamW, B::Replay)>,
@@ -118,9 +119,11 @@ impl<B: Backend> Stage1<B> {
     /// losses and gradients are those of the whole: negatives are taken from all of it. For that the
     /// first phase of each micro-batch but one runs twice; with one, nothing does.
     ///
-    /// With one, the device replays all that comes again for batches of as many images and, rounded up, as much
-    /// text ([`Device::replay`](crate::device::Device::replay)): from the images to their hard negatives, which the
-    /// host must know to say who is matched with whom, and from there to the gradients.
+    /// With one, all of it is one piece of work that a device replays for batches of as many images and, rounded up,
+    /// as much text ([`Device::replay`](crate::device::Device::replay)). How much text is matched follows from which
+    /// negatives are hard, which the host does not wait for: there is room for somewhat more than is likely, and the
+    /// rare step that needs more is done again. With more, or with more pairs than a pass takes, the host reads which
+    /// pairs there are, and what is replayed are the first phases, there and back.
     ///
     /// # Errors
     /// Fails if there is no micro-batch or more than 2048, if there is not enough memory, and if the
@@ -143,36 +146,51 @@ impl<B: Backend> Stage1<B> {
         self.run(batches, step, Some(done))
     }
 
-    fn run(
+    fn run(&mut self, batches: &[Batch], step: usize, mut observer: Option<Done<'_>>) -> Result<Losses> {
+        let whole = Whole::of(batches)?;
+        let recorded = observer.is_none();
+        let mut done = |part| observer.as_mut().map_or(Ok(()), |done| done(part));
+        let mut room = None;
+        loop {
+            match self.try_step(&whole, batches, step, (recorded, &mut done), room)? {
+                Found::Losses(losses) => return Ok(losses),
+                Found::Needs(rows) => {
+                    assert_eq!(room, None, "the same step needs {rows} rows, then more");
+                    room = Some(rows);
+                }
+            }
+        }
+    }
+
+    /// A step, with so much `room` for rows of text in its second phase, where that is known.
+    fn try_step(
         &mut self,
+        whole: &Whole<'_>,
         batches: &[Batch],
         step: usize,
-        mut observer: Option<&mut dyn FnMut(StepPart) -> Result<()>>,
-    ) -> Result<Losses> {
-        let whole = Whole::of(batches)?;
+        (recorded, done): (bool, Done<'_>),
+        room: Option<usize>,
+    ) -> Result<Found> {
         self.weights.clear_gradients(&self.device)?;
         let Self { device: b, config, options, weights, constants, replays, .. } = self;
         let b: &B = b;
-        // Several micro-batches share memory, to which the host writes in between.
-        let mut replays = (batches.len() == 1 && observer.is_none()).then_some(replays);
-        let mut done = |part| observer.as_mut().map_or(Ok(()), |done| done(part));
         let mut constants = Constants::carve(&mut constants.cursor(), config.vision.hidden_size);
         b.write_indices(&[options.seed, step as u32], constants.key.reborrow())?;
         let Training { weights: parameters, parameters: exact, mut gradients } = weights.training();
         let (parameters, exact) = (&parameters, &exact);
-        let pass = Pass { b, config, options, parameters, exact, constants, whole: &whole };
+        let pass = Pass { b, config, options, parameters, exact, constants, whole };
 
-        let sizes = [whole.images(), batches.len()];
-        let mut lease = self.whole.lease(b, (whole.images(), "images"), |c| {
-            WholeActs::carve(c, sizes, config);
+        let (sizes, tokens) = ([whole.images(), batches.len()], whole.tokens());
+        let mut whole_lease = self.whole.lease(b, (whole.images(), "images"), |c| {
+            WholeActs::carve(c, sizes, tokens, config);
         })?;
-        let of_whole = lease.address();
-        let mut all = WholeActs::carve(&mut lease.cursor(), sizes, config);
-        let plans: Vec<Plan> =
-            batches.iter().map(|batch| Plan::alone::<B>(&batch.texts, batch.rows(config))).collect();
+        let mut addresses = vec![whole_lease.address()];
+        let mut all = WholeActs::carve(&mut whole_lease.cursor(), sizes, tokens, config);
+        let alones: Vec<Alone> =
+            batches.iter().map(|batch| Alone::of::<B>(&batch.texts, batch.rows(config))).collect();
         let firsts = || {
-            let parts = batches.iter().zip(&plans).enumerate();
-            parts.map(|(index, (batch, plan))| First { index, batch, plan })
+            let parts = batches.iter().zip(&alones).enumerate();
+            parts.map(|(index, (batch, alone))| First { index, batch, alone })
         };
         let bytes = firsts().map(|first| {
             Arena::<B>::bytes(|c| {
@@ -180,82 +198,91 @@ impl<B: Backend> Stage1<B> {
             })
         });
         let bytes = bytes.max().expect("one at least");
-        let mut lease = self.first_phase.lease_bytes(b, (whole.largest(), "images"), bytes)?;
-        let addresses = [of_whole, lease.address()];
+        let mut first_lease = self.first_phase.lease_bytes(b, (whole.largest(), "images"), bytes)?;
+        addresses.push(first_lease.address());
+        let lease_second = |second: &Second| {
+            self.second_phase.lease(b, (second.stream.images.len(), "images"), |c| {
+                SecondPhaseActs::carve(c, b, second, config, options);
+            })
+        };
 
+        let mut replayed = |what, sizes, work: &mut dyn FnMut() -> Result<()>| {
+            if recorded { b.replay(replays.of(what, sizes), work) } else { work() }
+        };
         all.contrastive.write(b, &whole.image_ids)?;
-        for first in firsts() {
-            let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
+        all.texts.write(b, &whole.texts)?;
+        if let Some(second) = Second::only::<B>(whole, room, batches[0].rows(config), options) {
+            let first = firsts().next().expect("one at least");
+            let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
             pass.write_first(first, &mut acts)?;
-            let sizes = || [&addresses[..], &first.plan.sizes()].concat();
-            replayed(b, replays.as_deref_mut(), "first phase", sizes, || {
-                if first.index == 0 {
-                    pass.fold_forward(&mut all.fold)?;
-                }
-                pass.first_forward(first, &mut acts, &mut all)?;
-                done(StepPart::FirstForward)?;
-                if first.index + 1 == batches.len() {
-                    pass.contrast(&mut all, gradients.temperature.reborrow())?;
-                }
-                Ok(())
-            })?;
+            let mut second_lease = lease_second(&second)?;
+            addresses.push(second_lease.address());
+            let mut second_acts =
+                SecondPhaseActs::carve(&mut second_lease.cursor(), b, &second, config, options);
+            let sizes = [addresses, first.plan().sizes(), second.sizes()].concat();
+            let mut work = || {
+                pass.fold_forward(&mut all.fold)?;
+                pass.first_forward(first, &mut acts, &mut all, done)?;
+                pass.contrast(&mut all, gradients.temperature.reborrow(), done)?;
+                let (only, second_acts) = (Place::ONLY, &mut second_acts);
+                pass.second(&second, only, &mut acts, &mut all, second_acts, &mut gradients, done)?;
+                pass.first_backward(first, &mut acts, &mut all, &mut gradients, done)
+            };
+            replayed("step", sizes, &mut work)?;
+            // Reading waits for the device.
+            let needed = all.findings.read_needed(b)?;
+            if needed > second.plan.text_rows {
+                return Ok(Found::Needs(needed));
+            }
+            return pass.losses(&all, &[Place::ONLY.share_of_pairs]).map(Found::Losses);
         }
-        let negatives = all.contrastive.hard_negatives(b)?;
-        done(StepPart::Contrastive)?;
 
-        let pairs = whole.images() + negatives.count();
+        // The first phases come again; the pairs of a micro-batch are other ones, and others in number, every time.
+        let all_sizes = [addresses, sizes.to_vec(), vec![filled_up::<B>(tokens)]].concat();
+        let sizes_of = |first: First<'_>| {
+            let place = [first.index, whole.images_of(first.index).start];
+            [&all_sizes[..], &place, &first.plan().sizes()].concat()
+        };
+        pass.fold_forward(&mut all.fold)?;
+        for first in firsts() {
+            let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
+            pass.write_first(first, &mut acts)?;
+            let mut work = || pass.first_forward(first, &mut acts, &mut all, done);
+            replayed("first phase", sizes_of(first), &mut work)?;
+        }
+        let mut work = || pass.contrast(&mut all, gradients.temperature.reborrow(), done);
+        replayed("contrast", all_sizes.clone(), &mut work)?;
+        let listed = all.contrastive.read_listed(b)?;
+        let (pairs, most) = (listed.count() as f64, most_pairs::<B>(whole.largest()));
         let mut shares = Vec::new();
         for first in firsts().rev() {
-            let mut acts = first.carve(&mut lease.cursor(), b, config, options.recompute);
+            let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
             // What the last one worked out is still in its place.
             if first.index + 1 < batches.len() {
                 pass.write_first(first, &mut acts)?;
-                pass.first_forward(first, &mut acts, &mut all)?;
-                done(StepPart::FirstForward)?;
+                let mut work = || pass.first_forward(first, &mut acts, &mut all, done);
+                replayed("first phase", sizes_of(first), &mut work)?;
             }
-            let most = most_pairs::<B>(whole.largest());
-            let passes = passes(&negatives, whole.images_of(first.index), most);
-            for (index, pairs_of_pass) in passes.iter().enumerate() {
-                let captions = if index == 0 { &first.batch.texts[..] } else { &[] };
-                let rows = first.batch.rows(config);
-                let second = Second::new::<B>(pairs_of_pass, &whole.texts, captions, rows, options);
+            let (images, rows) = (whole.images_of(first.index), first.batch.rows(config));
+            let passes = listed.passes::<B>(whole, images, most, rows, options);
+            for (index, second) in passes.iter().enumerate() {
                 let place = Place {
                     batch: first.index,
                     pass: shares.len(),
                     write: if index == 0 { Write::Replace } else { Write::Add },
-                    share_of_pairs: pairs_of_pass.len() as f64 / pairs as f64,
+                    passes: passes.len(),
+                    share_of_pairs: second.pairs.len() as f64 / pairs,
                 };
                 shares.push(place.share_of_pairs);
-                let mut lease = self.second_phase.lease(b, (first.batch.images(), "images"), |c| {
-                    SecondPhaseActs::carve(c, b, &second, config, options);
-                })?;
-                let address = lease.address();
-                let mut second_acts =
-                    SecondPhaseActs::carve(&mut lease.cursor(), b, &second, config, options);
-                pass.write_second(&second, &mut second_acts)?;
-                let last_of_batch = index + 1 == passes.len();
-                // Where a pass writes follows from which one it is, and what its pairs count for from all.
-                let of_pass = [address, index, passes.len(), pairs];
-                let sizes = || [&addresses[..], &of_pass, &first.plan.sizes(), &second.sizes()].concat();
-                replayed(b, replays.as_deref_mut(), "second phase", sizes, || {
-                    pass.second_forward(&second, place, &acts, &mut all, &mut second_acts)?;
-                    done(StepPart::SecondForward)?;
-                    pass.second_backward(&second, place, &mut acts, &all, &mut second_acts, &mut gradients)?;
-                    done(StepPart::SecondBackward)?;
-                    if last_of_batch {
-                        pass.first_backward(first, &mut acts, &mut all, &mut gradients)?;
-                        done(StepPart::FirstBackward)?;
-                    }
-                    if last_of_batch && first.index == 0 {
-                        pass.fold_backward(&all.fold, &mut gradients)?;
-                        done(StepPart::FirstBackward)?;
-                    }
-                    Ok(())
-                })?;
+                let mut lease = lease_second(second)?;
+                let mut second_acts = SecondPhaseActs::carve(&mut lease.cursor(), b, second, config, options);
+                pass.second(second, place, &mut acts, &mut all, &mut second_acts, &mut gradients, done)?;
             }
+            let mut work = || pass.first_backward(first, &mut acts, &mut all, &mut gradients, done);
+            replayed("first phase back", sizes_of(first), &mut work)?;
         }
         // Last, because reading waits for the device.
-        pass.losses(&all, &shares)
+        pass.losses(&all, &shares).map(Found::Losses)
     }
 
     /// Lets the optimiser follow the gradients; returns their norm before it was clipped.
@@ -271,16 +298,9 @@ impl<B: Backend> Stage1<B> {
     }
 }
 
-/// Does work of these `sizes`, replayed where there is something to keep of it.
-fn replayed<B: Backend>(
-    b: &B,
-    replays: Option<&mut Replays<B>>,
-    what: &'static str,
-    sizes: impl FnOnce() -> Vec<usize>,
-    work: impl FnOnce() -> Result<()>,
-) -> Result<()> {
-    match replays {
-        Some(replays) => b.replay(replays.of(what, sizes()), work),
-        None => work(),
-    }
+/// What became of a step.
+enum Found {
+    Losses(Losses),
+    /// There was room for fewer rows of text in the second phase than these.
+    Needs(usize),
 }

@@ -1,7 +1,7 @@
 //! A stream from its embeddings through all blocks, and back.
 
 use super::Recompute;
-use super::plan::Plan;
+use super::plan::{Alone, Plan};
 use crate::arena::Cursor;
 use crate::config::QFormerConfig;
 use crate::device::{M, SM, V, Write};
@@ -14,26 +14,25 @@ use crate::layers::layer_norm::LayerNormActs;
 use crate::layers::linear::Linear;
 use crate::layers::self_attention::Attending;
 use crate::ops::Backend;
+use crate::ops::attention::SequenceSizes;
 use crate::ops::dropout::{DropoutBackward, DropoutForward};
 use crate::ops::embedding::{EmbeddingBackward, EmbeddingForward};
+use crate::ops::pairs::PADDING;
 use crate::qformer::Parameters;
 use crate::tensor::ViewMut;
-
-/// The padding token, whose embedding is not trained.
-pub(super) const PADDING: u32 = 0;
 
 /// What a stream is embedded in and its blocks work in.
 pub(super) struct TrunkActs<'a, B: Backend> {
     /// [1, query rows]
-    query_ids: ViewMut<'a, B, u32>,
+    pub(super) query_ids: ViewMut<'a, B, u32>,
     /// [1, text rows]
-    tokens: ViewMut<'a, B, u32>,
+    pub(super) tokens: ViewMut<'a, B, u32>,
     /// [1, text rows]
-    positions: ViewMut<'a, B, u32>,
+    pub(super) positions: ViewMut<'a, B, u32>,
     /// Tables of self-attention's sequences, each [1, words]
-    attending: Vec<ViewMut<'a, B, u32>>,
+    pub(super) attending: Vec<ViewMut<'a, B, u32>>,
     /// Table of the query sets over their images [1, words]
-    cross: ViewMut<'a, B, u32>,
+    pub(super) cross: ViewMut<'a, B, u32>,
     /// [rows, D]
     embedded: M<'a, B>,
     norm: LayerNormActs<'a, B>,
@@ -111,8 +110,8 @@ impl<'a, B: Backend> TrunkActs<'a, B> {
         let (rows, hidden) = (plan.rows(), config.hidden_size);
         Self {
             query_ids: cursor.take(1, plan.query_rows()),
-            tokens: cursor.take(1, plan.tokens.len()),
-            positions: cursor.take(1, plan.tokens.len()),
+            tokens: cursor.take(1, plan.text_rows),
+            positions: cursor.take(1, plan.text_rows),
             attending: plan.attending.iter().map(|(s, ..)| cursor.take(1, s.words())).collect(),
             cross: cursor.take(1, plan.cross.words()),
             embedded: cursor.take(rows, hidden),
@@ -124,15 +123,13 @@ impl<'a, B: Backend> TrunkActs<'a, B> {
     }
 
     /// What it is embedded from, and who attends to whom; a set of `queries` rows an image.
-    pub(super) fn write(&mut self, b: &B, plan: &Plan, queries: usize) -> Result<()> {
-        let ids: Vec<u32> = (0..plan.query_rows()).map(|row| (row % queries) as u32).collect();
+    pub(super) fn write(&mut self, b: &B, alone: &Alone, queries: usize) -> Result<()> {
+        let ids: Vec<u32> = (0..alone.plan.query_rows()).map(|row| (row % queries) as u32).collect();
         b.write_indices(&ids, self.query_ids.reborrow())?;
-        b.write_indices(&plan.tokens, self.tokens.reborrow())?;
-        b.write_indices(&plan.positions, self.positions.reborrow())?;
-        for ((sequences, ..), table) in plan.attending.iter().zip(&mut self.attending) {
-            sequences.place(b, table.reborrow())?;
-        }
-        plan.cross.place(b, self.cross.reborrow())?;
+        b.write_indices(&alone.tokens, self.tokens.reborrow())?;
+        b.write_indices(&alone.positions, self.positions.reborrow())?;
+        alone.own.place(b, self.attending[0].reborrow())?;
+        alone.cross.place(b, self.cross.reborrow())?;
         Ok(())
     }
 
@@ -306,10 +303,9 @@ impl<B: Backend> Trunk<'_, B> {
 }
 
 /// The plan's self-attention with its tables.
-fn placed<'s, B: Backend>(plan: &'s Plan, tables: &'s [ViewMut<'_, B, u32>]) -> Vec<Attending<'s, B>> {
-    let placed = |((sequences, mask, first_keys), table): (&'s (_, _, _), &'s ViewMut<'_, B, u32>)| {
-        let sequences: &'s crate::ops::attention::Sequences = sequences;
-        Attending { sequences: sequences.placed_at(table.view()), mask: *mask, first_keys: *first_keys }
+fn placed<'s, B: Backend>(plan: &Plan, tables: &'s [ViewMut<'_, B, u32>]) -> Vec<Attending<'s, B>> {
+    let placed = |(&(sizes, mask, first_keys), table): (&(SequenceSizes, _, _), &'s ViewMut<'_, B, u32>)| {
+        Attending { sequences: sizes.placed_at(table.view()), mask, first_keys }
     };
     plan.attending.iter().zip(tables).map(placed).collect()
 }

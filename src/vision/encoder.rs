@@ -281,17 +281,19 @@ impl<B: Backend> VisionEncoder<B> {
         Ok(HostTensor::new(&[images, tokens, width], values))
     }
 
+    /// Replayed for as many images.
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
         let (b, parameters) = (&self.device, self.weights.view());
         let sequences = Sequences::uniform(images, self.config.image_tokens());
         let mut lease = self.lease(&sequences, images)?;
-        let mut cursor = lease.cursor();
+        let (mut cursor, replay) = lease.replayed("image encoder", vec![images]);
         let placed = sequences.place(b, cursor.take(1, sequences.words()))?;
         let mut acts = VisionActs::carve(&mut cursor, &self.config, images);
-        self.embed(&parameters, pixels, images, &mut acts)?;
-        for block in &parameters.blocks {
-            block.forward(b, &self.config, placed, &mut acts)?;
-        }
+        self.write(pixels, images, &mut acts)?;
+        b.replay(replay, || {
+            self.embed(&parameters, &mut acts)?;
+            parameters.blocks.iter().try_for_each(|block| block.forward(b, &self.config, placed, &mut acts))
+        })?;
         b.read(acts.x[0].view())
     }
 
@@ -302,24 +304,12 @@ impl<B: Backend> VisionEncoder<B> {
         })
     }
 
-    /// Class and patch embeddings with their positions, into `acts.x[0]`.
-    fn embed(
-        &self,
-        parameters: &Parameters<V<'_, B>>,
-        pixels: &[f32],
-        images: usize,
-        acts: &mut VisionActs<'_, B>,
-    ) -> Result<()> {
+    /// The patches, and where they and the class embedding go.
+    fn write(&self, pixels: &[f32], images: usize, acts: &mut VisionActs<'_, B>) -> Result<()> {
         let b = &self.device;
         let (tokens, patches) =
             (self.config.image_tokens() as u32, images * (self.config.image_tokens() - 1));
         b.write(&self.cut_patches(pixels), 0, acts.patches.reborrow())?;
-        let (class, embedded) = acts.embedded.reborrow().split_rows(1);
-        b.write_indices(&[0], acts.rows.reborrow().split_columns(1).0)?;
-        let ids = acts.rows.view().columns(0..1);
-        let table = parameters.class_embedding;
-        b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: class })?;
-        parameters.patch_embedding.forward(b, acts.patches.view(), embedded)?;
         // Row 0 of `embedded` serves every image's first token, then the patches follow in order.
         let mut next = 0;
         let rows: Vec<u32> = (0..patches as u32 + images as u32)
@@ -333,7 +323,17 @@ impl<B: Backend> VisionEncoder<B> {
             .collect();
         let places: Vec<u32> = (0..rows.len() as u32).map(|row| row % tokens).collect();
         b.write_indices(&rows, acts.rows.reborrow())?;
-        b.write_indices(&places, acts.places.reborrow())?;
+        b.write_indices(&places, acts.places.reborrow())
+    }
+
+    /// Class and patch embeddings with their positions, into `acts.x[0]`.
+    fn embed(&self, parameters: &Parameters<V<'_, B>>, acts: &mut VisionActs<'_, B>) -> Result<()> {
+        let b = &self.device;
+        let (class, embedded) = acts.embedded.reborrow().split_rows(1);
+        // The first token of the first image is the class embedding, row 0.
+        let (ids, table) = (acts.rows.view().columns(0..1), parameters.class_embedding);
+        b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: class })?;
+        parameters.patch_embedding.forward(b, acts.patches.view(), embedded)?;
         b.embedding_forward(EmbeddingForward {
             ids: acts.rows.view(),
             table: acts.embedded.view(),

@@ -19,5 +19,6 @@ mod layer_norm;
 mod matching;
 mod norm;
 mod normalize;
+mod pairs;
 mod pool;
 mod similarity;

@@ -2,8 +2,9 @@
 
 use crate::common::{Step, distances, examples, losses, model, options, step};
 use qformer::ops::contrastive::ContrastiveGradient;
+use qformer::params::Part;
 use qformer::train::{Batch, Hardness, Recompute, Stage1Options};
-use qformer::{Cpu, Matching};
+use qformer::{Cpu, HostTensor, Matching};
 
 /// Examples of which two are of one image.
 const EXAMPLES: [([usize; 2], u32); 7] =
@@ -115,4 +116,22 @@ fn a_batch_without_parts_or_with_too_many_is_refused() {
         let message = model.differentiate(&batches, 1).unwrap_err().to_string();
         assert!(message.contains(&format!("{} micro-batches; 1 to 2048", batches.len())), "{message}");
     }
+}
+
+#[test]
+fn what_several_passes_worked_out_before_does_not_show() {
+    let examples: Vec<_> = (0..14).map(|i| (EXAMPLES[i % 7].0, i as u32)).collect();
+    let batches = cut_of(&examples, &[14]);
+    let mut model = model(Cpu::<f32>::new(), options());
+    let found = [(); 2].map(|()| {
+        model.differentiate(&batches, 1).unwrap();
+        let mut gradients = Vec::new();
+        let each = |_: &Part, gradient: HostTensor| {
+            gradients.extend(gradient.values);
+            Ok(())
+        };
+        model.weights().for_each_gradient(model.device(), each).unwrap();
+        gradients
+    });
+    assert!(found[0] == found[1]);
 }

@@ -238,6 +238,7 @@ impl Device for Cuda {
     type Buffer = CudaBuffer;
     type Replay = graph::Replay;
     const IMAGES_PER_PASS: usize = 256;
+    const HOST_WAITS: bool = true;
 
     fn row_unit(rows: usize) -> usize {
         graph::row_unit(rows)

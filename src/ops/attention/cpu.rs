@@ -1,7 +1,7 @@
 //! Attention with one task for each head of a group of sequences that read the same keys. The
 //! scores of a task fit in its core's cache, so the softmax needs no second pass over memory.
 
-use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Span};
+use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Sequences, Span};
 use crate::device::{Cpu, Factor, Real, Rows, TILE, Write, maximum, prefetch, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::dropout::RUN;
@@ -180,12 +180,24 @@ impl<E: Real> Transposed<E> {
 }
 
 impl<E: Real> Attention<'_, Cpu<E>> {
+    /// The sequences, whose rows are those of q, of k, and of the prefix.
+    fn read_sequences(&self, [q, k]: [Shared<'_, E>; 2], prefix: Option<[Shared<'_, E>; 2]>) -> Sequences {
+        let sequences = Sequences::of_table(self.sequences.table.row(0), self.sequences.sizes);
+        sequences.check(q.rows(), k.rows(), prefix.map(|[k, _]| k.rows()));
+        sequences
+    }
+
     /// Runs `each(scratch, group, index of the head)` for every head of every group: on one thread, in order.
-    fn for_each_group<T: Default>(&self, width: usize, each: impl Fn(&mut T, &Group<'_>, usize) + Sync) {
-        let groups: Vec<_> = self.sequences.groups.windows(2).filter(|g| g[0] < g[1]).collect();
+    fn for_each_group<T: Default>(
+        &self,
+        sequences: &Sequences,
+        width: usize,
+        each: impl Fn(&mut T, &Group<'_>, usize) + Sync,
+    ) {
+        let groups: Vec<_> = sequences.groups.windows(2).filter(|g| g[0] < g[1]).collect();
         (0..groups.len() * self.heads).into_par_iter().for_each_init(T::default, |scratch, task| {
             let (group, head) = (groups[task / self.heads], task % self.heads);
-            let sequences = &self.sequences.sequences[group[0]..group[1]];
+            let sequences = &sequences.sequences[group[0]..group[1]];
             each(scratch, &Group { sequences, col: head * width, width }, head);
         });
     }
@@ -203,11 +215,12 @@ impl<E: Real> AttentionOp for Cpu<E> {
     fn attention_forward(&self, what: Attention<'_, Self>, args: AttentionForward<'_, Self>) -> Result<()> {
         let AttentionForward { q, k, v, prefix, out, lse } = args;
         let width = what.check(q, k, v, prefix);
+        let sequences = what.read_sequences([q, k], prefix);
         assert_eq!(out.shape(), q.shape());
         let [first_k, first_v] = prefix.unwrap_or([k, v]);
         let (out, lse) = (out.into_rows(), lse.map(|l| l.into_rows()));
         let scale = E::of(what.scale);
-        what.for_each_group(width, |(keys, p): &mut (Transposed<E>, Vec<E>), group, index| {
+        what.for_each_group(&sequences, width, |(keys, p): &mut (Transposed<E>, Vec<E>), group, index| {
             keys.fill(self, group, [first_k, k]);
             for head in group.heads() {
                 head.scores(q, keys, p);
@@ -240,7 +253,8 @@ impl<E: Real> AttentionOp for Cpu<E> {
     fn attention_backward(&self, what: Attention<'_, Self>, args: AttentionBackward<'_, Self>) -> Result<()> {
         let AttentionBackward { q, k, v, prefix, out, lse, dout, dq, write, dk, dv, dprefix } = args;
         let width = what.check(q, k, v, prefix);
-        what.sequences.check_gradients();
+        let sequences = what.read_sequences([q, k], prefix);
+        sequences.check_gradients();
         assert!(out.shape() == q.shape() && dout.shape() == q.shape() && dq.shape() == q.shape());
         assert!(dk.shape() == k.shape() && dv.shape() == v.shape());
         assert_eq!(prefix.is_some(), dprefix.is_some(), "a prefix has gradients");
@@ -251,9 +265,9 @@ impl<E: Real> AttentionOp for Cpu<E> {
         let scale = E::of(what.scale);
         if write == Write::Replace {
             let own_spans = if prefix.is_some() { 1..2 } else { 0..2 };
-            what.sequences.groups.windows(2).filter(|g| g[0] < g[1]).for_each(|g| {
+            sequences.groups.windows(2).filter(|g| g[0] < g[1]).for_each(|g| {
                 for span in own_spans.clone() {
-                    let span = what.sequences.sequences[g[0]].keys[span];
+                    let span = sequences.sequences[g[0]].keys[span];
                     for row in span.start..span.end() {
                         // SAFETY: no task has started yet.
                         unsafe { (dk.row(row).fill(E::ZERO), dv.row(row).fill(E::ZERO)) };
@@ -261,54 +275,58 @@ impl<E: Real> AttentionOp for Cpu<E> {
                 }
             });
         }
-        what.for_each_group(width, |scratch: &mut ([Transposed<E>; 2], [Vec<E>; 2]), group, index| {
-            let ([keys, values], [p, dp]) = scratch;
-            keys.fill(self, group, [first_k, k]);
-            values.fill(self, group, [first_v, v]);
-            for head in group.joined_heads(what.mask) {
-                head.scores(q, keys, p);
-                head.scores(dout, values, dp);
-                let (keys, columns) = (head.sequence.key_count(), head.col..head.col + width);
-                vectorised(
-                    #[inline(always)]
-                    || {
-                        for (i, row) in head.query_rows().enumerate() {
-                            let (p, dp) =
-                                (&mut p[i * keys..(i + 1) * keys], &mut dp[i * keys..(i + 1) * keys]);
-                            let (out, dout) =
-                                (&out.row(row)[columns.clone()], &dout.row(row)[columns.clone()]);
-                            // Σ_j p_j·m_j/(1 − p)·dp_j, without another pass over the keys.
-                            let delta = sum([out, dout], |[out, dout]| out * dout);
-                            let lse = lse.row(index)[row];
-                            let seen = what.visible(&head.sequence, i);
-                            for run in 0..seen.div_ceil(RUN) {
-                                // Not `map_or`, which is a function of its own, compiled for any processor.
-                                let factors = match what.dropout {
-                                    Some(dropout) => dropout.factors(index as u32, row, run),
-                                    None => [E::ONE; RUN],
-                                };
-                                let keys = run * RUN..seen.min((run + 1) * RUN);
-                                let (p, dp) = (&mut p[keys.clone()], &mut dp[keys]);
-                                for ((p, dp), factor) in p.iter_mut().zip(dp).zip(factors) {
-                                    let probability = (*p * scale - lse).exp();
-                                    *p = probability * factor;
-                                    *dp = probability * (*dp * factor - delta) * scale;
+        what.for_each_group(
+            &sequences,
+            width,
+            |scratch: &mut ([Transposed<E>; 2], [Vec<E>; 2]), group, index| {
+                let ([keys, values], [p, dp]) = scratch;
+                keys.fill(self, group, [first_k, k]);
+                values.fill(self, group, [first_v, v]);
+                for head in group.joined_heads(what.mask) {
+                    head.scores(q, keys, p);
+                    head.scores(dout, values, dp);
+                    let (keys, columns) = (head.sequence.key_count(), head.col..head.col + width);
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            for (i, row) in head.query_rows().enumerate() {
+                                let (p, dp) =
+                                    (&mut p[i * keys..(i + 1) * keys], &mut dp[i * keys..(i + 1) * keys]);
+                                let (out, dout) =
+                                    (&out.row(row)[columns.clone()], &dout.row(row)[columns.clone()]);
+                                // Σ_j p_j·m_j/(1 − p)·dp_j, without another pass over the keys.
+                                let delta = sum([out, dout], |[out, dout]| out * dout);
+                                let lse = lse.row(index)[row];
+                                let seen = what.visible(&head.sequence, i);
+                                for run in 0..seen.div_ceil(RUN) {
+                                    // Not `map_or`, which is a function of its own, compiled for any processor.
+                                    let factors = match what.dropout {
+                                        Some(dropout) => dropout.factors(index as u32, row, run),
+                                        None => [E::ONE; RUN],
+                                    };
+                                    let keys = run * RUN..seen.min((run + 1) * RUN);
+                                    let (p, dp) = (&mut p[keys.clone()], &mut dp[keys]);
+                                    for ((p, dp), factor) in p.iter_mut().zip(dp).zip(factors) {
+                                        let probability = (*p * scale - lse).exp();
+                                        *p = probability * factor;
+                                        *dp = probability * (*dp * factor - delta) * scale;
+                                    }
                                 }
+                                p[seen..].fill(E::ZERO);
+                                dp[seen..].fill(E::ZERO);
                             }
-                            p[seen..].fill(E::ZERO);
-                            dp[seen..].fill(E::ZERO);
-                        }
-                    },
-                );
-                // SAFETY: a query row belongs to one sequence; the keys of a group belong, head by
-                // head, to one task.
-                unsafe {
-                    head.gather(dp, [first_k, k], &dq);
-                    head.scatter(dp, q, [first_dk, &dk]);
-                    head.scatter(p, dout, [first_dv, &dv]);
+                        },
+                    );
+                    // SAFETY: a query row belongs to one sequence; the keys of a group belong, head by
+                    // head, to one task.
+                    unsafe {
+                        head.gather(dp, [first_k, k], &dq);
+                        head.scatter(dp, q, [first_dk, &dk]);
+                        head.scatter(p, dout, [first_dv, &dv]);
+                    }
                 }
-            }
-        });
+            },
+        );
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ mod cuda;
 mod sequences;
 
 pub(crate) use cuda::padded_width;
+pub(super) use sequences::SEQUENCE_WORDS;
 pub(crate) use sequences::SequenceSizes;
 pub use sequences::{PlacedSequences, Sequence, Sequences, Span};
 
@@ -132,7 +133,6 @@ impl<D: Device> Attention<'_, D> {
             prefix.is_none_or(|[k, v]| k.shape() == v.shape() && k.cols() == q.cols()),
             "prefix as k and v"
         );
-        self.sequences.check(q.rows(), k.rows(), prefix.map(|[k, _]| k.rows()));
         q.cols() / self.heads
     }
 

@@ -3,10 +3,9 @@
 use crate::device::Device;
 use crate::error::Result;
 use crate::tensor::{View, ViewMut};
-use std::ops::Deref;
 
 /// Words of a sequence in the table.
-const SEQUENCE_WORDS: usize = 8;
+pub(in crate::ops) const SEQUENCE_WORDS: usize = 8;
 
 /// Consecutive rows of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +47,22 @@ impl Sequence {
     pub(super) fn key_count(&self) -> usize {
         self.keys[0].len + self.keys[1].len
     }
+
+    /// Start and length of each span.
+    pub(in crate::ops) fn words(&self) -> [u32; SEQUENCE_WORDS] {
+        let [a, b, c, d] = [self.queries[0], self.queries[1], self.keys[0], self.keys[1]]
+            .map(|span| [word(span.start), word(span.len)]);
+        [a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]]
+    }
+
+    fn of_words(&[a, b, c, d, e, f, g, h]: &[u32; SEQUENCE_WORDS]) -> Self {
+        let span = |start: u32, len: u32| Span::new(start as usize, len as usize);
+        Self { queries: [span(a, b), span(c, d)], keys: [span(e, f), span(g, h)] }
+    }
+}
+
+fn word(n: usize) -> u32 {
+    u32::try_from(n).expect("a stream has fewer than 2³² rows")
 }
 
 /// The sequences of a batch. Those that read the same keys stand next to one another, so that one
@@ -75,6 +90,19 @@ pub(crate) struct SequenceSizes {
     pub(crate) keys: usize,
     /// Queries of the group with most of them.
     pub(crate) queries: usize,
+}
+
+impl SequenceSizes {
+    /// Words of the table.
+    pub(crate) fn words(self) -> usize {
+        self.groups + 1 + self.sequences * SEQUENCE_WORDS
+    }
+
+    /// The sequences of a table [1, words] of these sizes.
+    pub(crate) fn placed_at<D>(self, table: View<'_, D, u32>) -> PlacedSequences<'_, D> {
+        assert_eq!(table.cols(), self.words(), "the table of other sequences");
+        PlacedSequences { sizes: self, table }
+    }
 }
 
 impl Sequences {
@@ -133,39 +161,40 @@ impl Sequences {
         &self.sequences
     }
 
-    /// Words of the table that kernels read.
+    /// Words of the table.
     pub fn words(&self) -> usize {
-        self.sizes.groups + 1 + self.sizes.sequences * SEQUENCE_WORDS
+        self.sizes.words()
     }
 
-    /// The same with the table that [`Self::place`] wrote earlier.
-    pub(crate) fn placed_at<'a, D: Device>(&'a self, table: View<'a, D, u32>) -> PlacedSequences<'a, D> {
-        assert_eq!(table.cols(), self.words(), "the table of other sequences");
-        PlacedSequences { host: self, table }
-    }
-
-    /// Writes the table [1, words] to where the kernels of `device` read it.
+    /// Writes the table [1, words] to where attention reads it.
     ///
     /// # Errors
     /// Fails if the device does.
     pub fn place<'a, D: Device>(
-        &'a self,
+        &self,
         device: &D,
         mut table: ViewMut<'a, D, u32>,
     ) -> Result<PlacedSequences<'a, D>> {
         device.write_indices(&self.table(), table.reborrow())?;
-        Ok(PlacedSequences { host: self, table: table.into_view() })
+        Ok(self.sizes.placed_at(table.into_view()))
     }
 
     /// Bounds of the groups, then start and length of each sequence's spans: two of queries, two of
     /// keys, then zeros where there is room for more. So a block of threads finds its rows in two reads.
     fn table(&self) -> Vec<u32> {
-        let word = |n: usize| u32::try_from(n).expect("a stream has fewer than 2³² rows");
-        let spans = self.sequences.iter().flat_map(|s| [s.queries, s.keys].concat());
-        let spans = spans.flat_map(|span| [word(span.start), word(span.len)]);
-        let mut table: Vec<u32> = self.groups.iter().map(|&group| word(group)).chain(spans).collect();
+        let groups = self.groups.iter().map(|&group| word(group));
+        let mut table: Vec<u32> = groups.chain(self.sequences.iter().flat_map(Sequence::words)).collect();
         table.resize(self.words(), 0);
         table
+    }
+
+    /// What a table is of.
+    pub(super) fn of_table(table: &[u32], sizes: SequenceSizes) -> Self {
+        let (groups, rest) = table.split_at(sizes.groups + 1);
+        let groups: Vec<usize> = groups.iter().map(|&group| group as usize).collect();
+        let words = rest.as_chunks::<SEQUENCE_WORDS>().0;
+        let sequences = words[..groups[sizes.groups]].iter().map(Sequence::of_words).collect();
+        Self { groups, sizes, ..Self::reading(sequences) }
     }
 
     /// Asserts that gradients of keys can be formed.
@@ -189,9 +218,9 @@ fn disjoint(spans: impl Iterator<Item = Span>) -> bool {
     spans.windows(2).all(|w| w[0].end() <= w[1].start)
 }
 
-/// Sequences with their table in a device's memory.
+/// Sequences as they stand in a device's memory, where the device itself may have written them.
 pub struct PlacedSequences<'a, D> {
-    host: &'a Sequences,
+    pub(super) sizes: SequenceSizes,
     /// [1, words]
     pub(super) table: View<'a, D, u32>,
 }
@@ -202,11 +231,3 @@ impl<D> Clone for PlacedSequences<'_, D> {
     }
 }
 impl<D> Copy for PlacedSequences<'_, D> {}
-
-impl<D> Deref for PlacedSequences<'_, D> {
-    type Target = Sequences;
-
-    fn deref(&self) -> &Sequences {
-        self.host
-    }
-}

@@ -1,0 +1,60 @@
+//! Which part of a step a pass is.
+
+use super::acts::FirstPhaseActs;
+use super::plan::{Alone, Plan};
+use super::{Batch, Recompute, StepPart};
+use crate::arena::Cursor;
+use crate::config::Config;
+use crate::device::Write;
+use crate::error::Result;
+use crate::ops::Backend;
+
+/// A micro-batch in its first phase.
+#[derive(Clone, Copy)]
+pub(super) struct First<'a> {
+    /// Which one.
+    pub(super) index: usize,
+    pub(super) batch: &'a Batch,
+    pub(super) alone: &'a Alone,
+}
+
+impl First<'_> {
+    pub(super) fn plan(&self) -> &Plan {
+        &self.alone.plan
+    }
+
+    /// What it works in.
+    pub(super) fn carve<'a, B: Backend>(
+        &self,
+        cursor: &mut Cursor<'a, B>,
+        b: &B,
+        config: &Config,
+        recompute: Recompute,
+    ) -> FirstPhaseActs<'a, B> {
+        FirstPhaseActs::carve(cursor, b, self.plan(), self.batch.rows(config), config, recompute)
+    }
+}
+
+/// Which pass of the second phase it is.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Which micro-batch's.
+    pub(super) batch: usize,
+    /// Among those of all micro-batches.
+    pub(super) pass: usize,
+    /// Whether it is the micro-batch's first.
+    pub(super) write: Write,
+    /// Of the micro-batch.
+    pub(super) passes: usize,
+    /// The part of its pairs in those of all passes.
+    pub(super) share_of_pairs: f64,
+}
+
+impl Place {
+    /// Of the one pass of a step that has no other.
+    pub(super) const ONLY: Self =
+        Self { batch: 0, pass: 0, write: Write::Replace, passes: 1, share_of_pairs: 1.0 };
+}
+
+/// Called whenever the device has been asked for a part.
+pub(super) type Done<'d> = &'d mut dyn FnMut(StepPart) -> Result<()>;
