@@ -181,7 +181,7 @@ mod tests {
             let mut rows: Vec<usize> = spans.flat_map(|span| span.start..span.start + span.len).collect();
             rows.sort_unstable();
             assert_eq!(rows, (0..alone.plan.rows()).collect::<Vec<_>>());
-            assert!(alone.tokens.len() == alone.plan.text_rows && alone.tokens.len() % 32 == 0);
+            assert!(alone.tokens.len() == alone.plan.text_rows && alone.tokens.len().is_multiple_of(32));
         }
     }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// Steps that take about two minutes on two cores.
-pub(super) const STEPS: u32 = 1600;
+pub(super) const STEPS: u32 = 1200;
 /// Examples in a step.
 pub(super) const BATCH_SIZE: usize = 32;
 /// Lines told of a run where there is no terminal to show it in.
