@@ -12,9 +12,8 @@ mod cuda;
 mod sequences;
 
 pub(crate) use cuda::padded_width;
-pub(super) use sequences::SEQUENCE_WORDS;
 pub(crate) use sequences::SequenceSizes;
-pub use sequences::{PlacedSequences, Sequence, Sequences, Span};
+pub use sequences::{PlacedSequences, SEQUENCE_WORDS, Sequence, Sequences, Span};
 
 use crate::device::{Device, M, S, SM, V, Write};
 use crate::error::{Error, Result};

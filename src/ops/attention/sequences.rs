@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::tensor::{View, ViewMut};
 
 /// Words of a sequence in the table.
-pub(in crate::ops) const SEQUENCE_WORDS: usize = 8;
+pub const SEQUENCE_WORDS: usize = 8;
 
 /// Consecutive rows of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

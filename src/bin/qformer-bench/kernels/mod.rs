@@ -6,6 +6,7 @@
 
 mod attention;
 mod losses;
+mod pairs;
 mod parameters;
 mod products;
 mod rows;
@@ -61,6 +62,7 @@ impl<B: Measured> Kernels<'_, B> {
         attention::measure(&mut self)?;
         rows::measure(&mut self)?;
         losses::measure(&mut self)?;
+        pairs::measure(&mut self)?;
         parameters::measure(&mut self)?;
         if self.limits.cache_bytes.is_some() {
             (self.say)(
