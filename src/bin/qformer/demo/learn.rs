@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Steps that take about two minutes on two cores.
+/// Steps that take two to three minutes on two cores.
 pub(super) const STEPS: u32 = 1200;
 /// Examples in a step.
 pub(super) const BATCH_SIZE: usize = 32;
