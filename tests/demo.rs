@@ -49,8 +49,8 @@ fn every_stage_runs_and_the_page_has_every_part() {
     assert_eq!(results(folder.path()), first);
 }
 
-/// The goals stand below once more, lest the program's own be lowered. It does better by far: seeds differ by a
-/// few in a hundred.
+/// The goals stand below once more, lest the program's own be lowered. Seeds and processors differ by several in a
+/// hundred.
 #[test]
 fn pictures_it_never_saw_are_found_matched_and_captioned() {
     let folder = tempfile::tempdir().unwrap();
