@@ -22,7 +22,7 @@
 //!
 //! # How it is built
 //! Dependencies run downward: [`qformer`](mod@qformer) and [`vision`] are made of [`layers`], layers
-//! of [`ops`], and operations run on a [`device`] over [`tensor`] views carved from an [`arena`]. The
+//! of [`ops`], and operations run on a [`device`] over [`tensor`] views carved from an arena of [`memory`]. The
 //! graph is generic in its device: [`Cpu`] in `f64` checks what [`Cpu`] in `f32` computes fast, and that
 //! checks what [`Cuda`] computes in bf16. [`train`] is the same graph with its way back.
 //! [`params`] is the tree of parameters and the files it is read from.
@@ -31,7 +31,6 @@
 //! Whatever comes from outside, be it a file, a shape or a token, is checked and refused with an
 //! [`Error`] that names it; panics are for mistakes of this crate's own.
 
-pub mod arena;
 pub mod config;
 pub mod data;
 pub mod device;
@@ -40,17 +39,16 @@ pub mod evaluate;
 mod input;
 pub mod language;
 pub mod layers;
+pub mod memory;
 pub mod ops;
 pub mod output;
 pub mod params;
 pub mod qformer;
 pub mod random;
-mod replays;
 pub mod tensor;
 pub mod tokenizer;
 pub mod train;
 pub mod vision;
-mod workspace;
 
 pub use config::Config;
 pub use device::{Cpu, Cuda};

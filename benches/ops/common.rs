@@ -1,8 +1,8 @@
 //! What the benchmarks of all operations share: tensors of numbers in [-1, 1), and measurement.
 
 use criterion::{Criterion, Throughput};
-use qformer::arena::Arena;
 use qformer::device::{Cpu, Device};
+use qformer::memory::Arena;
 use qformer::tensor::{Element, Layout, Shape, View, ViewMut};
 use std::marker::PhantomData;
 

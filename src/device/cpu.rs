@@ -1,12 +1,14 @@
 //! The CPU: all cores through rayon, matrix products through the `gemm` crate or on AMX.
 
 use super::amx::Amx;
+use super::sealed::Sealed;
 use super::split::TILE;
 use super::{Device, Real, Write, split};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, Layout, Number, PANEL, SPLIT_PANEL, View, ViewMut};
 use memmap2::{MmapMut, MmapOptions};
 use rayon::prelude::*;
+use std::any::TypeId;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -17,17 +19,17 @@ pub struct Cpu<E = f32> {
     element: PhantomData<E>,
 }
 
-impl<E> Default for Cpu<E> {
+impl<E: 'static> Default for Cpu<E> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<E> Cpu<E> {
+impl<E: 'static> Cpu<E> {
     /// The machine's processors, in `f32` with AMX if they have it. Work runs in rayon's current
     /// thread pool.
     pub fn new() -> Self {
-        let amx = if size_of::<E>() == size_of::<f32>() { Amx::detect() } else { None };
+        let amx = if TypeId::of::<E>() == TypeId::of::<f32>() { Amx::detect() } else { None };
         Self { amx, element: PhantomData }
     }
 
@@ -91,6 +93,8 @@ impl CpuBuffer {
     }
 }
 
+impl<E: Real> Sealed for Cpu<E> {}
+
 impl<E: Real> Device for Cpu<E> {
     type Elem = E;
     type Stat = E;
@@ -129,7 +133,7 @@ impl<E: Real> Device for Cpu<E> {
         rayon::scope(|_| pass())
     }
 
-    fn replay(&self, (): &mut (), work: impl FnOnce() -> Result<()>) -> Result<()> {
+    unsafe fn replay(&self, (): &mut (), work: impl FnOnce() -> Result<()>) -> Result<()> {
         work()
     }
 

@@ -20,10 +20,16 @@ pub(crate) use split::TILE;
 use crate::error::Result;
 use crate::tensor::{Element, Layout, Number, View, ViewMut};
 
-/// A place that holds tensors: its memory and its number types.
+/// Unsafe code relies on what a device and a CPU's number say of themselves, so both are this crate's own.
+pub(crate) mod sealed {
+    /// Implemented by this crate alone.
+    pub trait Sealed {}
+}
+
+/// A place that holds tensors: its memory and its number types. No other crate implements it.
 ///
 /// The graph is generic in the device and in nothing else.
-pub trait Device: Sized + Send + Sync {
+pub trait Device: Sized + Send + Sync + sealed::Sealed + 'static {
     /// Weights and activations: `f32` on [`Cpu`], `f64` on `Cpu<f64>` in gradient checks, bf16 on
     /// [`Cuda`].
     type Elem: Number;
@@ -33,7 +39,7 @@ pub trait Device: Sized + Send + Sync {
     /// An owned piece of memory.
     type Buffer: Send + Sync;
     /// What is kept of work that is done again and again on the same memory.
-    type Replay: Default + Send;
+    type Replay: Default + Send + 'static;
 
     /// Images that a pass takes at a time, enough to keep the device busy.
     const IMAGES_PER_PASS: usize;
@@ -54,16 +60,19 @@ pub trait Device: Sized + Send + Sync {
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<Self::Buffer>;
     /// Bytes that could still be allocated, if that can be told.
     fn free_memory(&self) -> Option<usize>;
-    /// Address of a buffer's first byte, aligned to [`crate::arena::ALIGNMENT`].
+    /// Address of a buffer's first byte, aligned to [`crate::memory::ALIGNMENT`].
     fn buffer_address(buffer: &Self::Buffer) -> *mut u8;
     /// Size of a buffer.
     fn buffer_bytes(buffer: &Self::Buffer) -> usize;
 
     /// Runs a whole pass, from where operations start with the least delay.
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R;
-    /// Does work that is the same at every call with this `replay`: the same operations on the same
-    /// memory. A device may record it and start it at once. It must neither read nor write from the host.
-    fn replay(&self, replay: &mut Self::Replay, work: impl FnOnce() -> Result<()>) -> Result<()>;
+    /// Does work that is the same at every call with this `replay`: a device may record it and start it at once.
+    /// It must neither read nor write from the host.
+    ///
+    /// # Safety
+    /// At every call with this `replay` the work is the same operations on the same memory, all of which is there.
+    unsafe fn replay(&self, replay: &mut Self::Replay, work: impl FnOnce() -> Result<()>) -> Result<()>;
 
     /// Writes `values` as the elements of `to` from the `first` on, counted row by row.
     fn write<E: Number>(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, E>) -> Result<()>;

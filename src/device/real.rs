@@ -2,12 +2,14 @@
 //! written so that loops over them vectorise.
 
 use super::packed::Lanes;
+use super::sealed::Sealed;
 use crate::tensor::Number;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-/// `f32` or `f64`.
+/// `f32` or `f64`; no other crate implements it.
 pub trait Real:
     Number
+    + Sealed
     + Lanes
     + PartialOrd
     + Add<Output = Self>
@@ -57,6 +59,9 @@ const LN_ERFC: [f32; 12] = [
     1.442_583_2e-7,
     -3.379_813_7e-9,
 ];
+
+impl Sealed for f32 {}
+impl Sealed for f64 {}
 
 impl Real for f32 {
     const ZERO: Self = 0.0;

@@ -5,16 +5,16 @@
 //! product and shared by all passes ([`ImageTokens::KeysValues`]), or, where one pass reads an image
 //! once, never formed at all ([`ImageTokens::Features`]).
 
-use super::block::{Inputs, Stream};
 use super::dropout::Place;
 use super::layer_norm::LayerNormActs;
+use super::stream::{ImageTokens, Inputs, Stream};
 use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
-use crate::arena::Cursor;
 use crate::device::{M, SM, V, Write};
 use crate::error::Result;
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::absorbed_attention::AbsorbedAttentionForward;
-use crate::ops::attention::{Attention, AttentionBackward, AttentionForward, Mask, PlacedSequences};
+use crate::ops::attention::{AttentionBackward, AttentionForward};
 use crate::params::{Spec, Tree};
 
 /// Cross-attention but for the projections of the image, which all layers keep together.
@@ -49,24 +49,6 @@ impl<T> Tree<T> for CrossAttention<T> {
             norm: self.norm.map(leaf),
         }
     }
-}
-
-/// What the queries attend to.
-pub enum ImageTokens<'a, B: Backend> {
-    /// Normalised features [images·N, W], one query set for each image.
-    Features {
-        /// [images·N, W]
-        features: V<'a, B>,
-        /// How many images.
-        images: usize,
-    },
-    /// Keys and values of all cross-attention layers, with the rows that belong together.
-    KeysValues {
-        /// [images·N, layers·2·D]
-        keys_values: V<'a, B>,
-        /// Query sets against image rows.
-        sequences: PlacedSequences<'a, B>,
-    },
 }
 
 /// What the layer works in.
@@ -198,16 +180,5 @@ impl<B: Backend> CrossAttention<V<'_, B>> {
             },
         )?;
         self.query.backward(b, x, dq.view(), &mut gradients.query, Some((Write::Add, dx)))
-    }
-}
-
-impl<B: Backend> Stream<'_, B> {
-    fn cross_attention<'a>(
-        &'a self,
-        sequences: PlacedSequences<'a, B>,
-        inputs: &Inputs<'_, B>,
-    ) -> Attention<'a, B> {
-        let dropout = self.dropout_at(inputs, Place::CrossAttention);
-        Attention { sequences, heads: self.heads, mask: Mask::None, scale: self.scale, dropout }
     }
 }

@@ -3,9 +3,9 @@
 use super::layer_norm::LayerNormActs;
 use super::linear::Fused;
 use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
-use crate::arena::Cursor;
 use crate::device::{M, SM, V, Write};
 use crate::error::Result;
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::activation::Activation;
 use crate::ops::dropout::Dropout;

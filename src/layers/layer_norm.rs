@@ -1,9 +1,9 @@
 //! y = γ·(s − mean)/√(var + ε) + β with s = dropout(x) + residual
 
 use super::Keep;
-use crate::arena::Cursor;
 use crate::device::{M, SM, V};
 use crate::error::Result;
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::dropout::Dropout;
 use crate::ops::layer_norm::{LayerNormBackward, LayerNormForward};

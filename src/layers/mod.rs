@@ -2,26 +2,22 @@
 //!
 //! A backward pass writes the gradients of activations and adds to those of parameters.
 
-pub mod block;
 pub mod cross_attention;
 pub mod dropout;
 pub mod feed_forward;
-pub mod language_head;
 pub mod layer_norm;
 pub mod linear;
 pub mod self_attention;
+pub mod stream;
 
-pub use block::Block;
 pub use cross_attention::CrossAttention;
 pub use feed_forward::FeedForward;
-pub use language_head::LanguageHead;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
 pub use self_attention::SelfAttention;
 
-use crate::arena::Cursor;
-use crate::config::QFormerConfig;
 use crate::device::{M, SM};
+use crate::memory::Cursor;
 use crate::ops::Backend;
 
 /// What a forward pass keeps of its work.
@@ -46,19 +42,18 @@ pub struct Scratch<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Scratch<'a, B> {
-    /// For streams of up to `rows` tokens.
-    pub fn carve(cursor: &mut Cursor<'a, B>, b: &B, rows: usize, config: &QFormerConfig) -> Self {
-        let hidden = config.hidden_size;
+    /// For streams of up to `rows` tokens, in layers of widths D and F.
+    pub fn carve(cursor: &mut Cursor<'a, B>, b: &B, rows: usize, [hidden, intermediate]: [usize; 2]) -> Self {
         Self {
             projected: cursor.take(rows, hidden),
             context: cursor.take(rows, hidden),
-            intermediate: cursor.take(rows, config.intermediate_size),
+            intermediate: cursor.take(rows, intermediate),
             partials: cursor.take(b.layer_norm_partials(rows), 2 * hidden),
         }
     }
 }
 
 /// The first `rows` rows.
-fn first_rows<'a, B: Backend>(matrix: &'a mut M<'_, B>, rows: usize) -> M<'a, B> {
+pub(crate) fn first_rows<'a, B: Backend>(matrix: &'a mut M<'_, B>, rows: usize) -> M<'a, B> {
     matrix.reborrow().split_rows(rows).0
 }

@@ -1,14 +1,14 @@
 //! BERT's self-attention with its output layer: y = LN(x + Wₒ·attention(x) + bₒ)
 
-use super::block::{Inputs, Stream};
 use super::dropout::Place;
 use super::layer_norm::LayerNormActs;
+use super::stream::{FirstKeys, Inputs, Stream};
 use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
-use crate::arena::Cursor;
 use crate::device::{M, SM, V, Write};
 use crate::error::Result;
+use crate::memory::Cursor;
 use crate::ops::Backend;
-use crate::ops::attention::{Attention, AttentionBackward, AttentionForward, Mask, PlacedSequences};
+use crate::ops::attention::{AttentionBackward, AttentionForward};
 use crate::ops::embedding::EmbeddingForward;
 use crate::params::{Spec, Tree};
 use crate::tensor::View;
@@ -44,32 +44,13 @@ impl<T> Tree<T> for SelfAttention<T> {
     }
 }
 
-/// Rows of a stream that attend to one another, and how.
-pub struct Attending<'a, B: Backend> {
-    /// Which rows belong together.
-    pub sequences: PlacedSequences<'a, B>,
-    /// Which of their keys a row sees.
-    pub mask: Mask,
-    /// Where the keys of the first span come from.
-    pub first_keys: FirstKeys,
-}
-
-/// Where the keys of a sequence's first span come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FirstKeys {
-    /// The stream itself.
-    Own,
-    /// An earlier stream's rows in the same block ([`Inputs::earlier`]).
-    Earlier,
-}
-
 /// The keys and values, in one block, of sequences that grow by a token at a time.
-pub struct Growing<'a, 'k, B: Backend> {
+pub struct Growing<'a, B: Backend> {
     /// Queries, keys and values [earlier rows + rows, 3·D]: those of the tokens read so far, then room for
     /// those of the tokens that are read now.
-    pub so_far: &'a mut M<'k, B>,
+    pub so_far: M<'a, B>,
     /// [rows·length, 3·D]: takes keys and values, sequence by sequence
-    pub grown: &'a mut M<'k, B>,
+    pub grown: M<'a, B>,
     /// For each row of `grown` its row of `so_far` [1, rows·length]
     pub from: View<'a, B, u32>,
 }
@@ -102,19 +83,22 @@ impl<'a, B: Backend> SelfAttentionActs<'a, B> {
 }
 
 impl<B: Backend> SelfAttention<V<'_, B>> {
-    /// y [rows, D] from x [rows, D]
+    /// y [rows, D] from x [rows, D]; `kept` [rows, 3·D] takes queries, keys and values in place of `acts.qkv`.
+    #[expect(clippy::too_many_arguments, reason = "each is read or written by the one operation here")]
     pub fn forward(
         &self,
         b: &B,
         x: V<'_, B>,
         stream: &Stream<'_, B>,
         inputs: &Inputs<'_, B>,
+        kept: Option<M<'_, B>>,
         acts: &mut SelfAttentionActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        self.qkv.forward(b, x, acts.qkv.reborrow())?;
+        let mut qkv = kept.unwrap_or(acts.qkv.reborrow());
+        self.qkv.forward(b, x, qkv.reborrow())?;
         for attending in stream.attending {
-            let [q, k, v] = parts(acts.qkv.view());
+            let [q, k, v] = parts(qkv.view());
             b.attention_forward(
                 stream.self_attention(attending, inputs),
                 AttentionForward {
@@ -141,11 +125,11 @@ impl<B: Backend> SelfAttention<V<'_, B>> {
         x: V<'_, B>,
         stream: &Stream<'_, B>,
         inputs: &Inputs<'_, B>,
-        growing: Growing<'_, '_, B>,
+        growing: Growing<'_, B>,
         acts: &mut SelfAttentionActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let Growing { so_far, grown, from } = growing;
+        let Growing { mut so_far, mut grown, from } = growing;
         let (earlier, hidden) = (so_far.rows() - x.rows(), x.cols());
         self.qkv.forward(b, x, so_far.reborrow().split_rows(earlier).1)?;
         let so_far = so_far.view();
@@ -222,36 +206,6 @@ impl<B: Backend> SelfAttention<V<'_, B>> {
             )?;
         }
         self.qkv.backward(b, x, dqkv.view(), &mut gradients.qkv, Some((Write::Add, dx)))
-    }
-}
-
-impl<B: Backend> Attending<'_, B> {
-    /// Keys and values of the earlier stream [rows, D], where the first spans are of it.
-    fn earlier_keys<'i>(&self, inputs: &Inputs<'i, B>) -> Option<[V<'i, B>; 2]> {
-        match self.first_keys {
-            FirstKeys::Own => None,
-            FirstKeys::Earlier => {
-                let [_, k, v] =
-                    parts(inputs.earlier.expect("a stream that reads an earlier one is given it"));
-                Some([k, v])
-            }
-        }
-    }
-}
-
-impl<B: Backend> Stream<'_, B> {
-    fn self_attention<'a>(
-        &'a self,
-        attending: &Attending<'a, B>,
-        inputs: &Inputs<'_, B>,
-    ) -> Attention<'a, B> {
-        Attention {
-            sequences: attending.sequences,
-            heads: self.heads,
-            mask: attending.mask,
-            scale: self.scale,
-            dropout: self.dropout_at(inputs, Place::Attention),
-        }
     }
 }
 

@@ -3,10 +3,10 @@
 use super::names::{canonical, qkv_bias_parts};
 use super::safetensors::Checkpoint;
 use super::{Part, Role, Slot, Spec, Tree};
-use crate::arena::Arena;
 use crate::device::{Device, M, V};
 use crate::error::{Error, Result};
 use crate::input::printable;
+use crate::memory::Arena;
 use crate::tensor::Layout;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -13,8 +13,8 @@ pub mod sources;
 
 pub use load::{NamedCheckpoint, TensorSource, Weights, reject_surplus};
 
-use crate::arena::Arena;
 use crate::device::{Device, V};
+use crate::memory::Arena;
 use crate::tensor::{Layout, Shape, View};
 use std::collections::BTreeSet;
 

@@ -1,15 +1,10 @@
 //! Where the queries look: the weights of cross-attention, which no pass forms.
 
-use super::image_pass::ImagePassActs;
-use super::{QFormer, embed_queries, write_query_ids};
+use super::QFormer;
 use crate::error::{Error, Result};
-use crate::layers::cross_attention::ImageTokens;
-use crate::layers::self_attention::{Attending, FirstKeys};
 use crate::ops::Backend;
-use crate::ops::attention::{Mask, Sequences};
 use crate::tensor::HostTensor;
 use rayon::prelude::*;
-use std::ops::Range;
 
 impl<B: Backend> QFormer<B> {
     /// The weights of cross-attention in block `block`, counted from 0, when the queries read images alone
@@ -33,62 +28,23 @@ impl<B: Backend> QFormer<B> {
         }
         let (heads, queries, tokens) =
             (config.num_attention_heads, self.config.num_query_tokens, self.config.image_tokens());
+        // Each cross-attention's keys, then its values.
+        let first = 2 * config.hidden_size * (block / config.cross_attention_frequency);
         let mut maps = Vec::with_capacity(images * heads * queries * tokens);
         let per_image = vision_output.values.len() / images.max(1);
         for values in vision_output.values.chunks((B::IMAGES_PER_PASS * per_image).max(1)) {
             let images = values.len() / per_image;
             let of_pass = self.device.enter(|| {
-                self.pass_to(values, images, block, |acts, columns| {
+                self.image_pass_to(values, images, block, |acts, keys_values| {
                     let b = &self.device;
-                    let q = b.read(acts.block.cross_attention.q.view())?;
-                    let keys = b.read(acts.keys_values.view().columns(columns[0].clone()))?;
+                    let q = b.read(acts.cross_attention.q.view())?;
+                    let keys = b.read(keys_values.columns(first..first + config.hidden_size))?;
                     Ok(weights(&q, &keys, [images, heads, queries, tokens]))
                 })
             })?;
             maps.extend(of_pass);
         }
         Ok(HostTensor::new(&[images, heads, queries, tokens], maps))
-    }
-
-    /// The image pass as far as block `block`; `read` sees what that block worked in, and which columns of
-    /// the keys and values are its keys, and which its values.
-    fn pass_to<R>(
-        &self,
-        values: &[f32],
-        images: usize,
-        block: usize,
-        read: impl FnOnce(&ImagePassActs<'_, B>, [Range<usize>; 2]) -> Result<R>,
-    ) -> Result<R> {
-        let (b, parameters) = (&self.device, self.weights.view());
-        let (queries, hidden) = (self.config.num_query_tokens, self.config.qformer.hidden_size);
-        let own = Sequences::uniform(images, queries);
-        let cross = self.cross_sequences((0..images).collect());
-        let sizes = (images, self.keys_values_width());
-        let mut lease = self.workspace.lease(b, (images, "images"), |c| {
-            ImagePassActs::carve(c, &self.config, sizes, [&own, &cross]);
-        })?;
-        let mut acts = ImagePassActs::carve(&mut lease.cursor(), &self.config, sizes, [&own, &cross]);
-        b.write(values, 0, acts.vision_output.reborrow())?;
-        write_query_ids(b, queries, acts.ids.reborrow())?;
-        parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
-        parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-        let ImagePassActs {
-            keys_values, ids, own: own_table, cross: cross_table, block: block_acts, x, ..
-        } = &mut acts;
-        let (own, cross) = (own.place(b, own_table.reborrow())?, cross.place(b, cross_table.reborrow())?);
-        let image = ImageTokens::KeysValues { keys_values: keys_values.view(), sequences: cross };
-        let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
-        let stream = self.stream(images * queries, &attending, Some(image));
-        let [x, y] = x;
-        let (mut x, mut y) = (x.reborrow(), y.reborrow());
-        embed_queries(b, &parameters, ids.view(), y.reborrow(), x.reborrow())?;
-        for (index, layer) in parameters.blocks.iter().take(block + 1).enumerate() {
-            let inputs = self.inputs(&parameters, index);
-            layer.forward(b, x.view(), &stream, &inputs, block_acts, y.reborrow())?;
-            std::mem::swap(&mut x, &mut y);
-        }
-        let first = 2 * hidden * (block / self.config.qformer.cross_attention_frequency);
-        read(&acts, [first..first + hidden, first + hidden..first + 2 * hidden])
     }
 }
 
@@ -147,10 +103,10 @@ mod tests {
             let maps = model.cross_attention_maps(&images, block).unwrap();
             assert_eq!(maps.shape, [3, heads, queries, tokens]);
             let (values, context) = model
-                .pass_to(&images.values, 3, block, |acts, [_, columns]| {
-                    let b = &model.device;
-                    let values = b.read(acts.keys_values.view().columns(columns))?;
-                    Ok((values, b.read(acts.block.cross_attention.context.view())?))
+                .image_pass_to(&images.values, 3, block, |acts, keys_values| {
+                    let (b, first) = (&model.device, block * hidden + hidden);
+                    let values = b.read(keys_values.columns(first..first + hidden))?;
+                    Ok((values, b.read(acts.cross_attention.context.view())?))
                 })
                 .unwrap();
             let mut spread = 0.0_f32;

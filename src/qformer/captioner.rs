@@ -1,18 +1,17 @@
 //! Captions by the Q-Former's own language-modelling head.
 
-use super::QFormer;
 use super::decoder_pass::{Decoder, DecoderState};
+use super::{LanguageHead, QFormer};
 use crate::config::Config;
 use crate::device::Cpu;
 use crate::error::{Error, Result};
 use crate::language::decoding::{Decoding, Hypothesis};
-use crate::layers::LanguageHead;
+use crate::memory::Workspace;
 use crate::ops::Backend;
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, TensorSource, Weights};
 use crate::tensor::HostTensor;
 use crate::tokenizer::Tokenizer;
-use crate::workspace::Workspace;
 use std::path::Path;
 
 /// Rows of logits formed at a time where texts are known.

@@ -3,16 +3,17 @@
 //! The queries cannot see the text, so an image pass that keeps their keys and values in every block
 //! comes first, once for each image. Text is then read whole, where it is known, or token by token.
 
-use super::text_pass::{FilledText, TextEmbeddingActs, text_spans};
+use super::language_head::{LanguageHead, LanguageHeadActs};
+use super::stack::{Given, GrowingText, Kept, StackActs, StreamInputs, StreamPlan};
+use super::text_pass::{FilledText, text_spans};
 use super::{Parameters, QFormer};
-use crate::arena::Cursor;
+use crate::config::Config;
 use crate::device::{M, V};
 use crate::error::Result;
 use crate::language::decoding::NextToken;
-use crate::layers::block::{BlockActs, Inputs};
-use crate::layers::language_head::LanguageHeadActs;
-use crate::layers::self_attention::{Attending, FirstKeys, Growing};
-use crate::layers::{Keep, LanguageHead};
+use crate::layers::Keep;
+use crate::layers::stream::FirstKeys;
+use crate::memory::{Address, Cursor, Pass};
 use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
 use crate::ops::cross_entropy::{CrossEntropyForward, IGNORED};
@@ -44,42 +45,62 @@ impl<'a, B: Backend> DecoderState<'a, B> {
     }
 }
 
+/// The rows and the address of the matrices of every block that a pass reads or writes: those of one size follow one
+/// another.
+type Held = (usize, Address);
+
+fn held<B: Backend>(matrices: &[M<'_, B>]) -> Held {
+    (matrices[0].rows(), Address::of(matrices[0].view()))
+}
+
+/// The reading of a token of each sequence, by all that its operations follow from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct TokenPass {
+    stream: StreamPlan,
+    /// Rows of text read before.
+    earlier: usize,
+    /// rows·length
+    from: usize,
+    queries: Held,
+    text: Held,
+}
+
 /// What a token of each sequence is read in.
 struct TokenActs<'a, B: Backend> {
-    embedding: TextEmbeddingActs<'a, B>,
-    /// Table of the sequences [1, words]
-    own: ViewMut<'a, B, u32>,
+    stack: StackActs<'a, B>,
     /// [1, rows·length]: where the keys of each sequence come from
     from: ViewMut<'a, B, u32>,
-    /// Shared by all blocks.
-    block: BlockActs<'a, B>,
-    /// [rows, D]: a block's input and output, in turns
-    x: [M<'a, B>; 2],
     head: LanguageHeadActs<'a, B>,
 }
 
-impl<'a, B: Backend> TokenActs<'a, B> {
-    fn carve(
-        cursor: &mut Cursor<'a, B>,
-        model: &QFormer<B>,
-        rows: usize,
-        from: usize,
-        own: &Sequences,
-    ) -> Self {
-        let (config, hidden) = (&model.config.qformer, model.config.qformer.hidden_size);
-        Self {
-            embedding: TextEmbeddingActs::carve(cursor, rows, hidden),
-            own: cursor.take(1, own.words()),
-            from: cursor.take(1, from),
-            block: BlockActs::carve(cursor, [0, rows], config, Keep::Nothing),
-            x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
-            head: LanguageHeadActs::carve(cursor, rows, config),
+impl<B: Backend> Pass<B> for TokenPass {
+    type Model = Config;
+    type Acts<'a> = TokenActs<'a, B>;
+
+    fn items(&self) -> (usize, &'static str) {
+        (self.stream.text_rows, "sequences")
+    }
+
+    fn carve<'a>(&self, config: &Config, cursor: &mut Cursor<'a, B>) -> TokenActs<'a, B> {
+        TokenActs {
+            stack: StackActs::carve(cursor, &self.stream, &config.qformer, Kept::Output),
+            from: cursor.take(1, self.from),
+            head: LanguageHeadActs::carve(cursor, self.stream.text_rows, &config.qformer, Keep::Nothing),
         }
     }
 }
 
-/// What whole texts are read in besides.
+/// The reading of whole texts, by all that its operations follow from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct LossPass {
+    stream: StreamPlan,
+    queries: Held,
+}
+
+/// What whole texts are read in.
 struct LossActs<'a, B: Backend> {
+    stack: StackActs<'a, B>,
+    head: LanguageHeadActs<'a, B>,
     /// [1, rows]: the tokens that follow; of filler nothing does
     labels: ViewMut<'a, B, u32>,
     /// [1, rows]
@@ -94,9 +115,19 @@ struct LossActs<'a, B: Backend> {
     correct: ViewMut<'a, B, u32>,
 }
 
-impl<'a, B: Backend> LossActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, rows: usize) -> Self {
-        Self {
+impl<B: Backend> Pass<B> for LossPass {
+    type Model = Config;
+    type Acts<'a> = LossActs<'a, B>;
+
+    fn items(&self) -> (usize, &'static str) {
+        (self.stream.text_rows, "tokens")
+    }
+
+    fn carve<'a>(&self, config: &Config, cursor: &mut Cursor<'a, B>) -> LossActs<'a, B> {
+        let rows = self.stream.text_rows;
+        LossActs {
+            stack: StackActs::carve(cursor, &self.stream, &config.qformer, Kept::Output),
+            head: LanguageHeadActs::carve(cursor, rows, &config.qformer, Keep::Nothing),
             labels: cursor.take(1, rows),
             lse: cursor.take(1, rows),
             row_losses: cursor.take(1, rows),
@@ -127,7 +158,6 @@ impl<B: Backend> NextToken for Decoder<'_, B> {
 }
 
 impl<B: Backend> Decoder<'_, B> {
-    /// Replayed for as many sequences of as many tokens after as many images, in the same place.
     fn read(&mut self, parents: &[usize], tokens: &[u32]) -> Result<Vec<f32>> {
         let Self { model, head, state, images, length } = self;
         let (b, parameters) = (&model.device, model.weights.view());
@@ -145,60 +175,47 @@ impl<B: Backend> Decoder<'_, B> {
             keys: [Span::new(image * queries, queries), Span::new(row * (place + 1), place + 1)],
         };
         let own = Sequences::reading(continued.iter().enumerate().map(sequence).collect());
-        let mut lease = model.workspace.lease(b, (rows, "sequences"), |c| {
-            TokenActs::carve(c, model, rows, from.len(), &own);
-        })?;
-        // Where each block's text stands follows from where the first stood and how many tokens were read.
-        let DecoderState { queries, text } = state;
-        let held = [queries[0].rows(), queries[0].pointer().addr(), text[0].rows()];
-        let (mut cursor, replay) = lease.replayed("token", [&[rows, place, earlier][..], &held].concat());
-        let mut acts = TokenActs::carve(&mut cursor, model, rows, from.len(), &own);
-        acts.embedding.write(b, [tokens, &vec![place as u32; rows]])?;
-        b.write_indices(&from, acts.from.reborrow())?;
-        let sequences = own.place(b, acts.own)?;
-        let blocks = parameters.blocks.len();
-        b.replay(replay, || {
-            let [mut x, mut y] = acts.x;
-            model.embed_written(&parameters, &mut acts.embedding, x.reborrow())?;
-            let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Earlier }];
-            let stream = model.stream(0, &attending, None);
-            for (index, block) in parameters.blocks.iter().enumerate() {
-                let earlier_stream = Some(queries[index].view());
-                let inputs = Inputs { earlier: earlier_stream, ..model.inputs(&parameters, index) };
-                // Laid out in the buffer of the block before, which is done with it; the first block's in the last.
-                let [so_far, grown] = text
-                    .get_disjoint_mut([index, (index + blocks) % (blocks + 1)])
-                    .expect("a buffer for each block, and one more");
-                let growing = Growing {
-                    so_far: &mut so_far.reborrow().split_rows(earlier + rows).0,
-                    grown: &mut grown.reborrow().split_rows(from.len()).0,
-                    from: acts.from.view(),
-                };
-                let (attention, attended) = (&mut acts.block.attention, acts.block.attended.reborrow());
-                block.attention.growing_forward(
-                    b,
-                    x.view(),
-                    &stream,
-                    &inputs,
-                    growing,
-                    attention,
-                    attended,
-                )?;
-                block.forward_from_attended(b, &stream, &inputs, &mut acts.block, y.reborrow())?;
-                std::mem::swap(&mut x, &mut y);
-            }
-            model.next_token(head, &parameters, x.view(), &mut acts.head)
-        })?;
+        let DecoderState { queries: of_queries, text } = state;
+        let pass = TokenPass {
+            stream: StreamPlan::of_text(rows, (own.sizes(), Mask::None, FirstKeys::Earlier)),
+            earlier,
+            from: from.len(),
+            queries: held::<B>(of_queries),
+            text: held::<B>(text),
+        };
+        let (blocks, places) = (parameters.blocks.len(), vec![place as u32; rows]);
+        // SAFETY: beside its own memory the pass reads the weights of model and head, which live as long, and what
+        // stays from token to token, whose addresses it has: where the first buffer of text stands says where all do.
+        let logits = unsafe {
+            model.workspace.run(
+                b,
+                &model.config,
+                pass,
+                |acts| {
+                    b.write_indices(&from, acts.from.reborrow())?;
+                    acts.stack.write(b, &StreamInputs::of_text(tokens, &places, &own))
+                },
+                |pass, acts| {
+                    let given = Given {
+                        earlier: Some(of_queries.iter().map(M::<B>::view).collect()),
+                        growing: Some(GrowingText { text, earlier, from: acts.from.view() }),
+                        ..Given::nothing()
+                    };
+                    model.stack(&parameters, None).forward(b, &pass.stream, &mut acts.stack, given)?;
+                    model.next_token(head, &parameters, acts.stack.output(blocks), &mut acts.head)
+                },
+                |acts| b.read(acts.head.logits.view()),
+            )
+        }?;
         text.rotate_right(1);
         (*images, *length) = (continued, place + 1);
-        b.read(acts.head.logits.view())
+        Ok(logits)
     }
 }
 
 impl<B: Backend> QFormer<B> {
     /// −ln p of every token but the first of each text, text by text: the texts begin with the start token,
-    /// and each continues the image of `queries` that is named beside it. Replayed for as many texts, of as many rows
-    /// and as long a text, where rows and length are rounded up, after as many images in the same place.
+    /// and each continues the image of `queries` that is named beside it.
     pub(super) fn losses_after(
         &self,
         head: &LanguageHead<V<'_, B>>,
@@ -220,41 +237,41 @@ impl<B: Backend> QFormer<B> {
         let own = Sequences::reading(spans.iter().zip(texts).map(sequence).collect());
         let sizes = SequenceSizes { keys: set + longest, queries: longest, ..own.sizes() };
         let own = own.within(sizes);
-        let mut lease = self.workspace.lease(b, (rows, "tokens"), |c| {
-            TokenActs::carve(c, self, rows, 0, &own);
-            LossActs::carve(c, rows);
-        })?;
-        let after = [queries[0].rows(), queries[0].view().pointer().addr()];
-        let (mut cursor, replay) =
-            lease.replayed("losses of text", [&[texts.len(), rows, longest][..], &after].concat());
-        let mut acts = TokenActs::carve(&mut cursor, self, rows, 0, &own);
-        let mut loss_acts = LossActs::carve(&mut cursor, rows);
-        acts.embedding.write(b, [&tokens, &places])?;
-        b.write_indices(&labels, loss_acts.labels.reborrow())?;
-        let sequences = own.place(b, acts.own)?;
-        b.replay(replay, || {
-            let [mut x, mut y] = acts.x;
-            self.embed_written(&parameters, &mut acts.embedding, x.reborrow())?;
-            let attending = [Attending { sequences, mask: Mask::Causal, first_keys: FirstKeys::Earlier }];
-            let stream = self.stream(0, &attending, None);
-            for (index, (block, queries)) in parameters.blocks.iter().zip(queries).enumerate() {
-                let inputs = Inputs { earlier: Some(queries.view()), ..self.inputs(&parameters, index) };
-                block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-                std::mem::swap(&mut x, &mut y);
-            }
-            self.next_token(head, &parameters, x.view(), &mut acts.head)?;
-            b.cross_entropy_forward(CrossEntropyForward {
-                smoothing: 0.0,
-                logits: acts.head.logits.view(),
-                labels: loss_acts.labels.view(),
-                lse: loss_acts.lse,
-                row_losses: loss_acts.row_losses.reborrow(),
-                predictions: loss_acts.predictions,
-                loss: loss_acts.loss,
-                correct: loss_acts.correct,
-            })
-        })?;
-        b.read(loss_acts.row_losses.view().columns(0..foreseen))
+        let pass = LossPass {
+            stream: StreamPlan::of_text(rows, (sizes, Mask::Causal, FirstKeys::Earlier)),
+            queries: held::<B>(queries),
+        };
+        let blocks = parameters.blocks.len();
+        // SAFETY: beside its own memory the pass reads the weights of model and head, which live as long, and the
+        // queries, whose address it has.
+        unsafe {
+            self.workspace.run(
+                b,
+                &self.config,
+                pass,
+                |acts| {
+                    b.write_indices(&labels, acts.labels.reborrow())?;
+                    acts.stack.write(b, &StreamInputs::of_text(&tokens, &places, &own))
+                },
+                |pass, acts| {
+                    let earlier = Some(queries.iter().map(M::<B>::view).collect());
+                    let given = Given { earlier, ..Given::nothing() };
+                    self.stack(&parameters, None).forward(b, &pass.stream, &mut acts.stack, given)?;
+                    self.next_token(head, &parameters, acts.stack.output(blocks), &mut acts.head)?;
+                    b.cross_entropy_forward(CrossEntropyForward {
+                        smoothing: 0.0,
+                        logits: acts.head.logits.view(),
+                        labels: acts.labels.view(),
+                        lse: acts.lse.reborrow(),
+                        row_losses: acts.row_losses.reborrow(),
+                        predictions: acts.predictions.reborrow(),
+                        loss: acts.loss.reborrow(),
+                        correct: acts.correct.reborrow(),
+                    })
+                },
+                |acts| b.read(acts.row_losses.view().columns(0..foreseen)),
+            )
+        }
     }
 
     /// Logits of the token that follows each row of `x` [rows, D], into `acts.logits` [rows, V].

@@ -1,93 +1,122 @@
 //! The image pass: the queries alone read the image.
 
-use super::{ImageFeatures, Parameters, QFormer, embed_queries, gather, write_query_ids};
-use crate::arena::{Arena, Cursor};
+use super::projection::ProjectionActs;
+use super::stack::{BlockActs, Given, Image, Kept, Stack, StackActs, StreamInputs, StreamPlan};
+use super::{ImageFeatures, QFormer};
 use crate::config::Config;
 use crate::device::{M, V};
 use crate::error::Result;
 use crate::layers::Keep;
-use crate::layers::block::BlockActs;
-use crate::layers::cross_attention::ImageTokens;
-use crate::layers::self_attention::{Attending, FirstKeys, SelfAttentionActs};
+use crate::layers::stream::FirstKeys;
+use crate::memory::{Address, Arena, Cursor, Pass};
 use crate::ops::Backend;
 use crate::ops::absorbed_attention::CrossSizes;
-use crate::ops::attention::{Mask, PlacedSequences, Sequence, Sequences, Span};
-use crate::tensor::{HostTensor, ViewMut};
+use crate::ops::attention::{Mask, Sequence, Sequences, Span};
+use crate::tensor::HostTensor;
+
+/// The image pass by all that its operations follow from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct ImagePass {
+    stream: StreamPlan,
+    /// Width of all blocks' keys and values, 0 where none are formed.
+    keys_values: usize,
+    /// Where the queries, keys and values of the first block go, if they are kept; those of the others follow.
+    kept: Option<Address>,
+}
 
 /// What the image pass works in.
-pub(super) struct ImagePassActs<'a, B: Backend> {
+struct ImagePassActs<'a, B: Backend> {
     /// The image encoder's output [I·N, W]
-    pub(super) vision_output: M<'a, B>,
+    vision_output: M<'a, B>,
     /// The same, normed [I·N, W]
-    pub(super) features: M<'a, B>,
+    features: M<'a, B>,
     /// [I·N, blocks·2·D], where keys and values are formed
-    pub(super) keys_values: M<'a, B>,
-    /// [1, I·Q]
-    pub(super) ids: ViewMut<'a, B, u32>,
-    /// Table of the queries' sequences [1, words]
-    pub(super) own: ViewMut<'a, B, u32>,
-    /// Table of the queries over their images [1, words]
-    pub(super) cross: ViewMut<'a, B, u32>,
-    /// Shared by all blocks.
-    pub(super) block: BlockActs<'a, B>,
-    /// [I·Q, D]: a block's input and output, in turns
-    pub(super) x: [M<'a, B>; 2],
-    /// [I·Q, E]
-    projected: M<'a, B>,
+    keys_values: M<'a, B>,
+    stack: StackActs<'a, B>,
+    projection: ProjectionActs<'a, B>,
     /// [I·Q, E], of unit length
     unit: M<'a, B>,
 }
 
-impl<'a, B: Backend> ImagePassActs<'a, B> {
-    /// `keys_values` is the width of all blocks' keys and values, 0 where none are formed.
-    pub(super) fn carve(
-        cursor: &mut Cursor<'a, B>,
-        config: &Config,
-        (images, keys_values): (usize, usize),
-        [own, cross]: [&Sequences; 2],
-    ) -> Self {
-        let (hidden, embedding) = (config.qformer.hidden_size, config.image_text_hidden_size);
-        let (tokens, width) = (images * config.image_tokens(), config.vision.hidden_size);
-        let rows = images * config.num_query_tokens;
-        Self {
+impl<B: Backend> Pass<B> for ImagePass {
+    type Model = Config;
+    type Acts<'a> = ImagePassActs<'a, B>;
+
+    fn items(&self) -> (usize, &'static str) {
+        (self.stream.sets, "images")
+    }
+
+    fn carve<'a>(&self, config: &Config, cursor: &mut Cursor<'a, B>) -> ImagePassActs<'a, B> {
+        let (tokens, width) = (self.stream.sets * config.image_tokens(), config.vision.hidden_size);
+        let (rows, embedding) = (self.stream.rows(), config.image_text_hidden_size);
+        ImagePassActs {
             vision_output: cursor.take(tokens, width),
             features: cursor.take(tokens, width),
-            keys_values: cursor.take(tokens, keys_values),
-            ids: cursor.take(1, rows),
-            own: cursor.take(1, own.words()),
-            cross: cursor.take(1, cross.words()),
-            block: BlockActs::carve(cursor, [rows, 0], &config.qformer, Keep::Nothing),
-            x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
-            projected: cursor.take(rows, embedding),
+            keys_values: cursor.take(tokens, self.keys_values),
+            stack: StackActs::carve(cursor, &self.stream, &config.qformer, Kept::Output),
+            projection: ProjectionActs::carve(cursor, rows, embedding, Keep::Nothing),
             unit: cursor.take(rows, embedding),
         }
     }
 }
 
-/// What the first block's self-attention over the queries alone works in.
-struct FirstAttendedActs<'a, B: Backend> {
-    /// [1, Q]
-    ids: ViewMut<'a, B, u32>,
-    /// Table of the one sequence [1, words]
-    own: ViewMut<'a, B, u32>,
-    /// [Q, D]
-    embedded: M<'a, B>,
-    /// [Q, D]
-    x: M<'a, B>,
-    attention: SelfAttentionActs<'a, B>,
+impl ImagePass {
+    /// Of so many images, with the tables of its stream.
+    fn new<B: Backend>(model: &QFormer<B>, images: usize, keys_values: usize) -> (Self, [Sequences; 2]) {
+        let queries = model.config.num_query_tokens;
+        let own = Sequences::uniform(images, queries);
+        let cross = model.cross_sequences((0..images).collect());
+        let stream = StreamPlan {
+            sets: images,
+            queries,
+            text_rows: 0,
+            attending: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
+            cross: Some(cross.sizes()),
+        };
+        (Self { stream, keys_values, kept: None }, [own, cross])
+    }
 }
 
-impl<'a, B: Backend> FirstAttendedActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, config: &Config, own: &Sequences) -> Self {
-        let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
-        let heads = [hidden, config.qformer.num_attention_heads];
-        Self {
-            ids: cursor.take(1, queries),
-            own: cursor.take(1, own.words()),
-            embedded: cursor.take(queries, hidden),
-            x: cursor.take(queries, hidden),
-            attention: SelfAttentionActs::carve(cursor, queries, heads, Keep::Nothing),
-        }
+impl<B: Backend> ImagePassActs<'_, B> {
+    /// What the host knows: the image encoder's output, and the tables.
+    fn write(&mut self, model: &QFormer<B>, values: &[f32], [own, cross]: &[Sequences; 2]) -> Result<()> {
+        model.device.write(values, 0, self.vision_output.reborrow())?;
+        self.stack.write(
+            &model.device,
+            &StreamInputs {
+                queries: model.config.num_query_tokens,
+                tokens: &[],
+                positions: &[],
+                attending: own,
+                cross: Some(cross),
+            },
+        )
+    }
+
+    /// Norms the features, and through the first `blocks` blocks.
+    fn forward(
+        &mut self,
+        model: &QFormer<B>,
+        pass: &ImagePass,
+        blocks: usize,
+        given: Given<'_, '_, B>,
+    ) -> Result<()> {
+        let (b, parameters) = (&model.device, model.weights.view());
+        parameters.image_norm.forward(b, self.vision_output.view(), None, self.features.reborrow())?;
+        let features = self.features.view();
+        let image = if pass.keys_values == 0 {
+            Image::Features(features, pass.stream.sets)
+        } else {
+            parameters.image_kv.forward(b, features, self.keys_values.reborrow())?;
+            Image::KeysValues(self.keys_values.view())
+        };
+        let stack = model.stack(&parameters, Some(image));
+        Stack { blocks: &parameters.blocks[..blocks], ..stack }.forward(
+            b,
+            &pass.stream,
+            &mut self.stack,
+            given,
+        )
     }
 }
 
@@ -123,129 +152,98 @@ impl<B: Backend> QFormer<B> {
         unit: &mut Vec<f32>,
     ) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
-        let queries = self.config.num_query_tokens;
-        let own = Sequences::uniform(images, queries);
-        let cross = self.cross_sequences((0..images).collect());
-        let sizes = (images, self.formed_width());
-        let mut lease = self.workspace.lease(b, (images, "images"), |c| {
-            ImagePassActs::carve(c, &self.config, sizes, [&own, &cross]);
-        })?;
-        let (mut cursor, replay) = lease.replayed("image pass", vec![images]);
-        let mut acts = ImagePassActs::carve(&mut cursor, &self.config, sizes, [&own, &cross]);
-        b.write(values, 0, acts.vision_output.reborrow())?;
-        write_query_ids(b, queries, acts.ids.reborrow())?;
-        let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
-
-        b.replay(replay, || {
-            let [x, y] = &mut acts.x;
-            let (mut x, mut y) = (x.reborrow(), y.reborrow());
-            parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
-            let features = acts.features.view();
-            let image = self.image_tokens(&parameters, features, &mut acts.keys_values, cross, images)?;
-            let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
-            let stream = self.stream(images * queries, &attending, Some(image));
-            gather(b, self.first_attended(), acts.ids.view(), acts.block.attended.reborrow())?;
-            for (index, block) in parameters.blocks.iter().enumerate() {
-                let inputs = self.inputs(&parameters, index);
-                if index == 0 {
-                    block.forward_from_attended(b, &stream, &inputs, &mut acts.block, y.reborrow())?;
-                } else {
-                    block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-                }
-                std::mem::swap(&mut x, &mut y);
-            }
-            if let Some(heads) = &parameters.heads {
-                self.project(&heads.vision_projection, x.view(), acts.projected, acts.unit.reborrow())?;
-            }
-            Ok(())
-        })?;
-        // A replay runs none of the above: where the last block wrote follows from their number.
-        let x = &acts.x[parameters.blocks.len() % 2];
-        query_output.extend(b.read(x.view())?);
-        if parameters.heads.is_some() {
-            unit.extend(b.read(acts.unit.view())?);
+        let (pass, tables) = ImagePass::new(self, images, self.formed_width());
+        let blocks = parameters.blocks.len();
+        // SAFETY: beside its own memory the pass reads the model's weights and first attended queries.
+        unsafe {
+            self.workspace.run(
+                b,
+                &self.config,
+                pass,
+                |acts| acts.write(self, values, &tables),
+                |pass, acts| {
+                    let given = Given { attended: Some(self.first_attended()), ..Given::nothing() };
+                    acts.forward(self, pass, blocks, given)?;
+                    let Some(heads) = &parameters.heads else { return Ok(()) };
+                    let (x, unit) = (acts.stack.output(blocks), acts.unit.reborrow());
+                    acts.projection.forward(b, &heads.vision_projection, x, unit)
+                },
+                |acts| {
+                    query_output.extend(b.read(acts.stack.output(blocks))?);
+                    if parameters.heads.is_some() {
+                        unit.extend(b.read(acts.unit.view())?);
+                    }
+                    Ok(())
+                },
+            )
         }
-        Ok(())
     }
 
     /// The image pass of a few images for texts that continue them: `kept`, one for each block, takes the
-    /// queries, keys and values of self-attention [I·Q, 3·D]. Replayed for as many images and the same place.
+    /// queries, keys and values of self-attention [I·Q, 3·D].
     pub(super) fn image_pass_keeping(
         &self,
         values: &[f32],
         images: usize,
         kept: &mut [M<'_, B>],
     ) -> Result<()> {
-        let (b, parameters) = (&self.device, self.weights.view());
-        let queries = self.config.num_query_tokens;
-        let own = Sequences::uniform(images, queries);
-        let cross = self.cross_sequences((0..images).collect());
-        let sizes = (images, self.formed_width());
-        let mut lease = self.workspace.lease(b, (images, "images"), |c| {
-            ImagePassActs::carve(c, &self.config, sizes, [&own, &cross]);
-        })?;
-        // Rows of the same size follow one another.
-        let (mut cursor, replay) =
-            lease.replayed("image pass for text", vec![images, kept[0].pointer().addr()]);
-        let mut acts = ImagePassActs::carve(&mut cursor, &self.config, sizes, [&own, &cross]);
-        b.write(values, 0, acts.vision_output.reborrow())?;
-        write_query_ids(b, queries, acts.ids.reborrow())?;
-        let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
-        b.replay(replay, || {
-            parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
-            let features = acts.features.view();
-            let image = self.image_tokens(&parameters, features, &mut acts.keys_values, cross, images)?;
-            let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
-            let stream = self.stream(images * queries, &attending, Some(image));
-            let [mut x, mut y] = acts.x;
-            embed_queries(b, &parameters, acts.ids.view(), y.reborrow(), x.reborrow())?;
-            for (index, (block, kept)) in parameters.blocks.iter().zip(kept).enumerate() {
-                let inputs = self.inputs(&parameters, index);
-                acts.block.attention.qkv = kept.reborrow();
-                block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-                std::mem::swap(&mut x, &mut y);
-            }
-            Ok(())
-        })
+        let (pass, tables) = ImagePass::new(self, images, self.formed_width());
+        let pass = ImagePass { kept: Some(Address::of(kept[0].view())), ..pass };
+        // SAFETY: beside its own memory the pass reads the model's weights and writes what is kept, whose address it
+        // has: matrices of one size follow one another.
+        unsafe {
+            self.workspace.run(
+                &self.device,
+                &self.config,
+                pass,
+                |acts| acts.write(self, values, &tables),
+                |pass, acts| {
+                    let given = Given { kept: Some(kept), ..Given::nothing() };
+                    acts.forward(self, pass, self.config.qformer.num_hidden_layers, given)
+                },
+                |_| Ok(()),
+            )
+        }
     }
 
-    /// What the queries of the image pass attend to: the features [I·N, W], or their `keys_values`.
-    fn image_tokens<'a>(
+    /// The image pass as far as block `block`; `read` sees what that block worked in, and the keys and values of the
+    /// images for all blocks [I·N, blocks·2·D].
+    pub(super) fn image_pass_to<R>(
         &self,
-        parameters: &Parameters<V<'_, B>>,
-        features: V<'a, B>,
-        keys_values: &'a mut M<'_, B>,
-        sequences: PlacedSequences<'a, B>,
+        values: &[f32],
         images: usize,
-    ) -> Result<ImageTokens<'a, B>> {
-        if self.formed_width() == 0 {
-            return Ok(ImageTokens::Features { features, images });
-        }
-        parameters.image_kv.forward(&self.device, features, keys_values.reborrow())?;
-        Ok(ImageTokens::KeysValues { keys_values: keys_values.view(), sequences })
+        block: usize,
+        read: impl FnOnce(&BlockActs<'_, B>, V<'_, B>) -> Result<R>,
+    ) -> Result<R> {
+        let (pass, tables) = ImagePass::new(self, images, self.keys_values_width());
+        let mut lease = self.workspace.lease(&self.device, (images, "images"), |cursor| {
+            pass.carve(&self.config, cursor);
+        })?;
+        let mut acts = pass.carve(&self.config, &mut lease.cursor());
+        acts.write(self, values, &tables)?;
+        acts.forward(self, &pass, block + 1, Given::nothing())?;
+        read(acts.stack.block(block), acts.keys_values.view())
     }
 
     /// Runs the queries through the first block's self-attention, once for all images.
     pub(super) fn prepare_first_attended(&mut self) -> Result<()> {
-        let Self { device: b, config, weights, workspace, .. } = &*self;
+        let (b, config) = (&self.device, &self.config);
         let (queries, hidden) = (config.num_query_tokens, config.qformer.hidden_size);
-        let parameters = weights.view();
+        let parameters = self.weights.view();
         let mut attended = Arena::planned(b, "the queries", |cursor| {
             cursor.take::<B::Elem>(queries, hidden);
         })?;
         let own = Sequences::uniform(1, queries);
-        let mut lease = workspace.lease(b, (1, "images"), |c| {
-            FirstAttendedActs::carve(c, config, &own);
+        let attending = vec![(own.sizes(), Mask::None, FirstKeys::Own)];
+        let plan = StreamPlan { sets: 1, queries, text_rows: 0, attending, cross: None };
+        let mut lease = self.workspace.lease(b, (1, "images"), |cursor| {
+            StackActs::carve(cursor, &plan, &config.qformer, Kept::Output);
         })?;
-        let FirstAttendedActs { mut ids, own: table, embedded, mut x, mut attention } =
-            FirstAttendedActs::carve(&mut lease.cursor(), config, &own);
-        write_query_ids(b, queries, ids.reborrow())?;
-        embed_queries(b, &parameters, ids.view(), embedded, x.reborrow())?;
-        let sequences = own.place(b, table)?;
-        let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
-        let stream = self.stream(queries, &attending, None);
-        let (inputs, y) = (self.inputs(&parameters, 0), attended.cursor().take(queries, hidden));
-        parameters.blocks[0].attention.forward(b, x.view(), &stream, &inputs, &mut attention, y)?;
+        let mut acts = StackActs::carve(&mut lease.cursor(), &plan, &config.qformer, Kept::Output);
+        let inputs = StreamInputs { queries, tokens: &[], positions: &[], attending: &own, cross: None };
+        acts.write(b, &inputs)?;
+        let y = attended.cursor().take(queries, hidden);
+        self.stack(&parameters, None).first_attention(b, &plan, &mut acts, y)?;
         drop(lease);
         self.first_attended = attended;
         Ok(())

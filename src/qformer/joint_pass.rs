@@ -1,25 +1,26 @@
 //! The joint pass: queries and text see one another, the queries the image, and a pair of image and
 //! text gets a matching score.
 
-use super::text_pass::{ClsActs, FilledText, TextEmbeddingActs, text_spans};
-use super::{Parameters, QFormer, embed_queries, write_query_ids};
-use crate::arena::Cursor;
+use super::projection::ProjectionActs;
+use super::stack::{Given, Image, Kept, StackActs, StreamInputs, StreamPlan};
+use super::text_pass::{ClsActs, FilledText, text_spans};
+use super::{Parameters, QFormer};
+use crate::config::Config;
 use crate::device::{M, V};
 use crate::error::Result;
 use crate::layers::Keep;
-use crate::layers::block::BlockActs;
-use crate::layers::cross_attention::ImageTokens;
-use crate::layers::self_attention::{Attending, FirstKeys};
+use crate::layers::stream::FirstKeys;
+use crate::memory::{Address, Cursor, Pass};
 use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
 use crate::ops::pool::PoolForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
-use crate::tensor::{HostTensor, ViewMut};
+use crate::tensor::HostTensor;
 use serde::{Deserialize, Serialize};
 
 /// What the matching score of an image and a text is. Both run the joint pass, in which queries and
 /// text see one another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Matching {
     /// The checkpoint's two-class head on each query's output, averaged over the queries: what LAVIS
@@ -49,27 +50,23 @@ struct KeysValuesActs<'a, B: Backend> {
     keys_values: M<'a, B>,
 }
 
-/// What the joint pass of `pairs` pairs works in.
+/// The joint pass by all that its operations follow from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct JointPass {
+    stream: StreamPlan,
+    matching: Matching,
+    /// Where the images' keys and values begin.
+    keys_values: Address,
+}
+
+/// What the joint pass of P pairs works in.
 struct JointPassActs<'a, B: Backend> {
-    /// [1, P·Q]
-    query_ids: ViewMut<'a, B, u32>,
-    /// [P·Q, D]
-    embedded_queries: M<'a, B>,
-    embedded_text: TextEmbeddingActs<'a, B>,
-    /// Table of the pairs' sequences [1, words]
-    own: ViewMut<'a, B, u32>,
-    /// Table of the queries over their images [1, words]
-    cross: ViewMut<'a, B, u32>,
-    /// Shared by all blocks.
-    block: BlockActs<'a, B>,
-    /// [P·Q + text rows, D]: a block's input and output, in turns
-    x: [M<'a, B>; 2],
+    stack: StackActs<'a, B>,
     /// [P, D]: the mean over the queries
     pooled: M<'a, B>,
     /// [P, 2]
     logits: M<'a, B>,
-    /// [P·Q, E]
-    projected: M<'a, B>,
+    projection: ProjectionActs<'a, B>,
     /// [P·Q, E], of unit length
     unit: M<'a, B>,
     cls: ClsActs<'a, B>,
@@ -89,29 +86,22 @@ impl<'a, B: Backend> KeysValuesActs<'a, B> {
     }
 }
 
-impl<'a, B: Backend> JointPassActs<'a, B> {
-    fn carve(
-        cursor: &mut Cursor<'a, B>,
-        model: &QFormer<B>,
-        pairs: usize,
-        text_rows: usize,
-        [own, cross]: [&Sequences; 2],
-    ) -> Self {
-        let config = &model.config;
+impl<B: Backend> Pass<B> for JointPass {
+    type Model = Config;
+    type Acts<'a> = JointPassActs<'a, B>;
+
+    fn items(&self) -> (usize, &'static str) {
+        (self.stream.sets, "pairs")
+    }
+
+    fn carve<'a>(&self, config: &Config, cursor: &mut Cursor<'a, B>) -> JointPassActs<'a, B> {
         let (hidden, embedding) = (config.qformer.hidden_size, config.image_text_hidden_size);
-        let query_rows = pairs * config.num_query_tokens;
-        let rows = query_rows + text_rows;
-        Self {
-            query_ids: cursor.take(1, query_rows),
-            embedded_queries: cursor.take(query_rows, hidden),
-            embedded_text: TextEmbeddingActs::carve(cursor, text_rows, hidden),
-            own: cursor.take(1, own.words()),
-            cross: cursor.take(1, cross.words()),
-            block: BlockActs::carve(cursor, [query_rows, text_rows], &config.qformer, Keep::Nothing),
-            x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
+        let (pairs, query_rows) = (self.stream.sets, self.stream.query_rows());
+        JointPassActs {
+            stack: StackActs::carve(cursor, &self.stream, &config.qformer, Kept::Output),
             pooled: cursor.take(pairs, hidden),
             logits: cursor.take(pairs, 2),
-            projected: cursor.take(query_rows, embedding),
+            projection: ProjectionActs::carve(cursor, query_rows, embedding, Keep::Nothing),
             unit: cursor.take(query_rows, embedding),
             cls: ClsActs::carve(cursor, pairs, hidden, embedding),
             similarity: cursor.take(pairs, 1),
@@ -180,8 +170,6 @@ impl<B: Backend> QFormer<B> {
         Ok(matches)
     }
 
-    /// Replayed for as many pairs and images, of as many rows of text and as long a text, and as many pairs of
-    /// an image, where the last three are rounded up.
     fn joint_pass(
         &self,
         parameters: &Parameters<V<'_, B>>,
@@ -192,9 +180,7 @@ impl<B: Backend> QFormer<B> {
         let (b, queries) = (&self.device, self.config.num_query_tokens);
         let (images_of_pairs, texts): (Vec<usize>, Vec<&[u32]>) = pairs.iter().copied().unzip();
         let FilledText { tokens, places, longest } = FilledText::of::<B>(&texts);
-        let (pairs, text_rows) = (pairs.len(), tokens.len());
-        let query_rows = pairs * queries;
-        let spans = text_spans(&texts, query_rows);
+        let spans = text_spans(&texts, pairs.len() * queries);
         let sequence = |(pair, &text): (usize, &Span)| {
             let both = [Span::new(pair * queries, queries), text];
             Sequence { queries: both, keys: both }
@@ -203,64 +189,82 @@ impl<B: Backend> QFormer<B> {
         let longest = queries + longest;
         let sizes = SequenceSizes { keys: longest, queries: longest, ..own.sizes() };
         let own = own.within(sizes);
+        // Rounded up, so that other pairs of as many images have the same plan.
         let cross = self.cross_sequences(images_of_pairs);
         let most = cross.sizes().queries.next_power_of_two();
         let sizes = SequenceSizes { groups: images, queries: most, ..cross.sizes() };
         let cross = cross.within(sizes);
-        let mut lease = self.workspace.lease(b, (pairs, "pairs"), |c| {
-            JointPassActs::carve(c, self, pairs, text_rows, [&own, &cross]);
-        })?;
-        let sizes =
-            vec![matching as usize, pairs, images, text_rows, longest, most, keys_values.pointer().addr()];
-        let (mut cursor, replay) = lease.replayed("joint pass", sizes);
-        let mut acts = JointPassActs::carve(&mut cursor, self, pairs, text_rows, [&own, &cross]);
-        write_query_ids(b, queries, acts.query_ids.reborrow())?;
-        acts.embedded_text.write(b, [&tokens, &places])?;
-        acts.cls.write(b, &spans)?;
-        let (own, cross) = (own.place(b, acts.own)?, cross.place(b, acts.cross)?);
+        let stream = StreamPlan {
+            sets: pairs.len(),
+            queries,
+            text_rows: tokens.len(),
+            attending: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
+            cross: Some(cross.sizes()),
+        };
+        let inputs = StreamInputs {
+            queries,
+            tokens: &tokens,
+            positions: &places,
+            attending: &own,
+            cross: Some(&cross),
+        };
+        // SAFETY: beside its own memory the pass reads the model's weights and the keys and values, whose address it
+        // has.
+        unsafe {
+            self.workspace.run(
+                b,
+                &self.config,
+                JointPass { stream, matching, keys_values: Address::of(keys_values) },
+                |acts| {
+                    acts.cls.write(b, &spans)?;
+                    acts.stack.write(b, &inputs)
+                },
+                |pass, acts| {
+                    let stack = self.stack(parameters, Some(Image::KeysValues(keys_values)));
+                    stack.forward(b, &pass.stream, &mut acts.stack, Given::nothing())?;
+                    self.compare(parameters, pass, acts)
+                },
+                |acts| match matching {
+                    Matching::Classifier => {
+                        let logits = b.read(acts.logits.view())?;
+                        Ok(logits.as_chunks().0.iter().map(|&logits| Match::of_logits(logits)).collect())
+                    }
+                    Matching::MaxSimilarity => {
+                        let scores = b.read(acts.similarity.view())?;
+                        Ok(scores.into_iter().map(|score| Match { score, logits: None }).collect())
+                    }
+                },
+            )
+        }
+    }
 
-        b.replay(replay, || {
-            let [mut x, mut y] = acts.x;
-            let (x_queries, x_text) = x.reborrow().split_rows(query_rows);
-            embed_queries(b, parameters, acts.query_ids.view(), acts.embedded_queries, x_queries)?;
-            self.embed_written(parameters, &mut acts.embedded_text, x_text)?;
-            let attending = [Attending { sequences: own, mask: Mask::None, first_keys: FirstKeys::Own }];
-            let image = ImageTokens::KeysValues { keys_values, sequences: cross };
-            let stream = self.stream(query_rows, &attending, Some(image));
-            for (index, block) in parameters.blocks.iter().enumerate() {
-                let inputs = self.inputs(parameters, index);
-                block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-                std::mem::swap(&mut x, &mut y);
-            }
-            let heads = parameters.heads.as_ref().expect("checked by heads");
-            let query_output = x.view().row_range(0..query_rows);
-            match matching {
-                Matching::Classifier => {
-                    b.pool_forward(PoolForward { x: query_output, y: acts.pooled.reborrow() })?;
-                    heads.matching.forward(b, acts.pooled.view(), acts.logits.reborrow())
-                }
-                Matching::MaxSimilarity => {
-                    let (projected, unit) = (acts.projected, acts.unit.reborrow());
-                    self.project(&heads.vision_projection, query_output, projected, unit)?;
-                    self.project_cls(parameters, x.view(), &mut acts.cls)?;
-                    b.similarity_forward(SimilarityForward {
-                        pairing: Pairing::Matched,
-                        queries: acts.unit.view(),
-                        texts: acts.cls.unit.view(),
-                        similarity: acts.similarity.reborrow(),
-                        winner: None,
-                    })
-                }
-            }
-        })?;
-        match matching {
+    /// What matching makes of the stack's output.
+    fn compare(
+        &self,
+        parameters: &Parameters<V<'_, B>>,
+        pass: &JointPass,
+        acts: &mut JointPassActs<'_, B>,
+    ) -> Result<()> {
+        let b = &self.device;
+        let heads = parameters.heads.as_ref().expect("checked by heads");
+        let output = acts.stack.output(parameters.blocks.len());
+        let query_output = output.row_range(0..pass.stream.query_rows());
+        match pass.matching {
             Matching::Classifier => {
-                let logits = b.read(acts.logits.view())?;
-                Ok(logits.as_chunks().0.iter().map(|&logits| Match::of_logits(logits)).collect())
+                b.pool_forward(PoolForward { x: query_output, y: acts.pooled.reborrow() })?;
+                heads.matching.forward(b, acts.pooled.view(), acts.logits.reborrow())
             }
             Matching::MaxSimilarity => {
-                let scores = b.read(acts.similarity.view())?;
-                Ok(scores.into_iter().map(|score| Match { score, logits: None }).collect())
+                let unit = acts.unit.reborrow();
+                acts.projection.forward(b, &heads.vision_projection, query_output, unit)?;
+                self.project_cls(parameters, output, &mut acts.cls)?;
+                b.similarity_forward(SimilarityForward {
+                    pairing: Pairing::Matched,
+                    queries: acts.unit.view(),
+                    texts: acts.cls.unit.view(),
+                    similarity: acts.similarity.reborrow(),
+                    winner: None,
+                })
             }
         }
     }

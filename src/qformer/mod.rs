@@ -5,30 +5,31 @@ mod captioner;
 mod decoder_pass;
 mod image_pass;
 mod joint_pass;
+pub(crate) mod language_head;
 mod params;
+pub(crate) mod projection;
+pub(crate) mod stack;
 mod text_pass;
 
 pub use captioner::{Caption, CaptionLoss, Captioner};
 pub use decoder_pass::Decoder;
 pub use joint_pass::{Match, Matching};
+pub use language_head::LanguageHead;
 pub use params::{Abilities, Parameters, RetrievalHeads, TextEmbeddings};
+pub use stack::Block;
 
-use crate::arena::{Arena, Cursor};
-use crate::config::{Config, QFormerConfig};
+use crate::config::Config;
 use crate::device::{Cpu, M, V};
 use crate::error::{Error, Result};
-use crate::layers::block::{Inputs, Stream};
-use crate::layers::cross_attention::ImageTokens;
-use crate::layers::self_attention::Attending;
+use crate::memory::Workspace;
+use crate::memory::{Arena, Cursor};
 use crate::ops::Backend;
 use crate::ops::attention::check_heads;
-use crate::ops::embedding::EmbeddingForward;
-use crate::ops::normalize::NormalizeForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, TensorSource, Weights, part_names, reject_surplus};
-use crate::tensor::{HostTensor, View, ViewMut};
-use crate::workspace::Workspace;
+use crate::tensor::HostTensor;
+use stack::{Image, Stack};
 use std::path::Path;
 
 /// A Q-Former with its weights on device `B`, for inference.
@@ -174,34 +175,14 @@ impl<B: Backend> QFormer<B> {
         Ok(HostTensor::new(&[count, text_count], self.device.read(acts.similarity.view())?))
     }
 
-    /// A stream in inference.
-    fn stream<'a>(
-        &self,
-        query_rows: usize,
-        attending: &'a [Attending<'a, B>],
-        image: Option<ImageTokens<'a, B>>,
-    ) -> Stream<'a, B> {
-        let QFormerConfig { hidden_size, num_attention_heads: heads, .. } = self.config.qformer;
-        let scale = 1.0 / ((hidden_size / heads) as f64).sqrt();
-        Stream { query_rows, attending, heads, scale, image, dropout: None }
-    }
-
-    /// What block `block` takes in inference.
-    fn inputs<'a>(&self, parameters: &'a Parameters<V<'a, B>>, block: usize) -> Inputs<'a, B> {
-        let cross = block / self.config.qformer.cross_attention_frequency;
-        Inputs { block, cross, image_kv: &parameters.image_kv, earlier: None }
-    }
-
-    /// y = x·Wᵀ + b, of unit length, with `projected` [rows, E] to work in.
-    fn project(
-        &self,
-        projection: &crate::layers::Linear<V<'_, B>>,
-        x: V<'_, B>,
-        mut projected: M<'_, B>,
-        y: M<'_, B>,
-    ) -> Result<()> {
-        projection.forward(&self.device, x, projected.reborrow())?;
-        self.device.normalize_forward(NormalizeForward { x: projected.view(), y })
+    /// The stack in inference, of query rows that read `image`, if there are any.
+    fn stack<'a>(
+        &'a self,
+        parameters: &'a Parameters<V<'a, B>>,
+        image: Option<Image<'a, B>>,
+    ) -> Stack<'a, B> {
+        let (blocks, image_kv) = (&parameters.blocks[..], &parameters.image_kv);
+        Stack { config: &self.config.qformer, parameters, blocks, image_kv, image, dropout: None }
     }
 
     /// Extents of `vision_output` [I, N, W].
@@ -289,27 +270,4 @@ impl Abilities {
         let heads = ["vision_projection.weight", "text_projection.weight", "itm_head.weight"];
         Self { text, retrieval: text && heads.iter().any(|name| checkpoint.contains(name)) }
     }
-}
-
-/// 0..Q again and again [1, sets·Q]: rows of a table of queries that lay them out for a batch.
-fn write_query_ids<B: Backend>(b: &B, queries: usize, ids: ViewMut<'_, B, u32>) -> Result<()> {
-    let rows: Vec<u32> = (0..ids.cols()).map(|row| (row % queries) as u32).collect();
-    b.write_indices(&rows, ids)
-}
-
-/// The learned queries, normed, for each set of `ids` [1, sets·Q], into `y` [sets·Q, D].
-fn embed_queries<B: Backend>(
-    b: &B,
-    parameters: &Parameters<V<'_, B>>,
-    ids: View<'_, B, u32>,
-    mut embedded: M<'_, B>,
-    y: M<'_, B>,
-) -> Result<()> {
-    gather(b, parameters.query_tokens, ids, embedded.reborrow())?;
-    parameters.embedding_norm.forward(b, embedded.view(), None, y)
-}
-
-/// The rows `ids` [1, rows] of `table`, into `y` [rows, D].
-fn gather<B: Backend>(b: &B, table: V<'_, B>, ids: View<'_, B, u32>, y: M<'_, B>) -> Result<()> {
-    b.embedding_forward(EmbeddingForward { ids, table, positions: None, y })
 }

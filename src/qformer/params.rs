@@ -1,7 +1,8 @@
 //! The Q-Former's parameters and what they are called.
 
+use super::stack::Block;
 use crate::config::Config;
-use crate::layers::{Block, LayerNorm, Linear};
+use crate::layers::{LayerNorm, Linear};
 use crate::params::{Spec, Tree};
 
 /// What a checkpoint's Q-Former can do besides reading images.

@@ -1,38 +1,18 @@
 //! The text pass: text alone, every token seeing its whole text. Rows of real tokens only.
 
+use super::projection::ProjectionActs;
+use super::stack::{Given, Kept, StackActs, StreamInputs, StreamPlan};
 use super::{Parameters, QFormer};
-use crate::arena::Cursor;
+use crate::config::Config;
 use crate::device::{M, V};
 use crate::error::Result;
 use crate::layers::Keep;
-use crate::layers::block::BlockActs;
-use crate::layers::self_attention::{Attending, FirstKeys};
+use crate::layers::stream::FirstKeys;
+use crate::memory::{Cursor, Pass};
 use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
 use crate::ops::embedding::EmbeddingForward;
 use crate::tensor::{HostTensor, ViewMut};
-
-/// Embeddings of text on their way into the first block.
-pub(super) struct TextEmbeddingActs<'a, B: Backend> {
-    /// [1, rows]
-    ids: ViewMut<'a, B, u32>,
-    /// [1, rows]
-    places: ViewMut<'a, B, u32>,
-    /// [rows, D]
-    embedded: M<'a, B>,
-}
-
-impl<'a, B: Backend> TextEmbeddingActs<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, rows: usize, hidden: usize) -> Self {
-        Self { ids: cursor.take(1, rows), places: cursor.take(1, rows), embedded: cursor.take(rows, hidden) }
-    }
-
-    /// The tokens of a stream, and their places in their texts.
-    pub(super) fn write(&mut self, b: &B, [tokens, places]: [&[u32]; 2]) -> Result<()> {
-        b.write_indices(tokens, self.ids.reborrow())?;
-        b.write_indices(places, self.places.reborrow())
-    }
-}
 
 /// Rows gathered out of a stream and projected to unit length.
 pub(super) struct ClsActs<'a, B: Backend> {
@@ -40,8 +20,7 @@ pub(super) struct ClsActs<'a, B: Backend> {
     ids: ViewMut<'a, B, u32>,
     /// [T, D]
     rows: M<'a, B>,
-    /// [T, E]
-    projected: M<'a, B>,
+    projection: ProjectionActs<'a, B>,
     /// [T, E], of unit length
     pub(super) unit: M<'a, B>,
 }
@@ -51,7 +30,7 @@ impl<'a, B: Backend> ClsActs<'a, B> {
         Self {
             ids: cursor.take(1, texts),
             rows: cursor.take(texts, hidden),
-            projected: cursor.take(texts, embedding),
+            projection: ProjectionActs::carve(cursor, texts, embedding, Keep::Nothing),
             unit: cursor.take(texts, embedding),
         }
     }
@@ -63,33 +42,32 @@ impl<'a, B: Backend> ClsActs<'a, B> {
     }
 }
 
+/// The text pass by all that its operations follow from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct TextPass {
+    stream: StreamPlan,
+    texts: usize,
+}
+
 /// What the text pass works in.
 struct TextPassActs<'a, B: Backend> {
-    embedding: TextEmbeddingActs<'a, B>,
-    /// Table of the texts' sequences [1, words]
-    own: ViewMut<'a, B, u32>,
-    /// Shared by all blocks.
-    block: BlockActs<'a, B>,
-    /// [rows, D]: a block's input and output, in turns
-    x: [M<'a, B>; 2],
+    stack: StackActs<'a, B>,
     cls: ClsActs<'a, B>,
 }
 
-impl<'a, B: Backend> TextPassActs<'a, B> {
-    fn carve(
-        cursor: &mut Cursor<'a, B>,
-        model: &QFormer<B>,
-        rows: usize,
-        texts: usize,
-        own: &Sequences,
-    ) -> Self {
-        let (hidden, embedding) = (model.config.qformer.hidden_size, model.config.image_text_hidden_size);
-        Self {
-            embedding: TextEmbeddingActs::carve(cursor, rows, hidden),
-            own: cursor.take(1, own.words()),
-            block: BlockActs::carve(cursor, [0, rows], &model.config.qformer, Keep::Nothing),
-            x: [cursor.take(rows, hidden), cursor.take(rows, hidden)],
-            cls: ClsActs::carve(cursor, texts, hidden, embedding),
+impl<B: Backend> Pass<B> for TextPass {
+    type Model = Config;
+    type Acts<'a> = TextPassActs<'a, B>;
+
+    fn items(&self) -> (usize, &'static str) {
+        (self.texts, "texts")
+    }
+
+    fn carve<'a>(&self, config: &Config, cursor: &mut Cursor<'a, B>) -> TextPassActs<'a, B> {
+        let (hidden, embedding) = (config.qformer.hidden_size, config.image_text_hidden_size);
+        TextPassActs {
+            stack: StackActs::carve(cursor, &self.stream, &config.qformer, Kept::Output),
+            cls: ClsActs::carve(cursor, self.texts, hidden, embedding),
         }
     }
 }
@@ -118,56 +96,36 @@ impl<B: Backend> QFormer<B> {
         Ok(HostTensor::new(&[texts.len(), self.config.image_text_hidden_size], features))
     }
 
-    /// Replayed for as many texts, of as many rows and as long a text, where rows and length are rounded up.
     fn text_pass(&self, texts: &[Vec<u32>], features: &mut Vec<f32>) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
         let FilledText { tokens, places, longest } = FilledText::of::<B>(texts);
-        let rows = tokens.len();
         let spans = text_spans(texts, 0);
         let sequence = |&span: &Span| Sequence { queries: [Span::EMPTY, span], keys: [Span::EMPTY, span] };
         let own = Sequences::new(spans.iter().map(sequence).collect());
         let sizes = SequenceSizes { keys: longest, queries: longest, ..own.sizes() };
         let own = own.within(sizes);
-        let mut lease = self.workspace.lease(b, (texts.len(), "texts"), |c| {
-            TextPassActs::carve(c, self, rows, texts.len(), &own);
-        })?;
-        let (mut cursor, replay) = lease.replayed("text pass", vec![texts.len(), rows, longest]);
-        let mut acts = TextPassActs::carve(&mut cursor, self, rows, texts.len(), &own);
-        acts.embedding.write(b, [&tokens, &places])?;
-        acts.cls.write(b, &spans)?;
-        let sequences = own.place(b, acts.own)?;
-        b.replay(replay, || {
-            let [mut x, mut y] = acts.x;
-            self.embed_written(&parameters, &mut acts.embedding, x.reborrow())?;
-            let attending = [Attending { sequences, mask: Mask::None, first_keys: FirstKeys::Own }];
-            let stream = self.stream(0, &attending, None);
-            for (index, block) in parameters.blocks.iter().enumerate() {
-                let inputs = self.inputs(&parameters, index);
-                block.forward(b, x.view(), &stream, &inputs, &mut acts.block, y.reborrow())?;
-                std::mem::swap(&mut x, &mut y);
-            }
-            self.project_cls(&parameters, x.view(), &mut acts.cls)
-        })?;
-        features.extend(b.read(acts.cls.unit.view())?);
+        let stream = StreamPlan::of_text(tokens.len(), (sizes, Mask::None, FirstKeys::Own));
+        let blocks = parameters.blocks.len();
+        // SAFETY: beside its own memory the pass reads the model's weights.
+        let read = unsafe {
+            self.workspace.run(
+                b,
+                &self.config,
+                TextPass { stream, texts: texts.len() },
+                |acts| {
+                    acts.cls.write(b, &spans)?;
+                    acts.stack.write(b, &StreamInputs::of_text(&tokens, &places, &own))
+                },
+                |pass, acts| {
+                    let stack = self.stack(&parameters, None);
+                    stack.forward(b, &pass.stream, &mut acts.stack, Given::nothing())?;
+                    self.project_cls(&parameters, acts.stack.output(blocks), &mut acts.cls)
+                },
+                |acts| b.read(acts.cls.unit.view()),
+            )
+        };
+        features.extend(read?);
         Ok(())
-    }
-
-    /// Embeds the tokens that were written to `acts`, into `y` [rows, D].
-    pub(super) fn embed_written(
-        &self,
-        parameters: &Parameters<V<'_, B>>,
-        acts: &mut TextEmbeddingActs<'_, B>,
-        y: M<'_, B>,
-    ) -> Result<()> {
-        let TextEmbeddingActs { ids, places, embedded } = acts;
-        let embeddings = parameters.text_embeddings.as_ref().expect("checked by check_texts");
-        self.device.embedding_forward(EmbeddingForward {
-            ids: ids.view(),
-            table: embeddings.words,
-            positions: Some((places.view(), embeddings.positions)),
-            y: embedded.reborrow(),
-        })?;
-        parameters.embedding_norm.forward(&self.device, embedded.view(), None, y)
     }
 
     /// Features of those rows of `x` [rows, D] that were written to `acts`, into `acts.unit`.
@@ -184,12 +142,8 @@ impl<B: Backend> QFormer<B> {
             positions: None,
             y: acts.rows.reborrow(),
         })?;
-        self.project(
-            &heads.text_projection,
-            acts.rows.view(),
-            acts.projected.reborrow(),
-            acts.unit.reborrow(),
-        )
+        let (rows, unit) = (acts.rows.view(), acts.unit.reborrow());
+        acts.projection.forward(&self.device, &heads.text_projection, rows, unit)
     }
 }
 

@@ -4,18 +4,17 @@ use super::captioning::CaptioningActs;
 use super::contrastive::{ContrastiveActs, FeatureActs};
 use super::matching::{MatchingActs, Told};
 use super::picked::PickedActs;
-use super::plan::{ImageRows, Plan, filled_up};
+use super::plan::{ImageRows, filled_up};
 use super::second::Second;
-use super::trunk::{Seen, TrunkActs};
 use super::{Recompute, Stage1Options};
-use crate::arena::Cursor;
 use crate::config::Config;
 use crate::device::{M, SM, V};
 use crate::error::Result;
-use crate::layers::block::BlockScratch;
 use crate::layers::linear::Linear;
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::pairs::{PADDING, Texts};
+use crate::qformer::stack::{BlockScratch, Seen, StackActs, StreamPlan};
 use crate::tensor::{View, ViewMut};
 
 /// Constants, and what the random numbers of a step are drawn from.
@@ -190,7 +189,7 @@ pub(super) struct FirstPhaseActs<'a, B: Backend> {
     pub(super) features: M<'a, B>,
     /// [b·N, layers·2·D]
     pub(super) keys_values: M<'a, B>,
-    pub(super) trunk: TrunkActs<'a, B>,
+    pub(super) stack: StackActs<'a, B>,
     pub(super) contrastive: FeatureActs<'a, B>,
     /// [b·N, layers·2·D]
     pub(super) dkeys_values: M<'a, B>,
@@ -205,7 +204,7 @@ impl<'a, B: Backend> FirstPhaseActs<'a, B> {
     pub(super) fn carve(
         cursor: &mut Cursor<'a, B>,
         b: &B,
-        plan: &Plan,
+        plan: &StreamPlan,
         image: ImageRows,
         config: &Config,
         recompute: Recompute,
@@ -217,7 +216,7 @@ impl<'a, B: Backend> FirstPhaseActs<'a, B> {
             vision_output: cursor.take(tokens, width),
             features: cursor.take(tokens, width),
             keys_values: cursor.take(tokens, out),
-            trunk: TrunkActs::carve(cursor, plan, &config.qformer, recompute, Seen::ByLater),
+            stack: StackActs::carve(cursor, plan, &config.qformer, recompute.kept(Seen::ByLater)),
             contrastive: FeatureActs::carve(cursor, plan, config),
             dkeys_values: cursor.take(tokens, out),
             dqkv: (0..config.qformer.num_hidden_layers).map(|_| cursor.take(rows, 3 * hidden)).collect(),
@@ -229,7 +228,7 @@ impl<'a, B: Backend> FirstPhaseActs<'a, B> {
 
 /// What a pass of the second phase works in.
 pub(super) struct SecondPhaseActs<'a, B: Backend> {
-    pub(super) trunk: TrunkActs<'a, B>,
+    pub(super) stack: StackActs<'a, B>,
     /// What the heads read of the text's rows.
     pub(super) picked: PickedActs<'a, B>,
     pub(super) matching: MatchingActs<'a, B>,
@@ -252,7 +251,7 @@ impl<'a, B: Backend> SecondPhaseActs<'a, B> {
         let plan = &second.plan;
         let (hidden, rows) = (config.qformer.hidden_size, plan.rows());
         Self {
-            trunk: TrunkActs::carve(cursor, plan, &config.qformer, options.recompute, Seen::ByNone),
+            stack: StackActs::carve(cursor, plan, &config.qformer, options.recompute.kept(Seen::ByNone)),
             picked: PickedActs::carve(cursor, second.picked, plan.text_rows, hidden),
             matching: MatchingActs::carve(cursor, plan, options.matching, config),
             captioning: CaptioningActs::carve(cursor, second.predicting, &config.qformer),

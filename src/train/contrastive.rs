@@ -4,13 +4,13 @@
 //! and of its way back the first phases need no more than the gradients of their own features.
 
 use super::picked::PickedActs;
-use super::plan::{Alone, Plan};
-use super::projected::ProjectedActs;
+use super::plan::Alone;
 use super::second::Listed;
-use crate::arena::Cursor;
 use crate::config::Config;
 use crate::device::{M, S, SM, V};
 use crate::error::Result;
+use crate::layers::Keep;
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::contrastive::{
     ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, Negatives,
@@ -18,25 +18,27 @@ use crate::ops::contrastive::{
 };
 use crate::ops::pairs::{ListedPairs, PAIRS_OF_IMAGE, PairsList};
 use crate::qformer::RetrievalHeads;
+use crate::qformer::projection::ProjectionActs;
+use crate::qformer::stack::StreamPlan;
 use crate::tensor::ViewMut;
 use std::ops::Range;
 
 /// What the features of a micro-batch of b images are made in.
 pub(super) struct FeatureActs<'a, B: Backend> {
     /// Of the queries [b·Q, E]
-    queries: ProjectedActs<'a, B>,
+    queries: ProjectionActs<'a, B>,
     /// Of the texts [b, E]
-    texts: ProjectedActs<'a, B>,
+    texts: ProjectionActs<'a, B>,
     /// The texts' first rows [b, D]
     cls: PickedActs<'a, B>,
 }
 
 impl<'a, B: Backend> FeatureActs<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, plan: &Plan, config: &Config) -> Self {
+    pub(super) fn carve(cursor: &mut Cursor<'a, B>, plan: &StreamPlan, config: &Config) -> Self {
         let (hidden, width) = (config.qformer.hidden_size, config.image_text_hidden_size);
         Self {
-            queries: ProjectedActs::carve(cursor, plan.query_rows(), width),
-            texts: ProjectedActs::carve(cursor, plan.sets, width),
+            queries: ProjectionActs::carve(cursor, plan.query_rows(), width, Keep::ForBackward),
+            texts: ProjectionActs::carve(cursor, plan.sets, width, Keep::ForBackward),
             cls: PickedActs::carve(cursor, plan.sets, plan.text_rows, hidden),
         }
     }
@@ -149,7 +151,7 @@ impl<B: Backend> Contrastive<'_, B> {
     pub(super) fn features(
         &self,
         b: &B,
-        plan: &Plan,
+        plan: &StreamPlan,
         images: Range<usize>,
         output: V<'_, B>,
         acts: &mut FeatureActs<'_, B>,
@@ -235,7 +237,7 @@ impl<B: Backend> Contrastive<'_, B> {
     pub(super) fn features_backward(
         &self,
         b: &B,
-        plan: &Plan,
+        plan: &StreamPlan,
         images: Range<usize>,
         output: V<'_, B>,
         acts: &mut FeatureActs<'_, B>,
@@ -257,7 +259,7 @@ impl<B: Backend> Contrastive<'_, B> {
 }
 
 /// Rows of the queries of a micro-batch among those of all.
-fn query_rows(images: &Range<usize>, plan: &Plan) -> Range<usize> {
+fn query_rows(images: &Range<usize>, plan: &StreamPlan) -> Range<usize> {
     let queries = plan.query_rows() / images.len();
     images.start * queries..images.end * queries
 }

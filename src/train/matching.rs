@@ -1,16 +1,17 @@
 //! ITM: whether a pair's text belongs to its image, in either form of [`Matching`].
 
 use super::parameters::SimilarityLogit;
-use super::plan::Plan;
-use super::projected::ProjectedActs;
-use crate::arena::Cursor;
 use crate::config::Config;
 use crate::device::{M, S, SM, V, Write};
 use crate::error::Result;
+use crate::layers::Keep;
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::matching::{MatchingBackward, MatchingForm, MatchingForward, MatchingGradient};
 use crate::ops::pool::{PoolBackward, PoolForward};
 use crate::ops::similarity::{Pairing, SimilarityBackward, SimilarityForward};
+use crate::qformer::projection::ProjectionActs;
+use crate::qformer::stack::StreamPlan;
 use crate::qformer::{Matching, RetrievalHeads};
 use crate::tensor::{View, ViewMut};
 
@@ -41,8 +42,8 @@ struct ClassifierActs<'a, B: Backend> {
 
 /// What the largest similarity works in.
 struct SimilarityActs<'a, B: Backend> {
-    projected_queries: ProjectedActs<'a, B>,
-    projected_texts: ProjectedActs<'a, B>,
+    projected_queries: ProjectionActs<'a, B>,
+    projected_texts: ProjectionActs<'a, B>,
     /// [P·Q, E], of unit length
     queries: M<'a, B>,
     /// [P, E], of unit length
@@ -62,7 +63,7 @@ struct SimilarityActs<'a, B: Backend> {
 impl<'a, B: Backend> MatchingActs<'a, B> {
     pub(super) fn carve(
         cursor: &mut Cursor<'a, B>,
-        plan: &Plan,
+        plan: &StreamPlan,
         matching: Matching,
         config: &Config,
     ) -> Self {
@@ -78,8 +79,8 @@ impl<'a, B: Backend> MatchingActs<'a, B> {
                     dpooled: cursor.take(pairs, hidden),
                 }),
                 Matching::MaxSimilarity => FormActs::MaxSimilarity(Box::new(SimilarityActs {
-                    projected_queries: ProjectedActs::carve(cursor, rows, width),
-                    projected_texts: ProjectedActs::carve(cursor, pairs, width),
+                    projected_queries: ProjectionActs::carve(cursor, rows, width, Keep::ForBackward),
+                    projected_texts: ProjectionActs::carve(cursor, pairs, width, Keep::ForBackward),
                     queries: cursor.take(rows, width),
                     texts: cursor.take(pairs, width),
                     similarity: cursor.take(pairs, 1),

@@ -6,9 +6,9 @@ use super::plan::{Alone, ImageRows};
 use super::second::{PairTokens, Second, most_pairs};
 use super::weights::VectorBytes;
 use super::{Stage1Options, Stage1Parameters};
-use crate::arena::Arena;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::memory::Arena;
 use crate::ops::Backend;
 
 /// Most images of a micro-batch, and tokens of an image: enough for any machine, and few enough that

@@ -46,14 +46,12 @@ mod pass;
 mod picked;
 mod place;
 mod plan;
-mod projected;
 mod run;
 mod schedule;
 mod second;
 mod settings;
 mod step;
 mod trainer;
-mod trunk;
 mod weights;
 
 pub use batch::Batch;

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ops::contrastive::{ContrastiveGradient, MAX_QUERIES};
 use crate::qformer::Matching;
+use crate::qformer::stack::{Kept, Seen};
 use serde::{Deserialize, Serialize};
 
 /// How stage 1 is trained.
@@ -48,6 +49,16 @@ pub enum Recompute {
     None,
     /// What is within the blocks: of each its input is kept.
     Blocks,
+}
+
+impl Recompute {
+    /// What stays of a stream that is or is not seen by a later one.
+    pub(super) fn kept(self, seen: Seen) -> Kept {
+        match self {
+            Self::None => Kept::Everything,
+            Self::Blocks => Kept::Inputs(seen),
+        }
+    }
 }
 
 /// A part of a step.

@@ -7,7 +7,6 @@ use super::contrastive::Contrastive;
 use super::matching::{MatchingGradients, MatchingHead};
 use super::place::{Done, First, Place};
 use super::second::Second;
-use super::trunk::{Qkv, Trunk, TrunkGradients};
 use super::{Hardness, Losses, Stage1Options, Stage1Parameters, StepPart};
 use crate::config::Config;
 use crate::device::{M, S, SM, V, Write};
@@ -21,6 +20,7 @@ use crate::ops::gemm::GemmBackward;
 use crate::ops::layer_norm::LayerNormForward;
 use crate::ops::pairs::PairsStream;
 use crate::qformer::RetrievalHeads;
+use crate::qformer::stack::{Given, Image, Qkv, Stack, StackGradients};
 
 /// The site of the negatives' draw, which dropout does not use.
 const NEGATIVES_SITE: u32 = u32::MAX;
@@ -66,21 +66,26 @@ impl<B: Backend> Pass<'_, B> {
     }
 
     /// `number` is of this pass alone, but for its repetition.
-    fn trunk<'s>(
+    fn stack<'s>(
         &'s self,
         number: usize,
         projections: &'s Linear<V<'s, B>>,
         keys_values: V<'s, B>,
-    ) -> Trunk<'s, B> {
+    ) -> Stack<'s, B> {
         let (p, key) = (self.options.dropout, self.constants.key.view());
         let pass = u32::try_from(number).expect("a step has few passes");
-        Trunk {
+        Stack {
             config: &self.config.qformer,
             parameters: &self.parameters.qformer,
+            blocks: &self.parameters.qformer.blocks,
             image_kv: projections,
-            keys_values,
-            dropout: PassDropout { probabilities: p, hidden: p, pass, key },
+            image: Some(Image::KeysValues(keys_values)),
+            dropout: Some(PassDropout { probabilities: p, hidden: p, pass, key }),
         }
+    }
+
+    fn blocks(&self) -> usize {
+        self.parameters.qformer.blocks.len()
     }
 
     /// The number of a pass of the second phase: after those of all first phases.
@@ -107,7 +112,7 @@ impl<B: Backend> Pass<'_, B> {
     pub(super) fn write_first(&self, first: First<'_>, acts: &mut FirstPhaseActs<'_, B>) -> Result<()> {
         let b = self.b;
         b.write(&first.batch.vision_output.values, 0, acts.vision_output.reborrow())?;
-        acts.trunk.write(b, first.alone, self.config.num_query_tokens)?;
+        acts.stack.write(b, &first.alone.inputs(self.config.num_query_tokens))?;
         acts.contrastive.write(b, first.alone)
     }
 
@@ -120,18 +125,18 @@ impl<B: Backend> Pass<'_, B> {
         acts: &mut SecondPhaseActs<'_, B>,
     ) -> Result<()> {
         let WholeActs { contrastive, texts, findings, .. } = whole;
-        let SecondPhaseActs { trunk, picked, matching, captioning, .. } = acts;
-        let [matched, generated] = &mut trunk.attending[..] else { unreachable!("pairs and captions") };
+        let SecondPhaseActs { stack, picked, matching, captioning, .. } = acts;
+        let [matched, generated] = &mut stack.attending[..] else { unreachable!("pairs and captions") };
         self.b.pairs_stream(PairsStream {
             listed: contrastive.listed(second.pairs.clone()),
             texts: texts.view(),
             sizes: second.stream.clone(),
-            query_ids: trunk.query_ids.reborrow(),
-            tokens: trunk.tokens.reborrow(),
-            positions: trunk.positions.reborrow(),
+            query_ids: stack.query_ids.reborrow(),
+            tokens: stack.tokens.reborrow(),
+            positions: stack.positions.reborrow(),
             matched: matched.reborrow(),
             generated: generated.reborrow(),
-            cross: trunk.cross.reborrow(),
+            cross: stack.cross.as_mut().expect("pairs have queries").reborrow(),
             picked: picked.ids.reborrow(),
             places: picked.from.reborrow(),
             predicted: captioning.labels.reborrow(),
@@ -161,9 +166,9 @@ impl<B: Backend> Pass<'_, B> {
         })?;
         let projections = whole.fold.projections();
         projections.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-        let trunk = self.trunk(first.index, &projections, acts.keys_values.view());
-        trunk.forward(b, first.plan(), &mut acts.trunk, None)?;
-        let (images, output) = (self.whole.images_of(first.index), acts.trunk.output());
+        let stack = self.stack(first.index, &projections, acts.keys_values.view());
+        stack.forward(b, first.plan(), &mut acts.stack, Given::nothing())?;
+        let (images, output) = (self.whole.images_of(first.index), acts.stack.output(self.blocks()));
         let (features, all) = (&mut acts.contrastive, &mut whole.contrastive);
         self.contrastive().features(b, first.plan(), images, output, features, all)?;
         done(StepPart::FirstForward)
@@ -216,9 +221,10 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<()> {
         let b = self.b;
         let projections = whole.fold.projections();
-        let trunk = self.trunk(self.number(place), &projections, first.keys_values.view());
-        trunk.forward(b, &second.plan, &mut acts.trunk, Some(&first.trunk))?;
-        let output = acts.trunk.output();
+        let stack = self.stack(self.number(place), &projections, first.keys_values.view());
+        let given = Given { earlier: Some(first.stack.qkv(self.blocks())), ..Given::nothing() };
+        stack.forward(b, &second.plan, &mut acts.stack, given)?;
+        let output = acts.stack.output(self.blocks());
         acts.picked.take(b, output)?;
         let [queries, hidden, cls] = read_by_heads(second, output, &acts.picked.rows);
         let (findings, matching) = (&mut whole.findings, &mut acts.matching);
@@ -243,7 +249,8 @@ impl<B: Backend> Pass<'_, B> {
         let [_, of_matching, of_captioning] = self.options.weights;
         let [dy, dx] = &mut acts.d;
         let (dqueries, dtext) = dy.reborrow().split_rows(plan.query_rows());
-        let [queries, hidden, cls] = read_by_heads(second, acts.trunk.output(), &acts.picked.rows);
+        let [queries, hidden, cls] =
+            read_by_heads(second, acts.stack.output(self.blocks()), &acts.picked.rows);
         let (dhidden, drest) = acts.picked.drows.reborrow().split_rows(second.predicting);
         let matching = MatchingGradients {
             heads: gradients.qformer.heads.as_mut().expect("stage 1 has heads"),
@@ -282,8 +289,8 @@ impl<B: Backend> Pass<'_, B> {
             }
         }
         let projections = whole.fold.projections();
-        let trunk = self.trunk(self.number(place), &projections, first.keys_values.view());
-        let to = TrunkGradients {
+        let stack = self.stack(self.number(place), &projections, first.keys_values.view());
+        let to = StackGradients {
             // Of several passes none names every image, and what is not named is not written.
             keys_values: (
                 if place.passes > 1 { Write::Add } else { Write::Replace },
@@ -293,8 +300,8 @@ impl<B: Backend> Pass<'_, B> {
             earlier: Some(first.dqkv.iter_mut().map(M::<B>::reborrow).collect()),
         };
         let d = [dy.reborrow(), dx.reborrow()];
-        let (earlier, gradients) = (Some(&first.trunk), &mut gradients.qformer);
-        trunk.backward(b, plan, &mut acts.trunk, earlier, gradients, to, d, &mut acts.scratch)
+        let (earlier, gradients) = (first.stack.qkv(self.blocks()), &mut gradients.qformer);
+        stack.backward(b, plan, &mut acts.stack, Some(&earlier), gradients, to, d, &mut acts.scratch)
     }
 
     /// The way back through a first phase, and, after that of the first micro-batch, which comes last, through the
@@ -313,21 +320,21 @@ impl<B: Backend> Pass<'_, B> {
             b,
             plan,
             self.whole.images_of(first.index),
-            acts.trunk.output(),
+            acts.stack.output(self.blocks()),
             &mut acts.contrastive,
             &whole.contrastive,
             gradients.qformer.heads.as_mut().expect("stage 1 has heads"),
             dy.reborrow(),
         )?;
         let projections = Linear { weight: whole.fold.weight.view(), bias: whole.fold.bias.view() };
-        let trunk = self.trunk(first.index, &projections, acts.keys_values.view());
-        let to = TrunkGradients {
+        let stack = self.stack(first.index, &projections, acts.keys_values.view());
+        let to = StackGradients {
             keys_values: (Write::Add, acts.dkeys_values.reborrow()),
             qkv: Qkv::Each(acts.dqkv.iter_mut().map(M::<B>::reborrow).collect()),
             earlier: None,
         };
         let d = [dy.reborrow(), dx.reborrow()];
-        trunk.backward(b, plan, &mut acts.trunk, None, &mut gradients.qformer, to, d, &mut acts.scratch)?;
+        stack.backward(b, plan, &mut acts.stack, None, &mut gradients.qformer, to, d, &mut acts.scratch)?;
         b.gemm_backward(GemmBackward {
             x: acts.features.view(),
             weight: projections.weight,

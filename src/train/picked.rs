@@ -1,8 +1,8 @@
 //! Some rows of a stream's text, taken out for a head, and their gradients put back.
 
-use crate::arena::Cursor;
 use crate::device::{M, V};
 use crate::error::Result;
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::embedding::EmbeddingForward;
 use crate::tensor::ViewMut;

@@ -1,13 +1,14 @@
 //! Which part of a step a pass is.
 
 use super::acts::FirstPhaseActs;
-use super::plan::{Alone, Plan};
+use super::plan::Alone;
 use super::{Batch, Recompute, StepPart};
-use crate::arena::Cursor;
 use crate::config::Config;
 use crate::device::Write;
 use crate::error::Result;
+use crate::memory::Cursor;
 use crate::ops::Backend;
+use crate::qformer::stack::StreamPlan;
 
 /// A micro-batch in its first phase.
 #[derive(Clone, Copy)]
@@ -19,7 +20,7 @@ pub(super) struct First<'a> {
 }
 
 impl First<'_> {
-    pub(super) fn plan(&self) -> &Plan {
+    pub(super) fn plan(&self) -> &StreamPlan {
         &self.alone.plan
     }
 

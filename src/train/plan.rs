@@ -1,27 +1,10 @@
 //! Which rows the two streams of a step have, and which of them attend to one another.
 
 use crate::device::Device;
-use crate::layers::self_attention::FirstKeys;
+use crate::layers::stream::FirstKeys;
 use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
 use crate::ops::pairs::{FILLER, PADDING, PAIRS_OF_IMAGE};
-
-/// Sizes of a stream: query rows, a set for each image or pair, then text rows.
-///
-/// The rows of text are filled up with texts of padding to a number that comes again, where the device replays
-/// steps ([`Device::row_unit`]). Filler is computed like any text, but no head reads it: its gradients are zeros, and
-/// so are their products with all that is finite, which is what they add to the gradients of parameters. Of padding
-/// as a word nothing is learnt, and what is added for its place is zero as well.
-pub(super) struct Plan {
-    /// Query sets.
-    pub(super) sets: usize,
-    /// Q
-    queries: usize,
-    pub(super) text_rows: usize,
-    /// Self-attention.
-    pub(super) attending: Vec<(SequenceSizes, Mask, FirstKeys)>,
-    /// Query sets over the rows of their images.
-    pub(super) cross: SequenceSizes,
-}
+use crate::qformer::stack::{StreamInputs, StreamPlan};
 
 /// Rows of an image in the streams.
 #[derive(Clone, Copy)]
@@ -32,55 +15,35 @@ pub(super) struct ImageRows {
     pub(super) tokens: usize,
 }
 
-/// `rows` of text with filler.
+/// `rows` of text, filled up with texts of padding to a number that comes again, where the device replays
+/// steps ([`Device::row_unit`]). Filler is computed like any text, but no head reads it: its gradients are zeros, and
+/// so are their products with all that is finite, which is what they add to the gradients of parameters. Of padding
+/// as a word nothing is learnt, and what is added for its place is zero as well.
 pub(super) fn filled_up<D: Device>(rows: usize) -> usize {
     rows.next_multiple_of(D::row_unit(rows))
 }
 
-impl Plan {
-    /// All numbers that operations on the stream follow from: the query sets, the rows of text, and those of the
-    /// sequences.
-    pub(super) fn sizes(&self) -> Vec<usize> {
-        let tables = self.attending.iter().map(|(sizes, ..)| sizes).chain([&self.cross]);
-        let tables = tables.flat_map(|&SequenceSizes { groups, sequences, keys, queries }| {
-            [groups, sequences, keys, queries]
-        });
-        [self.sets, self.text_rows].into_iter().chain(tables).collect()
-    }
-
-    pub(super) fn query_rows(&self) -> usize {
-        self.sets * self.queries
-    }
-
-    pub(super) fn rows(&self) -> usize {
-        self.query_rows() + self.text_rows
-    }
-
-    /// The second phase: pairs, queries and text seeing one another, and captions to be generated, which see the
-    /// first phase's queries of their image.
-    pub(super) fn together<D: Device>(content: &Content, rows: ImageRows) -> Self {
-        let &Content { pairs, images, captions, tokens: [least, most], longest } = content;
-        let text_rows = filled_up::<D>(most);
-        let (texts, longest) = (pairs + (text_rows - least).div_ceil(FILLER), filled_up::<D>(longest));
-        let both = rows.queries + longest;
-        let matched = SequenceSizes { groups: texts, sequences: texts, keys: both, queries: both };
-        let generated = SequenceSizes { groups: captions, sequences: captions, keys: both, queries: longest };
-        Self {
-            sets: pairs,
-            queries: rows.queries,
-            text_rows,
-            attending: vec![
-                (matched, Mask::None, FirstKeys::Own),
-                (generated, Mask::Causal, FirstKeys::Earlier),
-            ],
-            cross: SequenceSizes {
-                groups: images,
-                sequences: pairs,
-                keys: rows.tokens,
-                // An image may be in more pairs than this, which its block then takes in turn.
-                queries: PAIRS_OF_IMAGE.next_power_of_two() * rows.queries,
-            },
-        }
+/// The second phase: pairs, queries and text seeing one another, and captions to be generated, which see the
+/// first phase's queries of their image.
+pub(super) fn together<D: Device>(content: &Content, rows: ImageRows) -> StreamPlan {
+    let &Content { pairs, images, captions, tokens: [least, most], longest } = content;
+    let text_rows = filled_up::<D>(most);
+    let (texts, longest) = (pairs + (text_rows - least).div_ceil(FILLER), filled_up::<D>(longest));
+    let both = rows.queries + longest;
+    let matched = SequenceSizes { groups: texts, sequences: texts, keys: both, queries: both };
+    let generated = SequenceSizes { groups: captions, sequences: captions, keys: both, queries: longest };
+    StreamPlan {
+        sets: pairs,
+        queries: rows.queries,
+        text_rows,
+        attending: vec![(matched, Mask::None, FirstKeys::Own), (generated, Mask::Causal, FirstKeys::Earlier)],
+        cross: Some(SequenceSizes {
+            groups: images,
+            sequences: pairs,
+            keys: rows.tokens,
+            // An image may be in more pairs than this, which its block then takes in turn.
+            queries: PAIRS_OF_IMAGE.next_power_of_two() * rows.queries,
+        }),
     }
 }
 
@@ -98,7 +61,7 @@ pub(super) struct Content {
 
 /// The first phase's stream: every image's queries and every text, each alone.
 pub(super) struct Alone {
-    pub(super) plan: Plan,
+    pub(super) plan: StreamPlan,
     /// [text rows]
     pub(super) tokens: Vec<u32>,
     /// [text rows]: places within their texts
@@ -110,6 +73,12 @@ pub(super) struct Alone {
 }
 
 impl Alone {
+    /// What is written of it, where an image has so many `queries`.
+    pub(super) fn inputs(&self, queries: usize) -> StreamInputs<'_> {
+        let Self { tokens, positions, own, cross, .. } = self;
+        StreamInputs { queries, tokens, positions, attending: own, cross: Some(cross) }
+    }
+
     pub(super) fn of<D: Device>(texts: &[Vec<u32>], rows: ImageRows) -> Self {
         let (images, ImageRows { queries, tokens: image_tokens }) = (texts.len(), rows);
         let set = |image: usize| [Span::new(image * queries, queries), Span::EMPTY];
@@ -144,12 +113,12 @@ impl Alone {
             keys: [Span::new(image * image_tokens, image_tokens), Span::EMPTY],
         };
         let cross = Sequences::new((0..images).map(image).collect());
-        let plan = Plan {
+        let plan = StreamPlan {
             sets: images,
             queries,
             text_rows,
             attending: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
-            cross: cross.sizes(),
+            cross: Some(cross.sizes()),
         };
         Self { plan, tokens, positions, own, cross, cls }
     }
@@ -168,7 +137,7 @@ mod tests {
 
     #[test]
     fn batches_of_about_as_much_text_have_the_same_sizes() {
-        let alone = |lengths| Alone::of::<Cuda>(&texts(lengths), ROWS).plan.sizes();
+        let alone = |lengths| Alone::of::<Cuda>(&texts(lengths), ROWS).plan;
         assert_eq!(alone([9, 9, 9]), alone([20, 2, 10]));
         assert_ne!(alone([9, 9, 9]), alone([20, 3, 10]));
     }
@@ -189,7 +158,7 @@ mod tests {
     fn nothing_is_filled_up_where_nothing_is_replayed() {
         assert_eq!(Alone::of::<Cpu>(&texts([9, 9, 9]), ROWS).plan.text_rows, 27);
         let content = Content { pairs: 3, images: 3, captions: 3, tokens: [54, 54], longest: 9 };
-        let plan = Plan::together::<Cpu>(&content, ROWS);
+        let plan = together::<Cpu>(&content, ROWS);
         assert_eq!((plan.text_rows, plan.attending[0].0.sequences), (54, 3));
     }
 }

@@ -2,10 +2,11 @@
 
 use super::Stage1Options;
 use super::batch::Whole;
-use super::plan::{Content, ImageRows, Plan, filled_up};
+use super::plan::{Content, ImageRows, filled_up, together};
 use crate::device::Device;
 use crate::ops::pairs::{PAIRS_OF_IMAGE, StreamSizes};
 use crate::qformer::Matching;
+use crate::qformer::stack::StreamPlan;
 use std::ops::Range;
 
 /// Most pairs of a pass over micro-batches of up to so many images: those that there are on average, as far as the
@@ -14,9 +15,10 @@ pub(super) fn most_pairs<D: Device>(images: usize) -> usize {
     (PAIRS_OF_IMAGE * images).min(D::PAIRS_PER_PASS)
 }
 
-/// A pass of the second phase.
+/// A pass of the second phase, by all that its operations follow from.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Second {
-    pub(super) plan: Plan,
+    pub(super) plan: StreamPlan,
     /// Which ones of the list.
     pub(super) pairs: Range<usize>,
     pub(super) stream: StreamSizes,
@@ -52,7 +54,7 @@ impl Second {
         let predicting = filled_up::<D>(of_captions) - captions;
         let cls = if options.matching == Matching::MaxSimilarity { pairs.len() } else { 0 };
         Self {
-            plan: Plan::together::<D>(&content, rows),
+            plan: together::<D>(&content, rows),
             pairs,
             stream: StreamSizes {
                 queries: rows.queries,
@@ -87,14 +89,6 @@ impl Second {
         let most = room.map_or(2 * own + of_negatives, |room| room - own);
         let tokens = PairTokens { of_pairs: [own, most], of_captions: own, longest };
         Some(Self::new::<D>(0..pairs, 0..images, images, tokens, rows, options))
-    }
-
-    /// All numbers that its operations follow from.
-    pub(super) fn sizes(&self) -> Vec<usize> {
-        let mut sizes = self.plan.sizes();
-        let (images, captions) = (&self.stream.images, self.stream.captions);
-        sizes.extend([self.pairs.start, images.start, captions, self.predicting, self.picked]);
-        sizes
     }
 
     /// Most passes of a step of so many images in so many micro-batches: those that were enough if all were full, and

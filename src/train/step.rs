@@ -9,16 +9,16 @@ use super::plan::{Alone, filled_up};
 use super::second::{Second, most_pairs};
 use super::weights::{self, Training};
 use super::{Batch, Losses, Stage1Options, Stage1Parameters, StepPart, TrainedWeights};
-use crate::arena::Arena;
 use crate::config::Config;
 use crate::device::Write;
 use crate::error::Result;
+use crate::memory::Arena;
+use crate::memory::{Address, Recorded, Workspace};
 use crate::ops::Backend;
 use crate::ops::adamw::AdamW;
 use crate::ops::attention::check_heads;
 use crate::params::TensorSource;
-use crate::replays::Replays;
-use crate::workspace::Workspace;
+use crate::qformer::stack::StreamPlan;
 
 /// A Q-Former in training.
 pub struct Stage1<B: Backend> {
@@ -27,9 +27,7 @@ pub struct Stage1<B: Backend> {
     options: Stage1Options,
     weights: TrainedWeights<B, Stage1Parameters<weights::Place>>,
     /// Of steps, whole or in parts.
-    replays: Replays<B>,
-    /// Of the optimiser's step with these constants.
-    update: Option<(AdamW, B::Replay)>,
+    recorded: Recorded<B>,
     /// What is the same in every step.
     constants: Arena<B>,
     whole: Workspace<B>,
@@ -61,8 +59,7 @@ impl<B: Backend> Stage1<B> {
             config,
             options,
             weights,
-            replays: Replays::default(),
-            update: None,
+            recorded: Recorded::default(),
             constants,
             whole,
             first_phase,
@@ -148,11 +145,11 @@ impl<B: Backend> Stage1<B> {
 
     fn run(&mut self, batches: &[Batch], step: usize, mut observer: Option<Done<'_>>) -> Result<Losses> {
         let whole = Whole::of(batches)?;
-        let recorded = observer.is_none();
+        let is_recorded = observer.is_none();
         let mut done = |part| observer.as_mut().map_or(Ok(()), |done| done(part));
         let mut room = None;
         loop {
-            match self.try_step(&whole, batches, step, (recorded, &mut done), room)? {
+            match self.try_step(&whole, batches, step, (is_recorded, &mut done), room)? {
                 Found::Losses(losses) => return Ok(losses),
                 Found::Needs(rows) => {
                     assert_eq!(room, None, "the same step needs {rows} rows, then more");
@@ -168,11 +165,11 @@ impl<B: Backend> Stage1<B> {
         whole: &Whole<'_>,
         batches: &[Batch],
         step: usize,
-        (recorded, done): (bool, Done<'_>),
+        (is_recorded, done): (bool, Done<'_>),
         room: Option<usize>,
     ) -> Result<Found> {
         self.weights.clear_gradients(&self.device)?;
-        let Self { device: b, config, options, weights, constants, replays, .. } = self;
+        let Self { device: b, config, options, weights, constants, recorded, .. } = self;
         let b: &B = b;
         let mut constants = Constants::carve(&mut constants.cursor(), config.vision.hidden_size);
         b.write_indices(&[options.seed, step as u32], constants.key.reborrow())?;
@@ -184,7 +181,7 @@ impl<B: Backend> Stage1<B> {
         let mut whole_lease = self.whole.lease(b, (whole.images(), "images"), |c| {
             WholeActs::carve(c, sizes, tokens, config);
         })?;
-        let mut addresses = vec![whole_lease.address()];
+        let address = whole_lease.address();
         let mut all = WholeActs::carve(&mut whole_lease.cursor(), sizes, tokens, config);
         let alones: Vec<Alone> =
             batches.iter().map(|batch| Alone::of::<B>(&batch.texts, batch.rows(config))).collect();
@@ -199,15 +196,18 @@ impl<B: Backend> Stage1<B> {
         });
         let bytes = bytes.max().expect("one at least");
         let mut first_lease = self.first_phase.lease_bytes(b, (whole.largest(), "images"), bytes)?;
-        addresses.push(first_lease.address());
         let lease_second = |second: &Second| {
             self.second_phase.lease(b, (second.stream.images.len(), "images"), |c| {
                 SecondPhaseActs::carve(c, b, second, config, options);
             })
         };
 
-        let mut replayed = |what, sizes, work: &mut dyn FnMut() -> Result<()>| {
-            if recorded { b.replay(replays.of(what, sizes), work) } else { work() }
+        let memory = [address, first_lease.address()];
+        let plan_of = |work| StepPlan { memory, sizes, text_rows: filled_up::<B>(tokens), work };
+        let mut replayed = |plan: StepPlan, work: &mut dyn FnMut() -> Result<()>| {
+            // SAFETY: beside the memory that is leased, whose addresses are in the plan, a step works in that of the
+            // weights and constants, which are of the owner of what is recorded.
+            if is_recorded { unsafe { recorded.run(b, plan, work) } } else { work() }
         };
         all.contrastive.write(b, &whole.image_ids)?;
         all.texts.write(b, &whole.texts)?;
@@ -216,10 +216,13 @@ impl<B: Backend> Stage1<B> {
             let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
             pass.write_first(first, &mut acts)?;
             let mut second_lease = lease_second(&second)?;
-            addresses.push(second_lease.address());
+            let plan = plan_of(StepWork::Whole {
+                first: first.plan().clone(),
+                second: second.clone(),
+                memory: second_lease.address(),
+            });
             let mut second_acts =
                 SecondPhaseActs::carve(&mut second_lease.cursor(), b, &second, config, options);
-            let sizes = [addresses, first.plan().sizes(), second.sizes()].concat();
             let mut work = || {
                 pass.fold_forward(&mut all.fold)?;
                 pass.first_forward(first, &mut acts, &mut all, done)?;
@@ -228,7 +231,7 @@ impl<B: Backend> Stage1<B> {
                 pass.second(&second, only, &mut acts, &mut all, second_acts, &mut gradients, done)?;
                 pass.first_backward(first, &mut acts, &mut all, &mut gradients, done)
             };
-            replayed("step", sizes, &mut work)?;
+            replayed(plan, &mut work)?;
             // Reading waits for the device.
             let needed = all.findings.read_needed(b)?;
             if needed > second.plan.text_rows {
@@ -238,20 +241,20 @@ impl<B: Backend> Stage1<B> {
         }
 
         // The first phases come again; the pairs of a micro-batch are other ones, and others in number, every time.
-        let all_sizes = [addresses, sizes.to_vec(), vec![filled_up::<B>(tokens)]].concat();
-        let sizes_of = |first: First<'_>| {
-            let place = [first.index, whole.images_of(first.index).start];
-            [&all_sizes[..], &place, &first.plan().sizes()].concat()
+        let plan_of_first = |first: First<'_>, direction| {
+            let plan = first.plan().clone();
+            let first_image = whole.images_of(first.index).start;
+            plan_of(StepWork::FirstPhase { direction, index: first.index, first_image, plan })
         };
         pass.fold_forward(&mut all.fold)?;
         for first in firsts() {
             let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
             pass.write_first(first, &mut acts)?;
             let mut work = || pass.first_forward(first, &mut acts, &mut all, done);
-            replayed("first phase", sizes_of(first), &mut work)?;
+            replayed(plan_of_first(first, Direction::Forward), &mut work)?;
         }
         let mut work = || pass.contrast(&mut all, gradients.temperature.reborrow(), done);
-        replayed("contrast", all_sizes.clone(), &mut work)?;
+        replayed(plan_of(StepWork::Contrast), &mut work)?;
         let listed = all.contrastive.read_listed(b)?;
         let (pairs, most) = (listed.count() as f64, most_pairs::<B>(whole.largest()));
         let mut shares = Vec::new();
@@ -261,7 +264,7 @@ impl<B: Backend> Stage1<B> {
             if first.index + 1 < batches.len() {
                 pass.write_first(first, &mut acts)?;
                 let mut work = || pass.first_forward(first, &mut acts, &mut all, done);
-                replayed("first phase", sizes_of(first), &mut work)?;
+                replayed(plan_of_first(first, Direction::Forward), &mut work)?;
             }
             let (images, rows) = (whole.images_of(first.index), first.batch.rows(config));
             let passes = listed.passes::<B>(whole, images, most, rows, options);
@@ -279,7 +282,7 @@ impl<B: Backend> Stage1<B> {
                 pass.second(second, place, &mut acts, &mut all, &mut second_acts, &mut gradients, done)?;
             }
             let mut work = || pass.first_backward(first, &mut acts, &mut all, &mut gradients, done);
-            replayed("first phase back", sizes_of(first), &mut work)?;
+            replayed(plan_of_first(first, Direction::Backward), &mut work)?;
         }
         // Last, because reading waits for the device.
         pass.losses(&all, &shares).map(Found::Losses)
@@ -290,12 +293,36 @@ impl<B: Backend> Stage1<B> {
     /// # Errors
     /// Fails if the device does.
     pub fn update(&mut self, constants: AdamW, learning_rate: f64, step: usize) -> Result<f64> {
-        let replay = match &mut self.update {
-            Some((recorded, replay)) if *recorded == constants => replay,
-            other => &mut other.insert((constants, B::Replay::default())).1,
-        };
-        self.weights.update(&self.device, constants, learning_rate, step, replay)
+        self.weights.update(&self.device, constants, learning_rate, step)
     }
+}
+
+/// Recorded work of a step, by all that its operations follow from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct StepPlan {
+    /// Where what spans the micro-batches begins, and what a first phase works in.
+    memory: [Address; 2],
+    /// Images, and micro-batches.
+    sizes: [usize; 2],
+    /// Rows of text of all micro-batches.
+    text_rows: usize,
+    work: StepWork,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum StepWork {
+    /// All of a step of one micro-batch.
+    Whole { first: StreamPlan, second: Second, memory: Address },
+    /// The first phase of a micro-batch.
+    FirstPhase { direction: Direction, index: usize, first_image: usize, plan: StreamPlan },
+    /// ITC of all micro-batches.
+    Contrast,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Direction {
+    Forward,
+    Backward,
 }
 
 /// What became of a step.

@@ -3,9 +3,9 @@
 
 mod update;
 
-use crate::arena::Arena;
 use crate::device::{Device, S, SM, V};
 use crate::error::Result;
+use crate::memory::{Arena, Recorded};
 use crate::ops::Backend;
 use crate::params::safetensors::{Dtype, NewTensor};
 use crate::params::{Part, Spec, TensorSource, Tree};
@@ -42,6 +42,8 @@ pub struct TrainedWeights<D: Device, P> {
     weights: Option<Arena<D>>,
     /// What the optimiser reads besides.
     scalars: Arena<D>,
+    /// Of the optimiser's step; all memory that it touches is here.
+    recorded: Recorded<D>,
 }
 
 /// What the optimiser keeps of a tensor, by the names of PyTorch's AdamW.
@@ -151,7 +153,9 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
         let scalars = Arena::planned(device, "the optimiser's scalars", |c| {
             Scalars::carve(c);
         })?;
-        let mut trained = Self { places, len, decayed, parameters, gradients, moments, weights, scalars };
+        let recorded = Recorded::default();
+        let mut trained =
+            Self { places, len, decayed, parameters, gradients, moments, weights, scalars, recorded };
         trained.fill(device, source)?;
         Ok(trained)
     }

@@ -1,19 +1,19 @@
 //! The frozen image encoder: EVA-CLIP's pre-norm vision transformer, as BLIP-2 runs it (all blocks
 //! but the last of the original, no head), up to but not including its last norm.
 
-use crate::arena::Cursor;
 use crate::config::{Config, VisionConfig};
 use crate::device::{M, V};
 use crate::error::{Error, Result};
 use crate::layers::linear::Fused;
 use crate::layers::{LayerNorm, Linear};
+use crate::memory::Cursor;
+use crate::memory::{Pass, Workspace};
 use crate::ops::Backend;
-use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences, Sequences, check_heads};
+use crate::ops::attention::{Attention, AttentionForward, Mask, SequenceSizes, Sequences, check_heads};
 use crate::ops::embedding::EmbeddingForward;
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus};
 use crate::tensor::{HostTensor, ViewMut};
-use crate::workspace::{Lease, Workspace};
 use std::path::Path;
 
 /// Colour channels.
@@ -115,6 +115,8 @@ impl<T> Tree<T> for VisionBlock<T> {
 
 /// What the encoder works in.
 struct VisionActs<'a, B: Backend> {
+    /// Table of the images' sequences [1, words]
+    sequences: ViewMut<'a, B, u32>,
     /// [B·(N − 1), 3·patch²]
     patches: M<'a, B>,
     /// The class embedding, then all patches' embeddings [1 + B·(N − 1), W]
@@ -136,10 +138,11 @@ struct VisionActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> VisionActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, config: &VisionConfig, images: usize) -> Self {
-        let (width, tokens) = (config.hidden_size, config.image_tokens());
+    fn carve(cursor: &mut Cursor<'a, B>, config: &VisionConfig, sequences: &Sequences) -> Self {
+        let (width, tokens, images) = (config.hidden_size, config.image_tokens(), sequences.as_slice().len());
         let (rows, patches) = (images * tokens, images * (tokens - 1));
         Self {
+            sequences: cursor.take(1, sequences.words()),
             patches: cursor.take(patches, CHANNELS * config.patch_size * config.patch_size),
             embedded: cursor.take(1 + patches, width),
             rows: cursor.take(1, rows),
@@ -150,6 +153,32 @@ impl<'a, B: Backend> VisionActs<'a, B> {
             context: cursor.take(rows, width),
             inner: cursor.take(rows, config.intermediate_size),
         }
+    }
+}
+
+/// The pass over so many images.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct VisionPass {
+    images: usize,
+}
+
+impl<B: Backend> Pass<B> for VisionPass {
+    type Model = VisionConfig;
+    type Acts<'a> = VisionActs<'a, B>;
+
+    fn items(&self) -> (usize, &'static str) {
+        (self.images, "images")
+    }
+
+    fn carve<'a>(&self, config: &VisionConfig, cursor: &mut Cursor<'a, B>) -> VisionActs<'a, B> {
+        VisionActs::carve(cursor, config, &self.sequences(config))
+    }
+}
+
+impl VisionPass {
+    /// All tokens of an image see one another.
+    fn sequences(&self, config: &VisionConfig) -> Sequences {
+        Sequences::uniform(self.images, config.image_tokens())
     }
 }
 
@@ -250,7 +279,7 @@ impl<B: Backend> VisionEncoder<B> {
     /// # Errors
     /// Fails if there is not enough.
     pub fn reserve(&self, images: usize) -> Result<()> {
-        self.lease(&Sequences::uniform(images, self.config.image_tokens()), images).map(drop)
+        self.workspace.reserve(&self.device, &self.config, &VisionPass { images })
     }
 
     /// Bytes that images are encoded in: as many as the most at a time took, which are kept.
@@ -281,27 +310,27 @@ impl<B: Backend> VisionEncoder<B> {
         Ok(HostTensor::new(&[images, tokens, width], values))
     }
 
-    /// Replayed for as many images.
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
-        let (b, parameters) = (&self.device, self.weights.view());
-        let sequences = Sequences::uniform(images, self.config.image_tokens());
-        let mut lease = self.lease(&sequences, images)?;
-        let (mut cursor, replay) = lease.replayed("image encoder", vec![images]);
-        let placed = sequences.place(b, cursor.take(1, sequences.words()))?;
-        let mut acts = VisionActs::carve(&mut cursor, &self.config, images);
-        self.write(pixels, images, &mut acts)?;
-        b.replay(replay, || {
-            self.embed(&parameters, &mut acts)?;
-            parameters.blocks.iter().try_for_each(|block| block.forward(b, &self.config, placed, &mut acts))
-        })?;
-        b.read(acts.x[0].view())
-    }
-
-    fn lease(&self, sequences: &Sequences, images: usize) -> Result<Lease<'_, B>> {
-        self.workspace.lease(&self.device, (images, "images"), |c| {
-            c.take::<u32>(1, sequences.words());
-            VisionActs::carve(c, &self.config, images);
-        })
+        let (b, parameters, pass) = (&self.device, self.weights.view(), VisionPass { images });
+        let sequences = pass.sequences(&self.config);
+        // SAFETY: beside its own memory the pass reads the weights.
+        unsafe {
+            self.workspace.run(
+                b,
+                &self.config,
+                pass,
+                |acts| {
+                    sequences.place(b, acts.sequences.reborrow())?;
+                    self.write(pixels, images, acts)
+                },
+                |_, acts| {
+                    self.embed(&parameters, acts)?;
+                    let blocks = &mut parameters.blocks.iter();
+                    blocks.try_for_each(|block| block.forward(b, &self.config, sequences.sizes(), acts))
+                },
+                |acts| b.read(acts.x[0].view()),
+            )
+        }
     }
 
     /// The patches, and where they and the class embedding go.
@@ -366,11 +395,12 @@ impl<B: Backend> VisionBlock<V<'_, B>> {
         &self,
         b: &B,
         config: &VisionConfig,
-        sequences: PlacedSequences<'_, B>,
+        sizes: SequenceSizes,
         acts: &mut VisionActs<'_, B>,
     ) -> Result<()> {
         let (width, heads) = (config.hidden_size, config.num_attention_heads);
         let scale = 1.0 / (config.head_dim() as f64).sqrt();
+        let sequences = sizes.placed_at(acts.sequences.view());
         let [x, half] = &mut acts.x;
         self.norm1.forward(b, x.view(), None, acts.normed.reborrow())?;
         self.qkv.forward(b, acts.normed.view(), acts.qkv.reborrow())?;

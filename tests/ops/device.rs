@@ -3,8 +3,8 @@
 use crate::common::{Matrix, assert_close, distance, largest_error};
 use crate::cuda::cuda;
 use half::bf16;
-use qformer::arena::Arena;
 use qformer::device::{Cpu, Cuda, Device, Real};
+use qformer::memory::Arena;
 use qformer::tensor::{Element, Layout, Number, Shape, View, ViewMut};
 use std::marker::PhantomData;
 

@@ -64,7 +64,9 @@ pub(crate) fn repeat_launches<B: Measured>(
     let launches = (BETWEEN_WAITS / once).clamp(1.0, MOST_LAUNCHES).ceil();
     let mut replay = B::Replay::default();
     let mut batch = || {
-        device.enter(|| device.replay(&mut replay, || (0..launches as usize).try_for_each(|_| launch())))?;
+        let work = || (0..launches as usize).try_for_each(|_| launch());
+        // SAFETY: the same launches each time, on memory that is there as long as they can be launched.
+        device.enter(|| unsafe { device.replay(&mut replay, work) })?;
         device.finish()
     };
     // Recorded the second time.

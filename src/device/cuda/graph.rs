@@ -44,19 +44,39 @@ thread_local! {
     static CAPTURING: Cell<*const Gpu> = const { Cell::new(ptr::null()) };
 }
 
-/// For as long as it lives, the calling thread's work is captured.
-struct Capturing;
+/// For as long as it lives, the calling thread's work is captured. A capture ends also where the work panics: no
+/// other could begin on its stream.
+struct Capturing<'a>(&'a Gpu);
 
-impl Capturing {
-    fn begin(gpu: &Arc<Gpu>) -> Self {
+impl<'a> Capturing<'a> {
+    fn begin(gpu: &'a Arc<Gpu>) -> Result<Self> {
+        // What other threads do meanwhile is not captured.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::begin_capture(gpu.captured.cu_stream(), mode) }
+            .map_err(|error| failure(error, "begin to capture a graph"))?;
         CAPTURING.set(Arc::as_ptr(gpu));
-        Self
+        Ok(Self(gpu))
+    }
+
+    /// The graph of what was captured, if it can be one.
+    fn end(self) -> std::result::Result<sys::CUgraph, result::DriverError> {
+        let gpu = std::mem::ManuallyDrop::new(self).0;
+        CAPTURING.set(ptr::null());
+        // SAFETY: begun by `begin`, and ended here once.
+        unsafe { result::stream::end_capture(gpu.captured.cu_stream()) }
     }
 }
 
-impl Drop for Capturing {
+impl Drop for Capturing<'_> {
     fn drop(&mut self) {
         CAPTURING.set(ptr::null());
+        // SAFETY: begun by `begin`, and ended here once; a graph that came of it is owned and used no more.
+        unsafe {
+            if let Ok(graph) = result::stream::end_capture(self.0.captured.cu_stream()) {
+                let _ = result::graph::destroy(graph);
+            }
+        }
     }
 }
 
@@ -76,7 +96,10 @@ impl Gpu {
 impl Cuda {
     /// Does `work` directly the first time, captures it the second, and launches what was captured from
     /// then on.
-    pub(super) fn replayed(
+    ///
+    /// # Safety
+    /// As [`Device::replay`](crate::device::Device::replay).
+    pub(super) unsafe fn replayed(
         &self,
         Replay(state): &mut Replay,
         work: impl FnOnce() -> Result<()>,
@@ -89,11 +112,13 @@ impl Cuda {
             }
             State::Done => {
                 let graph = self.capture(work)?;
-                graph.launch()?;
+                // SAFETY: as the caller promises.
+                unsafe { graph.launch() }?;
                 *state = State::Captured(graph);
                 Ok(())
             }
-            State::Captured(graph) => graph.launch(),
+            // SAFETY: as the caller promises.
+            State::Captured(graph) => unsafe { graph.launch() },
         }
     }
 
@@ -101,17 +126,10 @@ impl Cuda {
     fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
         self.bind()?;
         let _one_at_a_time = self.0.capture.lock().unwrap_or_else(PoisonError::into_inner);
-        let stream = self.0.captured.cu_stream();
-        // Other threads' calls are none of this capture's business.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive.
-        unsafe { result::stream::begin_capture(stream, mode) }
-            .map_err(|error| failure(error, "begin to capture a graph"))?;
-        let capturing = Capturing::begin(&self.0);
+        let capturing = Capturing::begin(&self.0)?;
         let done = work();
-        drop(capturing);
-        // SAFETY: begun above; it is ended also if the work failed, which tells more.
-        let graph = unsafe { result::stream::end_capture(stream) };
+        // It is ended also if the work failed, which tells more.
+        let graph = capturing.end();
         done?;
         let graph = graph.map_err(|error| failure(error, "capture a graph"))?;
         // SAFETY: the graph was just made and is used no more once it is instantiated.
@@ -126,10 +144,11 @@ impl Cuda {
 }
 
 impl Graph {
-    fn launch(&self) -> Result<()> {
+    /// # Safety
+    /// The memory that it reads and writes is there.
+    unsafe fn launch(&self) -> Result<()> {
         self.gpu.context.bind_to_thread().map_err(|error| failure(error, "use the GPU"))?;
-        // SAFETY: the memory that it reads and writes is there as long as the arena it was captured on,
-        // which is dropped after it.
+        // SAFETY: as the caller promises; stream and graph are alive.
         unsafe { result::graph::launch(self.executable, self.gpu.stream.cu_stream()) }
             .map_err(|error| failure(error, "launch a graph"))
     }

@@ -232,6 +232,8 @@ impl Drop for CudaBuffer {
     }
 }
 
+impl super::sealed::Sealed for Cuda {}
+
 impl Device for Cuda {
     type Elem = bf16;
     type Stat = f32;
@@ -282,8 +284,9 @@ impl Device for Cuda {
         pass()
     }
 
-    fn replay(&self, replay: &mut Self::Replay, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        self.replayed(replay, work)
+    unsafe fn replay(&self, replay: &mut Self::Replay, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.replayed(replay, work) }
     }
 
     fn write<E: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, E>) -> Result<()> {

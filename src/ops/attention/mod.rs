@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::ops::dropout::Dropout;
 
 /// Which keys a row attends to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mask {
     /// All keys of its sequence: uni-modal if the sequence has one span, bi-directional if two.
     None,

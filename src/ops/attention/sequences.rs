@@ -80,7 +80,7 @@ pub struct Sequences {
 }
 
 /// What the size of the table and the launches of kernels follow from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct SequenceSizes {
     /// Groups.
     pub(crate) groups: usize,

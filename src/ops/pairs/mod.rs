@@ -56,7 +56,7 @@ pub struct Texts<'a, D: Device> {
 }
 
 /// Of how many rows and numbers a stream is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StreamSizes {
     /// Q, rows of an image's queries
     pub queries: usize,

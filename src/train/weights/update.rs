@@ -1,13 +1,17 @@
 //! A step of the optimiser.
 
 use super::{Place, TrainedWeights};
-use crate::arena::Cursor;
 use crate::device::{Device, S, SM};
 use crate::error::Result;
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::adamw::{AdamW, AdamWStep};
 use crate::ops::norm::{Norm, PARTIAL_SUMS};
 use crate::params::Tree;
+
+/// The optimiser's step by all that its operations follow from: the constants, written out in full.
+#[derive(PartialEq, Eq, Hash)]
+struct UpdatePlan(String);
 
 /// Scalars of the optimiser's step.
 pub(super) struct Scalars<'a, D: Device> {
@@ -30,8 +34,7 @@ impl<'a, D: Device> Scalars<'a, D> {
 }
 
 impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
-    /// Lets the optimiser do step number `step`, counted from 1, by what was recorded of it with these constants;
-    /// returns the gradient's norm before it was clipped.
+    /// Lets the optimiser do step number `step`, counted from 1; returns the gradient's norm before it was clipped.
     ///
     /// # Errors
     /// Fails if the device does.
@@ -41,7 +44,6 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
         constants: AdamW,
         learning_rate: f64,
         step: usize,
-        replay: &mut D::Replay,
     ) -> Result<f64> {
         let power = |beta: f64| 1.0 - beta.powf(step as f64);
         let schedule = [learning_rate, power(constants.beta1), power(constants.beta2)];
@@ -49,7 +51,7 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
         device.write(&schedule.map(|x| x as f32), 0, scalars.schedule.reborrow())?;
         let len = self.len;
         let gradient: S<'_, D> = self.gradients.first(1, len);
-        device.replay(replay, || {
+        let work = || {
             device.norm(Norm {
                 x: gradient,
                 partial_sums: scalars.partial_sums,
@@ -67,7 +69,9 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
                 second_moment: second.cursor().take(1, len),
                 weights: self.weights.as_mut().map(|weights| weights.cursor().take(1, len)),
             })
-        })?;
+        };
+        // SAFETY: the work is over the vectors and scalars, which are as long here as what is recorded.
+        unsafe { self.recorded.run(device, UpdatePlan(format!("{constants:?}")), work) }?;
         Ok(f64::from(device.read(scalars.norm.view())?[0]))
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::work::random_values;
 use qformer::Result;
-use qformer::arena::Arena;
 use qformer::device::Device;
+use qformer::memory::Arena;
 use qformer::tensor::{Element, Layout, Number, Shape, View, ViewMut};
 use std::marker::PhantomData;
 

@@ -2,8 +2,8 @@
 
 use super::super::{Cuda, Out, failure};
 use super::{ProductElement, Results};
-use crate::arena::{Arena, Cursor};
 use crate::error::{Kind, Result};
+use crate::memory::{Arena, Cursor};
 use crate::tensor::{Layout, Shape, ViewMut};
 use cudarc::driver::{DriverError, sys};
 

@@ -1,19 +1,18 @@
 //! A block of the Q-Former: self-attention over all rows, cross-attention of the query rows, and a
 //! feed-forward layer for the query rows and another for the text rows.
 
-use super::cross_attention::{CrossAttentionActs, ImageTokens};
-use super::dropout::{PassDropout, Place};
-use super::feed_forward::FeedForwardActs;
-use super::self_attention::{Attending, SelfAttentionActs};
-use super::{CrossAttention, FeedForward, Keep, Linear, Scratch, SelfAttention};
-use crate::arena::Cursor;
 use crate::config::QFormerConfig;
 use crate::device::{M, SM, V, Write};
 use crate::error::Result;
+use crate::layers::cross_attention::CrossAttentionActs;
+use crate::layers::dropout::Place;
+use crate::layers::feed_forward::FeedForwardActs;
+use crate::layers::self_attention::SelfAttentionActs;
+use crate::layers::stream::{Inputs, Stream};
+use crate::layers::{CrossAttention, FeedForward, Keep, Scratch, SelfAttention, first_rows};
+use crate::memory::Cursor;
 use crate::ops::Backend;
-use crate::ops::dropout::Dropout;
 use crate::params::{Spec, Tree};
-use std::ops::Range;
 
 /// One of the Q-Former's layers.
 #[derive(Clone, Debug)]
@@ -60,51 +59,6 @@ impl<T> Tree<T> for Block<T> {
     }
 }
 
-/// What a stream of tokens holds: query rows first, then text rows.
-pub struct Stream<'a, B: Backend> {
-    /// How many rows are query rows.
-    pub query_rows: usize,
-    /// Which rows attend to one another; every row that is read is in one of them.
-    pub attending: &'a [Attending<'a, B>],
-    /// H
-    pub heads: usize,
-    /// Factor of the scores, 1/√(head width).
-    pub scale: f64,
-    /// What the query rows attend to; absent without query rows.
-    pub image: Option<ImageTokens<'a, B>>,
-    /// Absent in inference.
-    pub dropout: Option<PassDropout<'a, B>>,
-}
-
-/// What a block takes besides its stream.
-#[derive(Clone, Copy)]
-pub struct Inputs<'a, B: Backend> {
-    /// Which block, counted from 0.
-    pub block: usize,
-    /// Which cross-attention, counted from 0, if it has one.
-    pub cross: usize,
-    /// Projections of the image for all blocks: weight [layers·2·D, W].
-    pub image_kv: &'a Linear<V<'a, B>>,
-    /// Queries, keys and values [rows, 3·D] of an earlier stream in this block, whose rows this stream
-    /// sees.
-    pub earlier: Option<V<'a, B>>,
-}
-
-impl<B: Backend> Inputs<'_, B> {
-    /// Columns of this block's keys and values among those of all blocks.
-    pub(super) fn key_value_columns(&self, hidden: usize) -> (Range<usize>, Range<usize>) {
-        let keys = 2 * self.cross * hidden;
-        (keys..keys + hidden, keys + hidden..keys + 2 * hidden)
-    }
-}
-
-impl<'a, B: Backend> Stream<'a, B> {
-    /// Dropout at a place of a block.
-    pub(super) fn dropout_at(&self, inputs: &Inputs<'_, B>, place: Place) -> Option<Dropout<'a, B>> {
-        self.dropout.and_then(|dropout| dropout.at(inputs.block, place))
-    }
-}
-
 /// What a block works in. In inference every block of a pass can use the same.
 pub struct BlockActs<'a, B: Backend> {
     /// In self-attention.
@@ -143,22 +97,8 @@ impl<'a, B: Backend> BlockActs<'a, B> {
 }
 
 impl<B: Backend> Block<V<'_, B>> {
-    /// y [rows, D] from x [rows, D]
+    /// y [rows, D] from what self-attention wrote to `acts.attended`.
     pub fn forward(
-        &self,
-        b: &B,
-        x: V<'_, B>,
-        stream: &Stream<'_, B>,
-        inputs: &Inputs<'_, B>,
-        acts: &mut BlockActs<'_, B>,
-        y: M<'_, B>,
-    ) -> Result<()> {
-        self.attention.forward(b, x, stream, inputs, &mut acts.attention, acts.attended.reborrow())?;
-        self.forward_from_attended(b, stream, inputs, acts, y)
-    }
-
-    /// The rest of the block, from `acts.attended` on.
-    pub fn forward_from_attended(
         &self,
         b: &B,
         stream: &Stream<'_, B>,
@@ -204,8 +144,8 @@ impl<B: Backend> Block<V<'_, B>> {
     ) -> Result<()> {
         let BlockScratch { attended, crossed, layers } = scratch;
         let (query_rows, rows) = (stream.query_rows, x.rows());
-        let attended = &mut super::first_rows::<B>(attended, rows);
-        let mut crossed = super::first_rows::<B>(crossed, query_rows);
+        let attended = &mut first_rows::<B>(attended, rows);
+        let mut crossed = first_rows::<B>(crossed, query_rows);
         let (mut dqueries, dtext) = attended.reborrow().split_rows(query_rows);
         let queries = acts.attended.view().row_range(0..query_rows);
         if let Some(image) = &stream.image {
@@ -281,7 +221,7 @@ impl<'a, B: Backend> BlockScratch<'a, B> {
         Self {
             attended: cursor.take(rows, config.hidden_size),
             crossed: cursor.take(query_rows, config.hidden_size),
-            layers: Scratch::carve(cursor, b, rows, config),
+            layers: Scratch::carve(cursor, b, rows, [config.hidden_size, config.intermediate_size]),
         }
     }
 }

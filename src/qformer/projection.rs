@@ -1,27 +1,30 @@
 //! Outputs as features to be compared: projected, then brought to length 1.
 
-use crate::arena::Cursor;
 use crate::device::{M, SM, V, Write};
 use crate::error::Result;
-use crate::layers::linear::Linear;
+use crate::layers::{Keep, Linear};
+use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::normalize::{NormalizeBackward, NormalizeForward};
 
 /// What features are made in.
-pub(super) struct ProjectedActs<'a, B: Backend> {
+pub(crate) struct ProjectionActs<'a, B: Backend> {
     /// [rows, E]
     projected: M<'a, B>,
     /// [rows, E]: its gradient
-    dprojected: M<'a, B>,
+    dprojected: Option<M<'a, B>>,
 }
 
-impl<'a, B: Backend> ProjectedActs<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, rows: usize, width: usize) -> Self {
-        Self { projected: cursor.take(rows, width), dprojected: cursor.take(rows, width) }
+impl<'a, B: Backend> ProjectionActs<'a, B> {
+    pub(crate) fn carve(cursor: &mut Cursor<'a, B>, rows: usize, width: usize, keep: Keep) -> Self {
+        Self {
+            projected: cursor.take(rows, width),
+            dprojected: (keep == Keep::ForBackward).then(|| cursor.take(rows, width)),
+        }
     }
 
     /// From x [rows, D] to `unit` [rows, E].
-    pub(super) fn forward(
+    pub(crate) fn forward(
         &mut self,
         b: &B,
         projection: &Linear<V<'_, B>>,
@@ -33,7 +36,7 @@ impl<'a, B: Backend> ProjectedActs<'a, B> {
     }
 
     /// From `dunit` [rows, E] to dx [rows, D].
-    pub(super) fn backward(
+    pub(crate) fn backward(
         &mut self,
         b: &B,
         projection: &Linear<V<'_, B>>,
@@ -42,8 +45,9 @@ impl<'a, B: Backend> ProjectedActs<'a, B> {
         gradients: &mut Linear<SM<'_, B>>,
         dx: M<'_, B>,
     ) -> Result<()> {
-        let (x_projected, dprojected) = (self.projected.view(), self.dprojected.reborrow());
-        b.normalize_backward(NormalizeBackward { x: x_projected, dy: dunit, dx: dprojected })?;
-        projection.backward(b, x, self.dprojected.view(), gradients, Some((Write::Replace, dx)))
+        let dprojected = self.dprojected.as_mut().expect("kept for the backward pass");
+        let to = dprojected.reborrow();
+        b.normalize_backward(NormalizeBackward { x: self.projected.view(), dy: dunit, dx: to })?;
+        projection.backward(b, x, dprojected.view(), gradients, Some((Write::Replace, dx)))
     }
 }

@@ -1,0 +1,9 @@
+//! The memory that tensors live in: arenas, the workspaces of passes, and what was recorded of work in them.
+
+mod arena;
+mod recorded;
+mod workspace;
+
+pub use arena::{ALIGNMENT, Arena, Cursor};
+pub(crate) use recorded::{Address, Recorded};
+pub(crate) use workspace::{Pass, Workspace};
