@@ -41,6 +41,9 @@ fn main() {
     }
     name_commit(&root);
     name_compiler();
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
     // Where the tests' set-up puts NVRTC.
     let fetched = target_folder(&out).join("nvrtc");
 

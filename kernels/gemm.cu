@@ -204,7 +204,7 @@ struct GemmForwardArgs {
     In<bf16> x;
     In<bf16> weight;
     FinishForward finish;
-    u32 rows, out, in, unused;
+    u32 rows, outputs, inputs, unused;
 };
 static_assert(sizeof(GemmForwardArgs) == 120);
 
@@ -213,7 +213,7 @@ struct GemmInputArgs {
     In<bf16> dy;
     In<bf16> weight;
     FinishInput finish;
-    u32 rows, out, in, unused;
+    u32 rows, outputs, inputs, unused;
 };
 static_assert(sizeof(GemmInputArgs) == 104);
 
@@ -223,7 +223,7 @@ struct GemmWeightArgs {
     In<bf16> x;
     Accumulate finish;
     Out<float> dbias;
-    u32 rows, out, in;
+    u32 rows, outputs, inputs;
     u32 rows_of_part;  // those of all; or fewer, a multiple of 64: then parts of dW and db are put one below the other
 };
 static_assert(sizeof(GemmWeightArgs) == 88);
@@ -233,7 +233,7 @@ struct GemmPartsArgs {
     Out<float> dbias;       // [1, out]; may be absent
     In<float> parts;        // [count·out, in], rows at multiples of 16 bytes
     In<float> parts_of_db;  // [1, count·out]
-    u32 out, in, count, unused;
+    u32 outputs, inputs, count, unused;
 };
 static_assert(sizeof(GemmPartsArgs) == 88);
 
@@ -243,7 +243,7 @@ template <int N> __device__ void add_parts(const GemmPartsArgs &a, u32 row, u32 
 #pragma unroll 4
     for (u32 part = 0; part < a.count; ++part) {
         float x[N];
-        load(x, a.parts.row(part * a.out + row) + col);
+        load(x, a.parts.row(part * a.outputs + row) + col);
 #pragma unroll
         for (int i = 0; i < N; ++i) sum[i] += x[i];
     }
@@ -255,13 +255,13 @@ extern "C" __global__ void __launch_bounds__(128) gemm_parts(const __grid_consta
     const u32 row = blockIdx.y, col = (blockIdx.x * blockDim.x + threadIdx.x) * QUAD;
     if (col == 0 && a.dbias.present()) {
         float sum = 0.0f;
-        for (u32 part = 0; part < a.count; ++part) sum += a.parts_of_db.data[part * a.out + row];
+        for (u32 part = 0; part < a.count; ++part) sum += a.parts_of_db.data[part * a.outputs + row];
         a.dbias.data[row] += sum;
     }
-    if (a.finish.vector == VECTOR && col + QUAD <= a.in)
+    if (a.finish.vector == VECTOR && col + QUAD <= a.inputs)
         add_parts<QUAD>(a, row, col);
     else
-        for (u32 i = col; i < min(col + QUAD, a.in); ++i) add_parts<1>(a, row, i);
+        for (u32 i = col; i < min(col + QUAD, a.inputs); ++i) add_parts<1>(a, row, i);
 }
 
 // Sums of rows, for db where cuBLASLt computes dW: of dy's rows in parts, and then of the parts.
@@ -311,15 +311,15 @@ extern "C" __global__ void __launch_bounds__(256)
 #define GEMM_KERNELS(NAME, TILE, BLOCKS, LOAD)                                                                         \
     extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
         gemm_forward_##NAME(const __grid_constant__ GemmForwardArgs a) {                                               \
-        gemm<TILE, Major::K, Major::K, LOAD, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr, a.in);      \
+        gemm<TILE, Major::K, Major::K, LOAD, false>(a.x, a.weight, a.rows, a.outputs, a.inputs, a.finish, nullptr, a.inputs);      \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
         gemm_input_##NAME(const __grid_constant__ GemmInputArgs a) {                                                   \
-        gemm<TILE, Major::K, Major::MN, LOAD, false>(a.dy, a.weight, a.rows, a.in, a.out, a.finish, nullptr, a.out);   \
+        gemm<TILE, Major::K, Major::MN, LOAD, false>(a.dy, a.weight, a.rows, a.inputs, a.outputs, a.finish, nullptr, a.outputs);   \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(TILE.threads(), BLOCKS)                                               \
         gemm_weight_##NAME(const __grid_constant__ GemmWeightArgs a) {                                                 \
-        gemm<TILE, Major::MN, Major::MN, LOAD, true>(a.dy, a.x, a.out, a.in, a.rows, a.finish, a.dbias.data,           \
+        gemm<TILE, Major::MN, Major::MN, LOAD, true>(a.dy, a.x, a.outputs, a.inputs, a.rows, a.finish, a.dbias.data,           \
                                                      a.rows_of_part);                                                  \
     }
 

@@ -150,7 +150,7 @@ __device__ void gemm(const TensorMap &a, const TensorMap &b, u32 m, u32 n, u32 k
 struct GemmForwardSm90aArgs {
     TensorMap x, weight;
     FinishForward finish;
-    u32 rows, out, in;
+    u32 rows, outputs, inputs;
 };
 static_assert(sizeof(GemmForwardSm90aArgs) == 384);
 
@@ -158,7 +158,7 @@ static_assert(sizeof(GemmForwardSm90aArgs) == 384);
 struct GemmInputSm90aArgs {
     TensorMap dy, weight;
     FinishInput finish;
-    u32 rows, out, in;
+    u32 rows, outputs, inputs;
 };
 static_assert(sizeof(GemmInputSm90aArgs) == 384);
 
@@ -167,7 +167,7 @@ struct GemmWeightSm90aArgs {
     TensorMap dy, x;
     Accumulate finish;
     Out<float> dbias;
-    u32 rows, out, in;
+    u32 rows, outputs, inputs;
     u32 rows_of_part;  // those of all; or fewer, a multiple of 64: then parts of dW and db are put one below the other
 };
 static_assert(sizeof(GemmWeightSm90aArgs) == 320);
@@ -175,15 +175,15 @@ static_assert(sizeof(GemmWeightSm90aArgs) == 320);
 #define GEMM_KERNELS(TILE_N)                                                                                           \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         gemm_forward_sm90a_##TILE_N(const __grid_constant__ GemmForwardSm90aArgs a) {                                  \
-        gemm<Major::K, Major::K, TILE_N, false>(a.x, a.weight, a.rows, a.out, a.in, a.finish, nullptr, a.in);          \
+        gemm<Major::K, Major::K, TILE_N, false>(a.x, a.weight, a.rows, a.outputs, a.inputs, a.finish, nullptr, a.inputs);          \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         gemm_input_sm90a_##TILE_N(const __grid_constant__ GemmInputSm90aArgs a) {                                      \
-        gemm<Major::K, Major::MN, TILE_N, false>(a.dy, a.weight, a.rows, a.in, a.out, a.finish, nullptr, a.out);       \
+        gemm<Major::K, Major::MN, TILE_N, false>(a.dy, a.weight, a.rows, a.inputs, a.outputs, a.finish, nullptr, a.outputs);       \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                           \
         gemm_weight_sm90a_##TILE_N(const __grid_constant__ GemmWeightSm90aArgs a) {                                    \
-        gemm<Major::MN, Major::MN, TILE_N, true>(a.dy, a.x, a.out, a.in, a.rows, a.finish, a.dbias.data,               \
+        gemm<Major::MN, Major::MN, TILE_N, true>(a.dy, a.x, a.outputs, a.inputs, a.rows, a.finish, a.dbias.data,               \
                                                  a.rows_of_part);                                                      \
     }
 

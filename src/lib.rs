@@ -51,7 +51,9 @@ pub mod train;
 pub mod vision;
 
 pub use config::Config;
-pub use device::{Cpu, Cuda};
+pub use device::Cpu;
+#[cfg(feature = "cuda")]
+pub use device::Cuda;
 pub use error::{Error, Result};
 pub use qformer::{Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
 pub use tensor::HostTensor;

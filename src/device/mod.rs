@@ -2,6 +2,7 @@
 
 pub(crate) mod amx;
 mod cpu;
+#[cfg(feature = "cuda")]
 pub mod cuda;
 mod packed;
 mod product;
@@ -10,6 +11,7 @@ pub(crate) mod split;
 
 pub use cpu::{Cpu, CpuBuffer};
 pub(crate) use cpu::{Factor, Rows, prefetch, product};
+#[cfg(feature = "cuda")]
 pub use cuda::Cuda;
 pub use packed::Lanes;
 pub(crate) use product::{Columns, Operand};

@@ -124,7 +124,7 @@ impl Alone {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cuda"))]
 mod tests {
     use super::*;
     use crate::device::{Cpu, Cuda};

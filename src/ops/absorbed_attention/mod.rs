@@ -7,6 +7,7 @@
 //! values between passes, and its gradient is that of `attention`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::config::Config;

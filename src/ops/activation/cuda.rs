@@ -8,6 +8,19 @@ use half::bf16;
 
 const THREADS: u32 = 128;
 
+impl Activation {
+    /// Number in kernels/activation.cuh, where 0 is the identity.
+    pub(crate) fn number(activation: Option<Self>) -> u32 {
+        match activation {
+            None => 0,
+            Some(Activation::Gelu) => 1,
+            Some(Activation::GeluTanh) => 2,
+            Some(Activation::QuickGelu) => 3,
+            Some(Activation::Relu) => 4,
+        }
+    }
+}
+
 arguments! {
     struct ActivationForwardArgs("activation", "activation_forward", 48) {
         /// [rows, cols]

@@ -1,25 +1,13 @@
 //! Activations, element by element: y = f(x).
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, V};
 use crate::error::Result;
 
 pub use crate::config::Activation;
-
-impl Activation {
-    /// Number in kernels/activation.cuh, where 0 is the identity.
-    pub(crate) fn number(activation: Option<Self>) -> u32 {
-        match activation {
-            None => 0,
-            Some(Activation::Gelu) => 1,
-            Some(Activation::GeluTanh) => 2,
-            Some(Activation::QuickGelu) => 3,
-            Some(Activation::Relu) => 4,
-        }
-    }
-}
 
 /// Operands of [`ActivationOp::activation_forward`].
 pub struct ActivationForward<'a, D: Device> {

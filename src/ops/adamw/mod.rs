@@ -2,6 +2,7 @@
 //! `torch.nn.utils.clip_grad_norm_`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, S, SM};

@@ -28,7 +28,7 @@ const WIDTHS: [u32; 3] = [32, 64, 96];
 struct AttentionArgs<'a> {
     table: *const u32,
     groups: u32,
-    causal: u32,
+    mask: u32,
     width: u32,
     vector: u32,
     scale: f32,
@@ -81,7 +81,7 @@ struct BackwardKeysArgs<'a> {
     dk: Out<'a, bf16>,
     dv: Out<'a, bf16>,
     dprefix: [Out<'a, bf16>; 2],
-    add: u32,
+    write: u32,
     unused: u32,
 }
 
@@ -133,7 +133,7 @@ impl<'a> Attention<'a, Cuda> {
         AttentionArgs {
             table: self.sequences.table.pointer(),
             groups: count(self.sequences.sizes.groups),
-            causal: u32::from(self.mask == Mask::Causal),
+            mask: u32::from(self.mask == Mask::Causal),
             width,
             vector,
             scale: self.scale as f32,
@@ -224,8 +224,8 @@ impl AttentionOp for Cuda {
         let inputs = BackwardInputs { what, q, k, v, out, lse, dout };
         let args = BackwardQueriesArgs { inputs, dq, chunk, unused: 0 };
         launch!(self, padded, grid, args, [BackwardQueries32, BackwardQueries64, BackwardQueries96])?;
-        let add = u32::from(write == Write::Add);
-        let args = BackwardKeysArgs { inputs, dk, dv, dprefix, add, unused: 0 };
+        let write = u32::from(write == Write::Add);
+        let args = BackwardKeysArgs { inputs, dk, dv, dprefix, write, unused: 0 };
         launch!(self, padded, key_grid, args, [BackwardKeys32, BackwardKeys64, BackwardKeys96])
     }
 }

@@ -8,9 +8,11 @@
 //! With dropout, out = (softmax(…)∘m/(1 − p))·v; the log-sum-exps are those of the scores as they are.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 mod sequences;
 
+#[cfg(feature = "cuda")]
 pub(crate) use cuda::padded_width;
 pub(crate) use sequences::SequenceSizes;
 pub use sequences::{PlacedSequences, SEQUENCE_WORDS, Sequence, Sequences, Span};

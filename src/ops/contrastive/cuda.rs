@@ -5,7 +5,7 @@ mod sm90a;
 
 use super::{ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, ContrastiveOp};
 use super::{
-    IMAGES_OF_STEP, KNOWN_SIZES, Negatives, PART_WORDS, ROWS_OF_DENSE_BLOCK, ROWS_OF_SLOT, Sizes,
+    IMAGES_OF_STEP, Negatives, PART_WORDS, ROWS_OF_DENSE_BLOCK, ROWS_OF_SLOT, Sizes,
     TEXTS_OF_BLOCK, images_of_block, images_of_part, parts,
 };
 use crate::device::Cuda;
@@ -13,6 +13,8 @@ use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
 use crate::error::Result;
 use half::bf16;
 
+/// Queries of an image and width for which there are kernels of their own: BLIP-2's.
+const KNOWN_SIZES: [usize; 2] = [32, 256];
 /// Threads of a block: a warp for each image of a step.
 const THREADS: u32 = 32 * IMAGES_OF_STEP as u32;
 /// Threads of the one block of a sum over lines.

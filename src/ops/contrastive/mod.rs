@@ -10,6 +10,7 @@
 //! Of what there is for every pair, memory holds the winning query alone, a byte.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, S, SM, V};
@@ -148,8 +149,6 @@ pub(crate) fn parts(images: usize, texts: usize) -> [usize; 2] {
     [texts.div_ceil(TEXTS_OF_BLOCK), images.div_ceil(images_of_block(images))]
 }
 
-/// Queries of an image and width for which a GPU has kernels of their own: BLIP-2's.
-pub(crate) const KNOWN_SIZES: [usize; 2] = [32, 256];
 /// Rows of queries, or texts, of a block of the backward pass: twin of `OWN_ROWS` in
 /// kernels/contrastive_dense.cuh …
 pub(crate) const ROWS_OF_DENSE_BLOCK: usize = 128;

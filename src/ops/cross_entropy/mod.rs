@@ -4,6 +4,7 @@
 //! (1 − ε)·(−ln p_y) + ε·mean_j(−ln p_j) = lse − (1 − ε)·x_y − ε/V·Σ_j x_j, lse = ln Σ_j exp x_j.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, S, SM, V};

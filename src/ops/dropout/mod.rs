@@ -4,9 +4,11 @@
 //! other operations with dropout inside them take a [`Dropout`] too.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 pub(crate) use cpu::RUN;
+#[cfg(feature = "cuda")]
 pub(crate) use cuda::DropoutArgs;
 
 use crate::device::{Device, M, V};

@@ -4,6 +4,7 @@
 //! rows, indexed 0..Q again and again) and gathers the `[CLS]` rows out of a stream of text.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, SM, V};

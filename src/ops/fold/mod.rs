@@ -6,6 +6,7 @@
 //! dW = dW'∘γ + db'⊗β, db = db', dγ = Σ over rows of W∘dW', dβ = Wᵀ·db'.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, S, SM, V};

@@ -1,6 +1,7 @@
 //! The linear layer: y = f(x·Wᵀ + b) + r, with W [out, in] as checkpoints store it.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, SM, V, Write};

@@ -2,6 +2,7 @@
 //! y = γ·(s − mean)/√(var + ε) + β.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, S, SM, V};

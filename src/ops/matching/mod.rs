@@ -2,6 +2,7 @@
 //! LAVIS `blip2_qformer.py`).
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, S, SM, V};

@@ -1,6 +1,7 @@
 //! The Euclidean length of a flat vector, such as the gradient of all parameters.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, S, SM};

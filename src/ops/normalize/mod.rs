@@ -2,6 +2,7 @@
 //! `functional.normalize`.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, V};

@@ -3,6 +3,7 @@
 //! where the negatives are, so that nobody waits for them.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use super::attention::SEQUENCE_WORDS;

@@ -1,6 +1,7 @@
 //! The mean over each group of consecutive rows, such as the queries of one image.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, V};

@@ -2,6 +2,7 @@
 //! features with the text's one feature. Between unit vectors it is the largest cosine.
 
 mod cpu;
+#[cfg(feature = "cuda")]
 mod cuda;
 
 use crate::device::{Device, M, V};

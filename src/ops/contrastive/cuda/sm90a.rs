@@ -1,10 +1,10 @@
 //! Launches of `kernels/contrastive_sm90a.cu` and `kernels/contrastive_backward_sm90a.cu`.
 
-use super::{BatchArgs, ContrastiveBackwardArgs};
+use super::{BatchArgs, ContrastiveBackwardArgs, KNOWN_SIZES};
 use crate::device::Cuda;
 use crate::device::cuda::{Extent, Grid, In, Out, TensorMap, arguments, vector_width};
 use crate::error::Result;
-use crate::ops::contrastive::{KNOWN_SIZES, ROWS_OF_DENSE_BLOCK, TEXTS_OF_BLOCK};
+use crate::ops::contrastive::{ROWS_OF_DENSE_BLOCK, TEXTS_OF_BLOCK};
 
 /// Rows of a box of queries: a step's.
 const STEP_ROWS: u32 = 128;
