@@ -153,7 +153,8 @@ fn rust_and_cuda_agree_on_the_arguments_of_every_kernel() {
     pairs.extend(rust.keys().filter(is_in_both).map(|name| (&**name, &**name)));
     assert!(pairs.len() > 60, "only {} structs were seen", pairs.len());
     for (own, twin) in pairs {
-        let (twin, of) = twin.split_once('<').map_or((twin, "bf16"), |(twin, of)| (twin, &of[..of.len() - 1]));
+        let (twin, of) =
+            twin.split_once('<').map_or((twin, "bf16"), |(twin, of)| (twin, &of[..of.len() - 1]));
         let [mut found, mut expected] = [Vec::new(), Vec::new()];
         flat(&rust, own, "", &mut found);
         flat(&cuda, twin, of, &mut expected);

@@ -19,10 +19,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("params", &["error", "input", "output", "tensor", "memory", "device", "config"]),
     ("language", &["error", "random"]),
     ("layers", &["error", "tensor", "memory", "device", "config", "ops", "params"]),
-    (
-        "vision",
-        &["error", "input", "tensor", "memory", "device", "config", "ops", "params", "layers"],
-    ),
+    ("vision", &["error", "input", "tensor", "memory", "device", "config", "ops", "params", "layers"]),
     ("data", &["error", "input", "output", "tensor", "random", "params", "tokenizer", "vision"]),
     (
         "train",

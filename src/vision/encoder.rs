@@ -1,186 +1,18 @@
-//! The frozen image encoder: EVA-CLIP's pre-norm vision transformer, as BLIP-2 runs it (all blocks
+//! The frozen image encoder: EVA-CLIP's vision transformer, as BLIP-2 runs it (all blocks
 //! but the last of the original, no head), up to but not including its last norm.
 
+pub use super::vit::{Parameters, VisionBlock};
+
+use super::vit::{CHANNELS, VisionPass};
 use crate::config::{Config, VisionConfig};
-use crate::device::{M, V};
 use crate::error::{Error, Result};
-use crate::layers::linear::Fused;
-use crate::layers::{LayerNorm, Linear};
-use crate::memory::Cursor;
-use crate::memory::{Pass, Workspace};
+use crate::memory::Workspace;
 use crate::ops::Backend;
-use crate::ops::attention::{Attention, AttentionForward, Mask, SequenceSizes, Sequences, check_heads};
-use crate::ops::embedding::EmbeddingForward;
+use crate::ops::attention::check_heads;
 use crate::params::safetensors::Checkpoint;
-use crate::params::{NamedCheckpoint, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus};
-use crate::tensor::{HostTensor, ViewMut};
+use crate::params::{NamedCheckpoint, Slot, TensorSource, Weights, part_names, reject_surplus};
+use crate::tensor::HostTensor;
 use std::path::Path;
-
-/// Colour channels.
-const CHANNELS: usize = 3;
-
-/// The encoder's parameters.
-#[derive(Clone, Debug)]
-pub struct Parameters<T> {
-    /// The token for the whole image [1, W]
-    pub class_embedding: T,
-    /// [N, W]
-    pub position_embedding: T,
-    /// The convolution as a matrix [W, 3·patch²]
-    pub patch_embedding: Linear<T>,
-    /// In order.
-    pub blocks: Vec<VisionBlock<T>>,
-}
-
-/// One block: x + attention(norm1(x)), then x + mlp(norm2(x)).
-#[derive(Clone, Debug)]
-pub struct VisionBlock<T> {
-    /// [1, W]
-    pub norm1: LayerNorm<T>,
-    /// Queries, keys and values side by side [3·W, W]
-    pub qkv: Linear<T>,
-    /// [W, W]
-    pub projection: Linear<T>,
-    /// [1, W]
-    pub norm2: LayerNorm<T>,
-    /// [F, W]
-    pub fc1: Linear<T>,
-    /// [W, F]
-    pub fc2: Linear<T>,
-}
-
-impl Parameters<Spec> {
-    /// `vision_model.*` but for `post_layernorm`.
-    pub fn spec(config: &VisionConfig) -> Self {
-        let (width, patch) = (config.hidden_size, config.patch_size);
-        let table = |name: &str, shape: &[usize], cols| {
-            Spec::table(format!("vision_model.embeddings.{name}"), shape, cols)
-        };
-        let patch_shape = [width, CHANNELS, patch, patch];
-        Self {
-            class_embedding: table("class_embedding", &[1, 1, width], width),
-            position_embedding: table("position_embedding", &[1, config.image_tokens(), width], width),
-            patch_embedding: Linear {
-                weight: table("patch_embedding.weight", &patch_shape, CHANNELS * patch * patch)
-                    .read_by_gemm(),
-                bias: table("patch_embedding.bias", &[width], width),
-            },
-            blocks: (0..config.num_hidden_layers).map(|i| VisionBlock::spec(config, i)).collect(),
-        }
-    }
-}
-
-impl VisionBlock<Spec> {
-    fn spec(config: &VisionConfig, index: usize) -> Self {
-        let (width, inner, epsilon) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let name = |part: &str| format!("vision_model.encoder.layers.{index}.{part}");
-        Self {
-            norm1: LayerNorm::spec(&name("layer_norm1"), width, epsilon),
-            qkv: Linear::spec(&name("self_attn.qkv"), 3 * width, width),
-            projection: Linear::spec(&name("self_attn.projection"), width, width),
-            norm2: LayerNorm::spec(&name("layer_norm2"), width, epsilon),
-            fc1: Linear::spec(&name("mlp.fc1"), inner, width),
-            fc2: Linear::spec(&name("mlp.fc2"), width, inner),
-        }
-    }
-}
-
-impl<T> Tree<T> for Parameters<T> {
-    type With<U> = Parameters<U>;
-
-    fn map<'t, U>(&'t self, leaf: &mut dyn FnMut(&'t T) -> U) -> Parameters<U> {
-        Parameters {
-            class_embedding: leaf(&self.class_embedding),
-            position_embedding: leaf(&self.position_embedding),
-            patch_embedding: self.patch_embedding.map(leaf),
-            blocks: self.blocks.iter().map(|b| b.map(leaf)).collect(),
-        }
-    }
-}
-
-impl<T> Tree<T> for VisionBlock<T> {
-    type With<U> = VisionBlock<U>;
-
-    fn map<'t, U>(&'t self, leaf: &mut dyn FnMut(&'t T) -> U) -> VisionBlock<U> {
-        VisionBlock {
-            norm1: self.norm1.map(leaf),
-            qkv: self.qkv.map(leaf),
-            projection: self.projection.map(leaf),
-            norm2: self.norm2.map(leaf),
-            fc1: self.fc1.map(leaf),
-            fc2: self.fc2.map(leaf),
-        }
-    }
-}
-
-/// What the encoder works in.
-struct VisionActs<'a, B: Backend> {
-    /// Table of the images' sequences [1, words]
-    sequences: ViewMut<'a, B, u32>,
-    /// [B·(N − 1), 3·patch²]
-    patches: M<'a, B>,
-    /// The class embedding, then all patches' embeddings [1 + B·(N − 1), W]
-    embedded: M<'a, B>,
-    /// [1, B·N]: rows of `embedded`
-    rows: ViewMut<'a, B, u32>,
-    /// [1, B·N]: rows of the position table
-    places: ViewMut<'a, B, u32>,
-    /// The residual stream [B·N, W]: before and after a half of a block, in turns
-    x: [M<'a, B>; 2],
-    /// [B·N, W]
-    normed: M<'a, B>,
-    /// [B·N, 3·W]
-    qkv: M<'a, B>,
-    /// [B·N, W]
-    context: M<'a, B>,
-    /// [B·N, F]
-    inner: M<'a, B>,
-}
-
-impl<'a, B: Backend> VisionActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, config: &VisionConfig, sequences: &Sequences) -> Self {
-        let (width, tokens, images) = (config.hidden_size, config.image_tokens(), sequences.as_slice().len());
-        let (rows, patches) = (images * tokens, images * (tokens - 1));
-        Self {
-            sequences: cursor.take(1, sequences.words()),
-            patches: cursor.take(patches, CHANNELS * config.patch_size * config.patch_size),
-            embedded: cursor.take(1 + patches, width),
-            rows: cursor.take(1, rows),
-            places: cursor.take(1, rows),
-            x: [cursor.take(rows, width), cursor.take(rows, width)],
-            normed: cursor.take(rows, width),
-            qkv: cursor.take(rows, 3 * width),
-            context: cursor.take(rows, width),
-            inner: cursor.take(rows, config.intermediate_size),
-        }
-    }
-}
-
-/// The pass over so many images.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct VisionPass {
-    images: usize,
-}
-
-impl<B: Backend> Pass<B> for VisionPass {
-    type Model = VisionConfig;
-    type Acts<'a> = VisionActs<'a, B>;
-
-    fn items(&self) -> (usize, &'static str) {
-        (self.images, "images")
-    }
-
-    fn carve<'a>(&self, config: &VisionConfig, cursor: &mut Cursor<'a, B>) -> VisionActs<'a, B> {
-        VisionActs::carve(cursor, config, &self.sequences(config))
-    }
-}
-
-impl VisionPass {
-    /// All tokens of an image see one another.
-    fn sequences(&self, config: &VisionConfig) -> Sequences {
-        Sequences::uniform(self.images, config.image_tokens())
-    }
-}
 
 /// Whether a checkpoint has an image encoder.
 pub fn is_in(checkpoint: &NamedCheckpoint<'_>) -> bool {
@@ -312,116 +144,16 @@ impl<B: Backend> VisionEncoder<B> {
 
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
         let (b, parameters, pass) = (&self.device, self.weights.view(), VisionPass { images });
-        let sequences = pass.sequences(&self.config);
         // SAFETY: beside its own memory the pass reads the weights.
         unsafe {
             self.workspace.run(
                 b,
                 &self.config,
-                pass,
-                |acts| {
-                    sequences.place(b, acts.sequences.reborrow())?;
-                    self.write(pixels, images, acts)
-                },
-                |_, acts| {
-                    self.embed(&parameters, acts)?;
-                    let blocks = &mut parameters.blocks.iter();
-                    blocks.try_for_each(|block| block.forward(b, &self.config, sequences.sizes(), acts))
-                },
+                pass.clone(),
+                |acts| pass.write(b, &self.config, pixels, acts),
+                |pass, acts| parameters.forward(b, &self.config, pass, acts),
                 |acts| b.read(acts.x[0].view()),
             )
         }
-    }
-
-    /// The patches, and where they and the class embedding go.
-    fn write(&self, pixels: &[f32], images: usize, acts: &mut VisionActs<'_, B>) -> Result<()> {
-        let b = &self.device;
-        let (tokens, patches) =
-            (self.config.image_tokens() as u32, images * (self.config.image_tokens() - 1));
-        b.write(&self.cut_patches(pixels), 0, acts.patches.reborrow())?;
-        // Row 0 of `embedded` serves every image's first token, then the patches follow in order.
-        let mut next = 0;
-        let rows: Vec<u32> = (0..patches as u32 + images as u32)
-            .map(|row| {
-                if row % tokens == 0 {
-                    return 0;
-                }
-                next += 1;
-                next
-            })
-            .collect();
-        let places: Vec<u32> = (0..rows.len() as u32).map(|row| row % tokens).collect();
-        b.write_indices(&rows, acts.rows.reborrow())?;
-        b.write_indices(&places, acts.places.reborrow())
-    }
-
-    /// Class and patch embeddings with their positions, into `acts.x[0]`.
-    fn embed(&self, parameters: &Parameters<V<'_, B>>, acts: &mut VisionActs<'_, B>) -> Result<()> {
-        let b = &self.device;
-        let (class, embedded) = acts.embedded.reborrow().split_rows(1);
-        // The first token of the first image is the class embedding, row 0.
-        let (ids, table) = (acts.rows.view().columns(0..1), parameters.class_embedding);
-        b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: class })?;
-        parameters.patch_embedding.forward(b, acts.patches.view(), embedded)?;
-        b.embedding_forward(EmbeddingForward {
-            ids: acts.rows.view(),
-            table: acts.embedded.view(),
-            positions: Some((acts.places.view(), parameters.position_embedding)),
-            y: acts.x[0].reborrow(),
-        })
-    }
-
-    /// Patches [B·(N − 1), 3·patch²] of images [B, 3, S, S], each patch channel by channel.
-    fn cut_patches(&self, pixels: &[f32]) -> Vec<f32> {
-        let (side, patch, count) =
-            (self.config.image_size, self.config.patch_size, self.config.patches_per_side());
-        let mut patches = Vec::with_capacity(pixels.len());
-        for image in pixels.chunks_exact(CHANNELS * side * side) {
-            for (top, left) in (0..count).flat_map(|i| (0..count).map(move |j| (i * patch, j * patch))) {
-                for channel in image.chunks_exact(side * side) {
-                    for row in top..top + patch {
-                        patches.extend_from_slice(&channel[row * side + left..][..patch]);
-                    }
-                }
-            }
-        }
-        patches
-    }
-}
-
-impl<B: Backend> VisionBlock<V<'_, B>> {
-    /// From `acts.x[0]` to `acts.x[0]`.
-    fn forward(
-        &self,
-        b: &B,
-        config: &VisionConfig,
-        sizes: SequenceSizes,
-        acts: &mut VisionActs<'_, B>,
-    ) -> Result<()> {
-        let (width, heads) = (config.hidden_size, config.num_attention_heads);
-        let scale = 1.0 / (config.head_dim() as f64).sqrt();
-        let sequences = sizes.placed_at(acts.sequences.view());
-        let [x, half] = &mut acts.x;
-        self.norm1.forward(b, x.view(), None, acts.normed.reborrow())?;
-        self.qkv.forward(b, acts.normed.view(), acts.qkv.reborrow())?;
-        let part = |i: usize| acts.qkv.view().columns(i * width..(i + 1) * width);
-        b.attention_forward(
-            Attention { sequences, heads, mask: Mask::None, scale, dropout: None },
-            AttentionForward {
-                q: part(0),
-                k: part(1),
-                v: part(2),
-                prefix: None,
-                out: acts.context.reborrow(),
-                lse: None,
-            },
-        )?;
-        let on_x = Fused { activation: None, residual: Some(x.view()), pre_activation: None };
-        self.projection.fused_forward(b, acts.context.view(), on_x, half.reborrow())?;
-        self.norm2.forward(b, half.view(), None, acts.normed.reborrow())?;
-        let activated = Fused { activation: Some(config.hidden_act), residual: None, pre_activation: None };
-        self.fc1.fused_forward(b, acts.normed.view(), activated, acts.inner.reborrow())?;
-        let on_half = Fused { activation: None, residual: Some(half.view()), pre_activation: None };
-        self.fc2.fused_forward(b, acts.inner.view(), on_half, x.reborrow())
     }
 }

@@ -5,3 +5,4 @@ pub mod encoder;
 pub mod identity;
 pub mod image;
 mod resize;
+mod vit;

@@ -5,8 +5,8 @@ mod sm90a;
 
 use super::{ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, ContrastiveOp};
 use super::{
-    IMAGES_OF_STEP, Negatives, PART_WORDS, ROWS_OF_DENSE_BLOCK, ROWS_OF_SLOT, Sizes,
-    TEXTS_OF_BLOCK, images_of_block, images_of_part, parts,
+    IMAGES_OF_STEP, Negatives, PART_WORDS, ROWS_OF_DENSE_BLOCK, ROWS_OF_SLOT, Sizes, TEXTS_OF_BLOCK,
+    images_of_block, images_of_part, parts,
 };
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
