@@ -1,23 +1,14 @@
 //! Where tensors live and operations run.
 
-pub(crate) mod amx;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
-mod packed;
-mod product;
-mod real;
-pub(crate) mod split;
 
-pub use cpu::{Cpu, CpuBuffer};
-pub(crate) use cpu::{Factor, Rows, prefetch, product};
+pub(crate) use cpu::tile::TILE;
+pub(crate) use cpu::{Columns, Factor, Operand, Rows, maximum, prefetch, product, sum, vectorised};
+pub use cpu::{Cpu, CpuBuffer, Lanes, Real};
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
-pub use packed::Lanes;
-pub(crate) use product::{Columns, Operand};
-pub use real::Real;
-pub(crate) use real::{maximum, sum, vectorised};
-pub(crate) use split::TILE;
 
 use crate::error::Result;
 use crate::tensor::{Element, Layout, Number, View, ViewMut};

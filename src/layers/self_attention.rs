@@ -2,7 +2,7 @@
 
 use super::dropout::Place;
 use super::layer_norm::LayerNormActs;
-use super::stream::{FirstKeys, Inputs, Stream};
+use super::stream::{FirstKeys, Inputs, Stream, parts, parts_mut};
 use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
 use crate::device::{M, SM, V, Write};
 use crate::error::Result;
@@ -207,18 +207,4 @@ impl<B: Backend> SelfAttention<V<'_, B>> {
         }
         self.qkv.backward(b, x, dqkv.view(), &mut gradients.qkv, Some((Write::Add, dx)))
     }
-}
-
-/// Queries, keys and values [rows, D] of [rows, 3·D].
-pub fn parts<B: Backend>(qkv: V<'_, B>) -> [V<'_, B>; 3] {
-    let hidden = qkv.cols() / 3;
-    [0, 1, 2].map(|i| qkv.columns(i * hidden..(i + 1) * hidden))
-}
-
-/// The same, for writing.
-fn parts_mut<B: Backend>(qkv: M<'_, B>) -> [M<'_, B>; 3] {
-    let hidden = qkv.cols() / 3;
-    let (q, rest) = qkv.split_columns(hidden);
-    let (k, v) = rest.split_columns(hidden);
-    [q, k, v]
 }

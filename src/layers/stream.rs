@@ -2,8 +2,7 @@
 
 use super::Linear;
 use super::dropout::{PassDropout, Place};
-use super::self_attention::parts;
-use crate::device::V;
+use crate::device::{M, V};
 use crate::ops::Backend;
 use crate::ops::attention::{Attention, Mask, PlacedSequences};
 use crate::ops::dropout::Dropout;
@@ -128,4 +127,18 @@ impl<B: Backend> Stream<'_, B> {
         let dropout = self.dropout_at(inputs, Place::CrossAttention);
         Attention { sequences, heads: self.heads, mask: Mask::None, scale: self.scale, dropout }
     }
+}
+
+/// Queries, keys and values [rows, D] of [rows, 3·D].
+pub fn parts<B: Backend>(qkv: V<'_, B>) -> [V<'_, B>; 3] {
+    let hidden = qkv.cols() / 3;
+    [0, 1, 2].map(|i| qkv.columns(i * hidden..(i + 1) * hidden))
+}
+
+/// The same, for writing.
+pub(super) fn parts_mut<B: Backend>(qkv: M<'_, B>) -> [M<'_, B>; 3] {
+    let hidden = qkv.cols() / 3;
+    let (q, rest) = qkv.split_columns(hidden);
+    let (k, v) = rest.split_columns(hidden);
+    [q, k, v]
 }

@@ -1,6 +1,7 @@
 //! Launches of `kernels/gemm.cu`, for every GPU, and of `kernels/gemm_sm90a.cu`, for Hopper; products may go to
 //! cuBLASLt instead, which is followed by kernels of what is fused in these.
 
+mod accumulate;
 mod mma;
 mod sm90a;
 mod weight;

@@ -1,6 +1,6 @@
 //! Launches of `kernels/gemm_sm90a.cu`.
 
-use super::weight::{Accumulate, rows_of_part};
+use super::accumulate::{Accumulate, rows_of_part};
 use super::{FinishForward, FinishInput, Product};
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, TensorMap, arguments};

@@ -1,8 +1,9 @@
 //! Factors in the order in which a product reads them.
 
 use super::lanes::TILE;
-use crate::device::product::{Operand, Summed};
-use crate::device::{Real, vectorised};
+use crate::device::cpu::Real;
+use crate::device::cpu::operand::{Operand, Summed};
+use crate::device::cpu::real::vectorised;
 use crate::tensor::PANEL;
 use rayon::prelude::*;
 use std::ops::Range;

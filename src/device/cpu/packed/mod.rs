@@ -7,8 +7,12 @@ mod order;
 
 pub use lanes::Lanes;
 
-use super::product::{Columns, Operand, chunk_rows, for_each_part, with_right};
-use super::{Real, Rows, Write, prefetch};
+use super::Real;
+use super::factors::{chunk_rows, for_each_part, with_right};
+use super::operand::{Columns, Operand};
+use super::rows::Rows;
+use super::single::prefetch;
+use crate::device::Write;
 use crate::error::Result;
 use crate::tensor::{Layout, PANEL};
 use order::{order, order_panels};

@@ -1,9 +1,10 @@
 //! Factors of a product, split on the way from memory to tiles.
 
-use super::{BLOCK, DEPTH, Step, TILE, steps};
-use crate::device::amx::Amx;
-use crate::device::product::{Operand, Summed};
-use crate::device::{Real, prefetch};
+use crate::device::cpu::Real;
+use crate::device::cpu::amx::Amx;
+use crate::device::cpu::operand::{Operand, Summed};
+use crate::device::cpu::single::prefetch;
+use crate::device::cpu::tile::{BLOCK, DEPTH, Step, TILE, steps};
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! The vector instructions that come with the tiles: splitting numbers, and exchanging rows and columns.
 
-use super::super::split::{TILE, Tile};
+use crate::device::cpu::tile::{TILE, Tile};
 use std::arch::x86_64::*;
 
 #[target_feature(enable = "avx512bw,avx512bf16")]

@@ -1,10 +1,15 @@
 //! Products of split matrices, one block of columns by a chunk of rows a task.
 
 use super::operand::{Side, Steps};
-use super::{BLOCK, Block, Step, steps};
-use crate::device::amx::{Ahead, Amx};
-use crate::device::product::{Columns, Operand, chunk_rows, for_each_part, with_right};
-use crate::device::{Real, Rows, Write, prefetch, vectorised};
+use crate::device::Write;
+use crate::device::cpu::Real;
+use crate::device::cpu::amx::{Ahead, Amx};
+use crate::device::cpu::factors::{chunk_rows, for_each_part, with_right};
+use crate::device::cpu::operand::{Columns, Operand};
+use crate::device::cpu::real::vectorised;
+use crate::device::cpu::rows::Rows;
+use crate::device::cpu::single::prefetch;
+use crate::device::cpu::tile::{BLOCK, Block, Step, steps};
 use crate::error::Result;
 use crate::tensor::{Layout, SPLIT_PANEL};
 

@@ -2,7 +2,7 @@
 //! written so that loops over them vectorise.
 
 use super::packed::Lanes;
-use super::sealed::Sealed;
+use crate::device::sealed::Sealed;
 use crate::tensor::Number;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 

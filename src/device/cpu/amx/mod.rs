@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 mod vectors;
 
-use super::split::{BLOCK, Block, Step, TILE, Tile};
+use super::tile::{BLOCK, Block, Step, TILE, Tile};
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
