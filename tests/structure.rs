@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Modules of the library, each with those it may name.
 const MAY_USE: [(&str, &[&str]); 20] = [
     ("error", &[]),
-    ("tensor", &[]),
+    ("tensor", &["error"]),
     ("random", &[]),
     ("input", &["error"]),
     ("output", &["error", "input"]),
@@ -19,7 +19,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
     ("params", &["error", "input", "output", "tensor", "arena", "device", "config"]),
     ("replays", &["device"]),
     ("workspace", &["error", "arena", "device", "replays"]),
-    ("language", &["error", "random"]),
+    ("language", &["error", "input", "random"]),
     ("layers", &["error", "tensor", "arena", "device", "config", "ops", "params"]),
     (
         "vision",

@@ -115,7 +115,7 @@ impl<B: Backend> QFormer<B> {
             self.device.enter(|| self.text_pass(now, &mut features))?;
             rest = later;
         }
-        Ok(HostTensor::new(&[texts.len(), self.config.image_text_hidden_size], features))
+        HostTensor::new(&[texts.len(), self.config.image_text_hidden_size], features)
     }
 
     /// Replayed for as many texts, of as many rows and as long a text, where rows and length are rounded up.

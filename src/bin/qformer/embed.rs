@@ -64,7 +64,7 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
     let mut tensors = Vec::new();
     let mut metadata = BTreeMap::new();
     if let Some(features) = &text_features {
-        tensors.push(NewTensor::from_slice("text_features", Dtype::F32, &features.shape, &features.values));
+        tensors.push(NewTensor::from_slice("text_features", Dtype::F32, features.shape(), features.values()));
         metadata.insert("texts".to_owned(), json_array(&texts.texts));
     }
     if !images.names.is_empty() {

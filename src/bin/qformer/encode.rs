@@ -188,7 +188,7 @@ impl<'a> Shards<'a> {
         let path = self.path(shard);
         let mut spool = Spool::new(&path)?;
         let vision = encoder.config();
-        spool.append(&HostTensor::new(&[0, vision.image_tokens(), vision.hidden_size], Vec::new()))?;
+        spool.append(&HostTensor::new(&[0, vision.image_tokens(), vision.hidden_size], Vec::new())?)?;
         thread::scope(|scope| {
             let (sender, batches) = sync_channel(AHEAD);
             let of_shard = images.clone();
@@ -213,7 +213,7 @@ impl<'a> Shards<'a> {
                 check_number(unreadable, arguments.max_bad_samples)?;
                 let (height, width) = processor.size();
                 let readable = pixels.len() / (3 * height * width);
-                spool.append(&encoder.encode(&HostTensor::new(&[readable, 3, height, width], pixels))?)?;
+                spool.append(&encoder.encode(&HostTensor::new(&[readable, 3, height, width], pixels)?)?)?;
                 progress.set(end, all);
             }
             Ok::<(), Error>(())

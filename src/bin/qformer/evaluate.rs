@@ -194,10 +194,10 @@ impl<B: Backend> Reader<'_, B> {
                 let shape = [numbers.len(), config.image_tokens(), config.hidden_size];
                 let per_image = shape[1] * shape[2];
                 if encoded.len() < images.end * per_image {
-                    encoded.extend(encoder.encode(&dataset.pixels(&numbers, processor)?)?.values);
+                    encoded.extend(encoder.encode(&dataset.pixels(&numbers, processor)?)?.into_values());
                 }
                 let values = encoded[images.start * per_image..images.end * per_image].to_vec();
-                Ok(HostTensor::new(&shape, values))
+                HostTensor::new(&shape, values)
             }
         }
     }

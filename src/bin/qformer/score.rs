@@ -122,7 +122,7 @@ impl Arguments {
         images.for_each_batch(self.inputs.batch.size, remarks, |batch| {
             let features = model.encode_image(batch)?.features.expect("a model that compares texts");
             let similarity = model.similarity(&features, &text_features)?;
-            let rows: Vec<Vec<f32>> = similarity.values.chunks(count).map(<[f32]>::to_vec).collect();
+            let rows: Vec<Vec<f32>> = similarity.values().chunks(count).map(<[f32]>::to_vec).collect();
             let of_image = |(image, row): (usize, &Vec<f32>)| {
                 candidates(row, self.rerank).into_iter().map(move |text| (image, text))
             };

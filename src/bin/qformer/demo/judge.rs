@@ -60,11 +60,11 @@ impl HeldOut {
         let tokenizer = Tokenizer::load(folder)?;
         let captioner = Captioner::load(Cpu::<f32>::new(), folder)?;
         let progress = Progress::of_steps("matching", remarks);
-        let [count, tokens, width] = self.vision_output.shape[..] else { unreachable!("features [I, N, W]") };
+        let [count, tokens, width] = *self.vision_output.shape() else { unreachable!("features [I, N, W]") };
         let per_image = tokens * width;
         let mut read = |images: std::ops::Range<usize>| {
-            let values = &self.vision_output.values[images.start * per_image..images.end * per_image];
-            Ok(HostTensor::new(&[images.len(), tokens, width], values.to_vec()))
+            let values = &self.vision_output.values()[images.start * per_image..images.end * per_image];
+            HostTensor::new(&[images.len(), tokens, width], values.to_vec())
         };
         let owners: Vec<u32> = (0..count as u32).collect();
         let retrieval = retrieval(
@@ -86,7 +86,7 @@ impl HeldOut {
     /// Compares all pictures with all captions.
     pub(super) fn ranking<'a>(&'a self, model: &'a QFormer) -> Result<Ranking<'a>> {
         let features = model.encode_image(&self.vision_output)?.features.expect("a model that compares");
-        let cosines = model.similarity(&features, &model.encode_text(&self.texts)?)?.values;
+        let cosines = model.similarity(&features, &model.encode_text(&self.texts)?)?.into_values();
         Ok(Ranking { held_out: self, model, cosines })
     }
 }
