@@ -41,6 +41,7 @@ const MAY_USE: [(&str, &[&str]); 20] = [
             "replays",
             "workspace",
             "layers",
+            "language",
             "qformer",
             "vision",
             "tokenizer",

@@ -217,8 +217,12 @@ pub fn retrieval<B: Backend>(
         let pairs: Vec<(usize, usize)> = of_pass
             .flat_map(|(image, texts)| texts.iter().map(move |&text| (image, text as usize)))
             .collect();
-        let matches =
-            model.match_score(&images.features(pass.clone())?, captions.tokens, &pairs, matching.matching())?;
+        let matches = model.match_score(
+            &images.features(pass.clone())?,
+            captions.tokens,
+            &pairs,
+            matching.matching(),
+        )?;
         let mut matches = matches.into_iter().map(|found| matching.of_pair(found));
         logits.extend(wanted[pass].iter().map(|texts| matches.by_ref().take(texts.len()).collect()));
         done += pairs.len();

@@ -135,7 +135,9 @@ impl<B: Backend> Decoder<'_, B> {
         let (count, vocabulary) = (parents.len(), config.qformer.vocab_size);
         if count == 0 || tokens.len() != count {
             let tokens = tokens.len();
-            return Err(Error::usage(format!("{count} sequences go on with {tokens} tokens; each takes one")));
+            return Err(Error::usage(format!(
+                "{count} sequences go on with {tokens} tokens; each takes one"
+            )));
         }
         let before = match self.length {
             0 => self.state.queries[0].rows() / config.num_query_tokens,

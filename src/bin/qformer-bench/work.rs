@@ -122,7 +122,8 @@ pub(crate) fn random_texts(count: usize, vocabulary: usize) -> Vec<Vec<u32>> {
 }
 
 pub(crate) fn random_tensor(name: &str, shape: &[usize]) -> HostTensor {
-    HostTensor::new(shape, random_values(name, shape.iter().product())).expect("as many values as the shape says")
+    HostTensor::new(shape, random_values(name, shape.iter().product()))
+        .expect("as many values as the shape says")
 }
 
 /// The sizes of the checkpoint, or BLIP-2's with ViT-g.

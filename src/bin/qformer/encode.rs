@@ -5,6 +5,7 @@ use crate::data::ImageDataArguments;
 use crate::device::Opened;
 use crate::images::processor;
 use crate::inputs::{BatchArguments, ModelArguments, warn_of_not_finite};
+use crate::outputs::check_folder_name;
 use crate::progress::Progress;
 use crate::spool::Spool;
 use clap::Args;
@@ -68,6 +69,7 @@ type Unreadable = Vec<(usize, String)>;
 
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
+    check_folder_name(&arguments.output)?;
     let dataset = Dataset::open(&arguments.data.source()?)?;
     match arguments.model.device.open(remarks)? {
         Opened::Cpu(device) => encode(arguments, &dataset, device, remarks),

@@ -3,6 +3,7 @@
 use crate::Remarks;
 use crate::device::Opened;
 use crate::inputs::{Inputs, Loaded, tell_of_matching};
+use crate::outputs::check_file_name;
 use clap::{ArgGroup, Args, ValueEnum};
 use qformer::ops::Backend;
 use qformer::output::{self, printable, write_atomically};
@@ -77,6 +78,7 @@ struct Scores {
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     if let Some(path) = &arguments.output {
+        check_file_name(path, "json")?;
         output::check_writable(path)?;
     }
     let inputs = &arguments.inputs;

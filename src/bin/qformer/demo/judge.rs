@@ -5,22 +5,13 @@ use crate::Remarks;
 use crate::progress::Progress;
 use qformer::data::Dataset;
 use qformer::evaluate::{Captions, Images, MatchingLogits, Retrieval, retrieval};
-use qformer::language::decoding::{Decoding, Search};
+use qformer::language::decoding::Decoding;
 use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer, Result, Tokenizer};
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// Candidates of a query that matching puts in order.
 const RERANKED: usize = 16;
-
-/// How captions are generated.
-const DECODING: Decoding = Decoding {
-    search: Search::Beam { beams: 3, length_penalty: 1.0 },
-    max_length: super::model::LONGEST,
-    min_length: 2,
-    repetition_penalty: 1.0,
-    sequences: 1,
-};
 
 /// Pictures held out, with their captions: picture i has caption i and no other.
 pub(super) struct HeldOut {
@@ -76,8 +67,9 @@ impl HeldOut {
             &mut |_, done, total| progress.set(done, total),
         )?;
         drop(progress);
+        let decoding = Decoding::load(folder, super::model::LONGEST)?;
         let mut said = Vec::with_capacity(count);
-        for captions in captioner.caption(&self.vision_output, &DECODING)? {
+        for captions in captioner.caption(&self.vision_output, &decoding)? {
             said.push(tokenizer.decode(&captions[0].tokens)?);
         }
         Ok(Judgement { retrieval, said })
