@@ -56,7 +56,7 @@ fn batch() -> (HostTensor, Vec<Vec<u32>>) {
     let real = |(ids, mask): (&[f64], &[f64])| {
         ids.iter().zip(mask).filter(|(_, m)| **m == 1.0).map(|(&id, _)| id as u32).collect()
     };
-    (HostTensor::new(&[5, tokens, 64], values), rows.map(real).collect())
+    (HostTensor::new(&[5, tokens, 64], values).unwrap(), rows.map(real).collect())
 }
 
 /// Log-probabilities [V] of each token that follows, read token by token: for every text one row after
@@ -205,9 +205,9 @@ fn beams_are_in_order_and_their_scores_those_of_the_whole_texts() {
 #[test]
 fn a_batch_of_several_passes_is_captioned_as_its_members_are() {
     let (captioner, (images, _)) = (captioner(Cpu::<f32>::new()), batch());
-    let per_image = images.values.len() / 5;
+    let per_image = images.values().len() / 5;
     let count = 2 * 5;
-    let twice = HostTensor::new(&[count, images.shape[1], 64], images.values.repeat(2));
+    let twice = HostTensor::new(&[count, images.shape()[1], 64], images.values().repeat(2)).unwrap();
     let drawn = |first| Decoding {
         search: Search::Nucleus { top_p: 0.9, temperature: 1.0, seed: 4, first },
         max_length: 8,
@@ -219,8 +219,8 @@ fn a_batch_of_several_passes_is_captioned_as_its_members_are() {
     let [all_drawn, all_searched] = [drawn(0), searched].map(|d| captioner.caption(&twice, &d).unwrap());
     for image in 0..count {
         let place = image % 5 * per_image;
-        let values = images.values[place..place + per_image].to_vec();
-        let one = HostTensor::new(&[1, images.shape[1], 64], values);
+        let values = images.values()[place..place + per_image].to_vec();
+        let one = HostTensor::new(&[1, images.shape()[1], 64], values).unwrap();
         let tokens =
             |captions: &[qformer::Caption]| captions.iter().map(|c| c.tokens.clone()).collect::<Vec<_>>();
         let alone = captioner.caption(&one, &drawn(image as u64)).unwrap();
@@ -245,10 +245,10 @@ fn what_cannot_be_captioned_is_refused_with_the_remedy() {
     let long = Decoding { max_length: 65, ..Decoding::default() };
     let error = captioner.caption(&images, &long).unwrap_err().to_string();
     assert!(error.contains("65") && error.contains("64") && error.contains("--max-length"), "{error}");
-    let wrong = HostTensor::new(&[1, 2, 64], vec![0.0; 128]);
+    let wrong = HostTensor::new(&[1, 2, 64], vec![0.0; 128]).unwrap();
     assert!(captioner.caption(&wrong, &Decoding::default()).unwrap_err().to_string().contains("[1, 2, 64]"));
     let mut spoilt = images.clone();
-    spoilt.values[0] = f32::NAN;
+    spoilt.values_mut()[0] = f32::NAN;
     let error = captioner.caption(&spoilt, &Decoding::default()).unwrap_err().to_string();
     assert!(error.contains("not a number"), "{error}");
     let error = captioner.caption_loss(&images, &[vec![2]], &[(0, 0)]).unwrap_err().to_string();
@@ -265,4 +265,34 @@ fn a_checkpoint_of_hugging_face_is_refused_since_it_has_no_head() {
     for fragment in ["cls.predictions", "Hugging Face", ".pth", "qformer train"] {
         assert!(error.contains(fragment), "{error}");
     }
+}
+
+#[test]
+fn sequences_that_cannot_go_on_are_refused() {
+    let (captioner, (images, _)) = (captioner(Cpu::<f32>::new()), batch());
+    let advance = |steps: &[(&[usize], &[u32])]| {
+        let found = captioner.with_decoder(&images, [6, 3], |decoder| {
+            steps.iter().try_for_each(|(parents, tokens)| decoder.advance(parents, tokens).map(drop))
+        });
+        found.map_err(|error| error.to_string())
+    };
+    let two: (&[usize], &[u32]) = (&[3, 4], &[ENDS[0]; 2]);
+    advance(&[two, (&[1, 0], &[5, 6])]).unwrap();
+    for (steps, fragment) in [
+        (&[(&[5][..], &[5][..])][..], "number 5, but there are 5"),
+        (&[two, (&[0, 2], &[5, 5])], "number 2, but there are 2"),
+        (&[two, (&[0, 1], &[5])], "2 sequences go on with 1 tokens"),
+        (&[two, (&[], &[])], "0 sequences"),
+        (&[two, (&[0, 1], &[5, 139])], "token 139, but the vocabulary has 139"),
+        (&[two, (&[0; 10], &[5; 10])], "10 sequences of 2 tokens are more than"),
+    ] {
+        let error = advance(steps).unwrap_err();
+        assert!(error.contains(fragment), "{error}");
+    }
+    let none = HostTensor::new(&[0, images.shape()[1], 64], Vec::new()).unwrap();
+    let error = captioner.with_decoder(&none, [1, 8], |_| Ok(())).unwrap_err().to_string();
+    assert!(error.contains("no image"), "{error}");
+    let search = Search::Beam { beams: usize::MAX, length_penalty: 1.0 };
+    let error = captioner.caption(&images, &Decoding { search, ..Decoding::default() }).unwrap_err();
+    assert!(error.to_string().contains("lower --num-beams"), "{error}");
 }

@@ -44,7 +44,7 @@ fn model() -> QFormer<Cpu> {
 fn images() -> HostTensor {
     let config = config();
     let shape = [IMAGES, config.image_tokens(), config.vision.hidden_size];
-    HostTensor::new(&shape, random("images", shape.iter().product()))
+    HostTensor::new(&shape, random("images", shape.iter().product())).unwrap()
 }
 
 fn texts() -> Vec<Vec<u32>> {
@@ -52,9 +52,9 @@ fn texts() -> Vec<Vec<u32>> {
 }
 
 fn part(images: &HostTensor, range: Range<usize>) -> HostTensor {
-    let per_image = images.values.len() / images.shape[0];
-    let values = images.values[range.start * per_image..range.end * per_image].to_vec();
-    HostTensor::new(&[range.len(), images.shape[1], images.shape[2]], values)
+    let per_image = images.values().len() / images.shape()[0];
+    let values = images.values()[range.start * per_image..range.end * per_image].to_vec();
+    HostTensor::new(&[range.len(), images.shape()[1], images.shape()[2]], values).unwrap()
 }
 
 /// Recall at 1, 5 and 10 for rows of scores: the best place of those a row `owns`, after sorting.
@@ -101,7 +101,7 @@ fn retrieval_is_that_of_sorted_matrices() {
     let features = model.encode_image(&images).unwrap().features.unwrap();
     let similarity = model.similarity(&features, &model.encode_text(&texts).unwrap()).unwrap();
     let itc: Vec<Vec<f64>> =
-        similarity.values.chunks(texts.len()).map(|row| row.iter().map(|&x| x.into()).collect()).collect();
+        similarity.values().chunks(texts.len()).map(|row| row.iter().map(|&x| x.into()).collect()).collect();
     let pairs: Vec<(usize, usize)> =
         (0..IMAGES).flat_map(|i| (0..texts.len()).map(move |t| (i, t))).collect();
     let matches = model.match_score(&images, &texts, &pairs, Matching::Classifier).unwrap();
@@ -163,7 +163,7 @@ fn equal_scores_come_in_the_order_of_their_numbers() {
     let (model, config) = (model(), config());
     // Two images that are the same, with two texts that are.
     let one = part(&images(), 0..1);
-    let same = HostTensor::new(&[2, config.image_tokens(), 48], one.values.repeat(2));
+    let same = HostTensor::new(&[2, config.image_tokens(), 48], one.values().repeat(2)).unwrap();
     let texts = vec![vec![1, 2, 3]; 2];
     let mut read = |range: Range<usize>| Ok(part(&same, range));
     let set = Images { count: 2, read: &mut read };
@@ -190,7 +190,7 @@ fn what_does_not_fit_together_is_refused() {
     assert!(evaluate(IMAGES, &texts, &OWNERS[1..]).contains("26 texts"));
     assert!(evaluate(IMAGES, &[], &[]).contains("no text"));
     let mut spoilt = images.clone();
-    spoilt.values[0] = f32::NAN;
+    spoilt.values_mut()[0] = f32::NAN;
     let set = Images { count: IMAGES, read: &mut |range| Ok(part(&spoilt, range)) };
     let captions = Captions { tokens: &texts, images: &OWNERS };
     let error = retrieval(&model, set, captions, 1, MatchingLogits::Classifier, &mut |_, _, _| ())
@@ -200,11 +200,25 @@ fn what_does_not_fit_together_is_refused() {
 }
 
 #[test]
+fn features_of_another_number_of_images_are_refused() {
+    let (model, images, texts) = (model(), images(), texts());
+    for size in [0, 1, IMAGES] {
+        let mut read = |_: Range<usize>| Ok(part(&images, 0..size));
+        let set = Images { count: IMAGES, read: &mut read };
+        let captions = Captions { tokens: &texts, images: &OWNERS };
+        let error = retrieval(&model, set, captions, 1, MatchingLogits::Classifier, &mut |_, _, _| ())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(&format!("shape [{size}, ")) && error.contains("images 0.."), "{error}");
+    }
+}
+
+#[test]
 fn perplexity_is_that_of_every_token_once() {
     let golden = paths::path("tests/golden/stage1");
     let (config, checkpoint) = (Config::load(&golden).unwrap(), Checkpoint::open(&golden).unwrap());
     let shape = [IMAGES, config.image_tokens(), config.vision.hidden_size];
-    let images = HostTensor::new(&shape, random("images", shape.iter().product()));
+    let images = HostTensor::new(&shape, random("images", shape.iter().product())).unwrap();
     let captioner =
         Captioner::from_checkpoint(Cpu::<f64>::new(), config, &checkpoint, [138, 3], &mut |_, _| ()).unwrap();
     let texts = texts();

@@ -44,7 +44,7 @@ fn images(name: &str) -> HostTensor {
 fn some_images(count: usize, name: &str) -> HostTensor {
     let config = config();
     let shape = [count, config.image_tokens(), config.vision.hidden_size];
-    HostTensor::new(&shape, random(name, shape.iter().product()))
+    HostTensor::new(&shape, random(name, shape.iter().product())).unwrap()
 }
 
 /// Texts of so many tokens each.
@@ -125,7 +125,7 @@ fn a_replayed_image_encoder_has_the_bits_of_a_fresh_one() {
         || VisionEncoder::from_source(cuda().clone(), &config(), &RandomWeights, &mut |_, _| ()).unwrap();
     let side = config().vision.image_size;
     let pixels = ["first", "second", "third"]
-        .map(|name| HostTensor::new(&[2, 3, side, side], random(name, 2 * 3 * side * side)));
+        .map(|name| HostTensor::new(&[2, 3, side, side], random(name, 2 * 3 * side * side)).unwrap());
     let fresh = pixels.each_ref().map(|pixels| encoder().encode(pixels).unwrap());
     let encoder = encoder();
     for (pixels, fresh) in pixels.iter().zip(&fresh).cycle().take(4) {
@@ -203,7 +203,7 @@ fn stage1(options: &Stage1Options) -> Stage1<Cuda> {
 fn found(model: &Stage1<Cuda>, losses: &Losses) -> (Vec<f64>, Vec<f32>) {
     let mut gradients = Vec::new();
     let each = |_: &Part, found: HostTensor| {
-        gradients.extend(found.values);
+        gradients.extend(found.into_values());
         Ok(())
     };
     model.weights().for_each_gradient(model.device(), each).unwrap();

@@ -51,15 +51,15 @@ fn expected(name: &str) -> HostTensor {
     let checkpoint = Checkpoint::open(&golden().join("expected.safetensors")).unwrap();
     let mut values = Vec::new();
     checkpoint.read_f32(name, |_, block| values.extend_from_slice(block)).unwrap();
-    HostTensor::new(&checkpoint.get(name).unwrap().shape, values)
+    HostTensor::new(&checkpoint.get(name).unwrap().shape, values).unwrap()
 }
 
 fn assert_close(name: &str, found: &HostTensor, tolerance: Tolerance) {
     let expected = expected(name);
-    assert_eq!(found.shape, expected.shape, "{name}");
+    assert_eq!(found.shape(), expected.shape(), "{name}");
     let square = |x: f64| x * x;
     let (mut difference, mut norm) = (0.0, 0.0);
-    for (&f, &e) in found.values.iter().zip(&expected.values) {
+    for (&f, &e) in found.values().iter().zip(expected.values()) {
         difference += square(f64::from(f) - f64::from(e));
         norm += square(f64::from(e));
     }
@@ -73,7 +73,7 @@ fn vision_output<B: Backend>(device: B) -> HostTensor {
     for name in ["astronaut", "chelsea", "coffee"] {
         pixels.extend(processor.read(&golden().join(format!("images/{name}.png"))).unwrap());
     }
-    let pixels = HostTensor::new(&[3, 3, 56, 56], pixels);
+    let pixels = HostTensor::new(&[3, 3, 56, 56], pixels).unwrap();
     assert_close("pixel_values", &pixels, single);
     VisionEncoder::load(device, golden().join("model")).unwrap().encode(&pixels).unwrap()
 }
@@ -107,13 +107,28 @@ fn a_replayed_pass_gives_the_same_bits() {
     let once = || model.encode_image(&vision_output).unwrap().query_output;
     let first = once();
     // Another batch in the same memory, recorded and replayed in between.
-    let [images, tokens, width] = vision_output.shape[..] else { panic!() };
-    let two = HostTensor::new(&[2, tokens, width], vision_output.values[..2 * tokens * width].to_vec());
+    let [images, tokens, width] = *vision_output.shape() else { panic!() };
+    let two =
+        HostTensor::new(&[2, tokens, width], vision_output.values()[..2 * tokens * width].to_vec()).unwrap();
     assert!(images > 2);
     for _ in 0..3 {
         assert_eq!(once(), first);
         let query_output = model.encode_image(&two).unwrap().query_output;
-        assert_eq!(query_output.values, first.values[..query_output.values.len()]);
+        assert_eq!(query_output.values(), &first.values()[..query_output.values().len()]);
+    }
+}
+
+#[test]
+fn of_no_photographs_there_is_no_output() {
+    let encoder = VisionEncoder::load(Cpu::<f32>::new(), golden().join("model")).unwrap();
+    let none = encoder.encode(&HostTensor::new(&[0, 3, 56, 56], Vec::new()).unwrap()).unwrap();
+    assert_eq!(none.shape(), [0, 17, 64]);
+    let model = QFormer::load(Cpu::<f32>::new(), golden().join("model")).unwrap();
+    assert_eq!(model.encode_image(&none).unwrap().query_output.shape(), [0, 8, 128]);
+    for shape in [&[1, 3, 56, 55][..], &[1, 1, 56, 56], &[3, 56, 56], &[]] {
+        let wrong = HostTensor::new(shape, vec![0.0; shape.iter().product()]).unwrap();
+        let error = encoder.encode(&wrong).unwrap_err().to_string();
+        assert!(error.contains(&format!("{shape:?}")) && error.contains("[images, 3, 56, 56]"), "{error}");
     }
 }
 
@@ -132,5 +147,5 @@ fn scores_match<B: Backend + Clone>(device: B, tolerance: Tolerance) {
     let pairs: Vec<(usize, usize)> = (0..3).flat_map(|i| (0..5).map(move |t| (i, t))).collect();
     let matches = model.match_score(&vision_output, &tokens, &pairs, Matching::Classifier).unwrap();
     let logits = matches.iter().flat_map(|m| m.logits.unwrap()).collect();
-    assert_close("itm_logits", &HostTensor::new(&[3, 5, 2], logits), tolerance);
+    assert_close("itm_logits", &HostTensor::new(&[3, 5, 2], logits).unwrap(), tolerance);
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Modules of the library, each with those it may name.
 const MAY_USE: [(&str, &[&str]); 18] = [
     ("error", &[]),
-    ("tensor", &[]),
+    ("tensor", &["error"]),
     ("random", &[]),
     ("input", &["error"]),
     ("output", &["error", "input"]),
@@ -17,8 +17,8 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("memory", &["error", "tensor", "device"]),
     ("ops", &["error", "tensor", "device", "config", "random"]),
     ("params", &["error", "input", "output", "tensor", "memory", "device", "config"]),
-    ("language", &["error", "random"]),
-    ("layers", &["error", "tensor", "memory", "device", "config", "ops", "params"]),
+    ("language", &["error", "input", "random"]),
+    ("layers", &["error", "tensor", "memory", "device", "ops", "params"]),
     ("vision", &["error", "input", "tensor", "memory", "device", "config", "ops", "params", "layers"]),
     ("data", &["error", "input", "output", "tensor", "random", "params", "tokenizer", "vision"]),
     (
@@ -34,6 +34,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
             "ops",
             "params",
             "layers",
+            "language",
             "qformer",
             "vision",
             "tokenizer",

@@ -1,11 +1,12 @@
 """Opens a checkpoint that qformer wrote, such as RUN/checkpoints/latest, in transformers, and compares.
 
-    pip install torch transformers
+    pip install torch transformers pillow
     cargo build --release && python benches/peers/open_checkpoint.py DIR
 
 Tells which tensors transformers misses or does not expect: none but the image encoder's, and those only where the
 run had none. Then both read random image features and a few texts: features, contrastive similarities (ITC) and
-matching logits (ITM) are compared.
+matching logits (ITM) are compared. Last, transformers is called as its documentation does, with AutoProcessor's inputs of
+pictures and texts; where the folder has the image encoder, `qformer score` of the same is compared.
 """
 
 import argparse
@@ -15,8 +16,9 @@ import tempfile
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Blip2ForImageTextRetrieval
+from transformers import AutoProcessor, AutoTokenizer, Blip2ForImageTextRetrieval
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ["a red cat sits on a table", "a cup of coffee", "two dogs"]
@@ -48,7 +50,7 @@ def open_in_transformers(folder):
     print(f"not expected: {', '.join(unexpected) or 'nothing'}")
     if others or unexpected or info["mismatched_keys"] or len(encoder) not in (0, len(whole_encoder)):
         raise SystemExit("transformers does not find the tensors that it expects")
-    return model.eval()
+    return model.eval(), not encoder
 
 
 def ask_qformer(options, vision_output):
@@ -98,18 +100,57 @@ def ask_transformers(model, folder, vision_output):
     }
 
 
+def draw(folder):
+    """Pictures of random blocks, in files."""
+    generator, paths = torch.Generator().manual_seed(1), []
+    for number in range(IMAGES):
+        blocks = torch.randint(256, (7, 7, 3), generator=generator, dtype=torch.uint8).numpy()
+        paths.append(Path(folder) / f"{number}.png")
+        Image.fromarray(blocks).resize((112, 112)).save(paths[-1])
+    return paths
+
+
+def call_as_documented(model, folder, pictures):
+    """Of picture i with text i."""
+    processor = AutoProcessor.from_pretrained(folder)
+    images = [Image.open(path) for path in pictures]
+    inputs = processor(images=images, text=TEXTS, return_tensors="pt", padding=True)
+    logits = model(**inputs, use_image_text_matching_head=True).logits_per_image
+    similarity = model(**inputs, use_image_text_matching_head=False).logits_per_image
+    return {"ITC of pictures": similarity, "ITM logits of pictures": logits}
+
+
+def score_pictures(options, pictures):
+    command = [options.qformer, "score", "--model", options.checkpoint, "--device", "cpu", "--matching", "classifier"]
+    command += ["--json", "--text", *TEXTS, "--images", *pictures]
+    scores = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    logits = torch.tensor(scores["itm_logits"])
+    return {
+        "ITC of pictures": torch.tensor(scores["itc"]),
+        "ITM logits of pictures": torch.stack([logits[number, number] for number in range(IMAGES)]),
+    }
+
+
 def main():
     options = arguments()
     torch.set_grad_enabled(False)
-    model = open_in_transformers(options.checkpoint)
+    model, has_encoder = open_in_transformers(options.checkpoint)
     vision = model.config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2 + 1
     vision_output = torch.randn(IMAGES, tokens, vision.hidden_size, generator=torch.Generator().manual_seed(0))
     found = ask_qformer(options, vision_output)
+    expected_of = ask_transformers(model, options.checkpoint, vision_output)
+    with tempfile.TemporaryDirectory() as temporary:
+        pictures = draw(temporary)
+        of_pictures = call_as_documented(model, options.checkpoint, pictures)
+        print("transformers reads pictures and texts as its documentation says")
+        if has_encoder:
+            expected_of |= of_pictures
+            found |= score_pictures(options, pictures)
     worst = 0.0
-    for name, expected in ask_transformers(model, options.checkpoint, vision_output).items():
+    for name, expected in expected_of.items():
         error = (torch.linalg.norm(found[name] - expected) / torch.linalg.norm(expected)).item()
-        print(f"{name:<16} differs by {error:.1e} from transformers")
+        print(f"{name:<22} differs by {error:.1e} from transformers")
         worst = max(worst, error)
     if not worst < TOLERANCE:
         raise SystemExit(f"the difference is larger than {TOLERANCE}")

@@ -230,7 +230,7 @@ impl Config {
         };
         let architecture = match (self.family, self.text_model.is_some()) {
             (Family::InstructBlip, _) => "InstructBlipForConditionalGeneration",
-            (Family::Blip2, _) if self.qformer.use_qformer_text_input => "Blip2ForImageTextRetrieval",
+            (Family::Blip2, _) if self.is_retrieval() => "Blip2ForImageTextRetrieval",
             (Family::Blip2, true) => "Blip2ForConditionalGeneration",
             (Family::Blip2, false) => "Blip2Model",
         };
@@ -250,6 +250,11 @@ impl Config {
             json["text_config"] = text_model.clone();
         }
         json
+    }
+
+    /// Whether transformers opens it as `Blip2ForImageTextRetrieval`.
+    pub fn is_retrieval(&self) -> bool {
+        self.family == Family::Blip2 && self.qformer.use_qformer_text_input
     }
 
     /// N: tokens of an image, [`VisionConfig::image_tokens`].

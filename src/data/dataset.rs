@@ -218,24 +218,23 @@ impl Dataset {
     /// Decodes an image.
     ///
     /// # Errors
-    /// Fails, naming the file or entry, if it cannot be read or decoded.
-    ///
-    /// # Panics
-    /// Panics if the data set has no such image, or has features.
+    /// Fails, naming the file or entry, if it cannot be read or decoded; if the data set has no such image, and
+    /// if it has features.
     pub fn picture(&self, image: usize) -> Result<Rgb> {
+        self.check_image(image)?;
         match &self.images {
             Images::Files { folder, names } => Rgb::read(&folder.join(&names[image])),
             Images::Shards(shards, _) => shards.picture(image),
-            Images::Features { .. } => panic!("a data set of features has no pictures"),
+            Images::Features { features, .. } => Err(Error::usage(format!(
+                "{} is of features, not of a picture; open a data set of pictures, or read the features",
+                features.name(image)
+            ))),
         }
     }
 
     /// Pixel values [B, 3, S, S] of images as they are evaluated, decoded on all cores.
     ///
     /// # Errors
-    /// Fails if an image cannot be read.
-    ///
-    /// # Panics
     /// As [`picture`](Self::picture).
     pub fn pixels(&self, images: &[usize], processor: &ImageProcessor) -> Result<HostTensor> {
         let decoded: Vec<Result<Vec<f32>>> =
@@ -245,15 +244,12 @@ impl Dataset {
         for image in decoded {
             values.extend(image?);
         }
-        Ok(HostTensor::new(&[images.len(), 3, height, width], values))
+        HostTensor::new(&[images.len(), 3, height, width], values)
     }
 
     /// Pixel values [3, S, S] of an image as it is evaluated.
     ///
     /// # Errors
-    /// Fails if the image cannot be read.
-    ///
-    /// # Panics
     /// As [`picture`](Self::picture).
     pub fn pixel_values(&self, image: usize, processor: &ImageProcessor) -> Result<Vec<f32>> {
         let Rgb { pixels, width, height } = self.picture(image)?;
@@ -263,18 +259,30 @@ impl Dataset {
     /// The image encoder's output [B, N, W] of images.
     ///
     /// # Errors
-    /// Fails if a file cannot be read, and if a value is infinite or not a number.
-    ///
-    /// # Panics
-    /// Panics if the data set has no such image, or has pictures.
+    /// Fails if a file cannot be read, if a value is infinite or not a number, if the data set has no such
+    /// image, and if it has pictures.
     pub fn features(&self, images: &[usize]) -> Result<HostTensor> {
         let Images::Features { features, .. } = &self.images else {
-            panic!("a data set of pictures has no features");
+            return Err(Error::usage(
+                "the data set is of pictures, not of features; open features, or encode the pictures",
+            ));
         };
         let mut values = Vec::with_capacity(images.len() * features.tokens * features.width);
         for &image in images {
+            self.check_image(image)?;
             features.read(image, &mut values)?;
         }
-        Ok(HostTensor::new(&[images.len(), features.tokens, features.width], values))
+        HostTensor::new(&[images.len(), features.tokens, features.width], values)
+    }
+
+    fn check_image(&self, image: usize) -> Result<()> {
+        let images = self.images();
+        if image < images {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "image {image} is not in the data set, which has {}, counted from 0",
+            counted(images, "image")
+        )))
     }
 }

@@ -91,7 +91,7 @@ impl Preparation {
     fn values(&self, place: Place, image: usize) -> Result<Vec<f32>> {
         let Some(processor) = self.processor.as_ref().filter(|_| self.dataset.kind() == Kind::Pictures)
         else {
-            return Ok(self.dataset.features(&[image])?.values);
+            return Ok(self.dataset.features(&[image])?.into_values());
         };
         let Position { epoch, example } = place.position;
         let mut draws = Draws::new(self.options.seed, Purpose::Augmentation, epoch, example as u32);
@@ -99,7 +99,7 @@ impl Preparation {
     }
 
     /// The batch of `samples`.
-    fn examples(&self, samples: Vec<Sample>) -> Examples {
+    fn examples(&self, samples: Vec<Sample>) -> Result<Examples> {
         let image_ids: Vec<u32> = samples.iter().map(|sample| sample.image).collect();
         let names = image_ids.iter().map(|&image| self.dataset.name(image as usize)).collect();
         let count = samples.len();
@@ -113,14 +113,14 @@ impl Preparation {
         }
         let images = match (self.dataset.kind(), &self.processor) {
             (Kind::Features { tokens, width }, _) => {
-                Images::Features(HostTensor::new(&[count, tokens, width], values))
+                Images::Features(HostTensor::new(&[count, tokens, width], values)?)
             }
             (Kind::Pictures, processor) => {
                 let (height, width) = processor.as_ref().expect("checked at the start").size();
-                Images::Pixels(HostTensor::new(&[count, 3, height, width], values))
+                Images::Pixels(HostTensor::new(&[count, 3, height, width], values)?)
             }
         };
-        Examples { images, texts, image_ids, names }
+        Ok(Examples { images, texts, image_ids, names })
     }
 }
 
@@ -190,7 +190,7 @@ impl Producer {
                 }
             }
         }
-        Ok(Loaded { examples: self.preparation.examples(samples), next: self.position, unreadable })
+        Ok(Loaded { examples: self.preparation.examples(samples)?, next: self.position, unreadable })
     }
 
     /// The next example's place.

@@ -132,6 +132,21 @@ impl MatchingLogits {
     }
 }
 
+impl Images<'_> {
+    /// The features of the images `numbers`.
+    fn features(&mut self, numbers: Range<usize>) -> Result<HostTensor> {
+        let features = (self.read)(numbers.clone())?;
+        if features.shape().first() == Some(&numbers.len()) {
+            return Ok(features);
+        }
+        Err(Error::value(format!(
+            "images {numbers:?} were read as features of shape {:?}; the first extent has to be {}",
+            features.shape(),
+            numbers.len()
+        )))
+    }
+}
+
 impl Captions<'_> {
     fn check(&self, images: usize) -> Result<()> {
         if self.tokens.is_empty() {
@@ -161,20 +176,20 @@ impl Captions<'_> {
 /// `images.read` does.
 pub fn retrieval<B: Backend>(
     model: &QFormer<B>,
-    images: Images<'_>,
+    mut images: Images<'_>,
     captions: Captions<'_>,
     rerank: usize,
     matching: MatchingLogits,
     progress: Progress<'_>,
 ) -> Result<Retrieval> {
-    let Images { count, read } = images;
+    let count = images.count;
     captions.check(count)?;
     let texts = model.encode_text(captions.tokens)?;
     let mut values = Vec::with_capacity(count * captions.tokens.len());
     for_each_pass::<B>(count, |pass| {
-        let features =
-            model.encode_image(&read(pass.clone())?)?.features.expect("a model that compares texts");
-        values.extend(model.similarity(&features, &texts)?.values);
+        let features = model.encode_image(&images.features(pass.clone())?)?.features;
+        let features = features.expect("a model that compares texts");
+        values.extend(model.similarity(&features, &texts)?.into_values());
         progress("comparing images with texts", pass.end, count);
         Ok(())
     })?;
@@ -202,8 +217,12 @@ pub fn retrieval<B: Backend>(
         let pairs: Vec<(usize, usize)> = of_pass
             .flat_map(|(image, texts)| texts.iter().map(move |&text| (image, text as usize)))
             .collect();
-        let matches =
-            model.match_score(&read(pass.clone())?, captions.tokens, &pairs, matching.matching())?;
+        let matches = model.match_score(
+            &images.features(pass.clone())?,
+            captions.tokens,
+            &pairs,
+            matching.matching(),
+        )?;
         let mut matches = matches.into_iter().map(|found| matching.of_pair(found));
         logits.extend(wanted[pass].iter().map(|texts| matches.by_ref().take(texts.len()).collect()));
         done += pairs.len();
@@ -239,11 +258,11 @@ pub fn retrieval<B: Backend>(
 /// Fails if a text or the features are not fit, and as `images.read` does.
 pub fn captioning<B: Backend>(
     captioner: &Captioner<B>,
-    images: Images<'_>,
+    mut images: Images<'_>,
     captions: Captions<'_>,
     progress: Progress<'_>,
 ) -> Result<CaptionStatistics> {
-    let Images { count, read } = images;
+    let count = images.count;
     captions.check(count)?;
     let mut of_images: Vec<Vec<usize>> = vec![Vec::new(); count];
     captions.images.iter().enumerate().for_each(|(text, &image)| of_images[image as usize].push(text));
@@ -253,9 +272,9 @@ pub fn captioning<B: Backend>(
         let texts: Vec<Vec<u32>> = of_pass()
             .flat_map(|(_, texts)| texts.iter().map(|&text| captions.tokens[text].clone()))
             .collect();
-        let images = of_pass().flat_map(|(image, texts)| texts.iter().map(move |_| image));
-        let pairs: Vec<(usize, usize)> = images.zip(0..).collect();
-        for found in captioner.caption_loss(&read(pass.clone())?, &texts, &pairs)? {
+        let owners = of_pass().flat_map(|(image, texts)| texts.iter().map(move |_| image));
+        let pairs: Vec<(usize, usize)> = owners.zip(0..).collect();
+        for found in captioner.caption_loss(&images.features(pass.clone())?, &texts, &pairs)? {
             loss += found.loss;
             tokens += found.tokens;
         }

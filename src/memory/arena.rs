@@ -62,9 +62,17 @@ impl<D: Device> Arena<D> {
     }
 
     /// The arena's first tensor, of shape `rows` by `cols`.
+    ///
+    /// # Panics
+    /// Panics if the arena is not as large.
     pub fn first<E: Element>(&self, rows: usize, cols: usize) -> View<'_, D, E> {
         let shape = Shape::new(rows, cols);
-        assert!(shape.len() * size_of::<E>() <= self.capacity(), "{shape:?} in {} bytes", self.capacity());
+        let bytes = shape.len().checked_mul(size_of::<E>());
+        assert!(
+            bytes.is_some_and(|bytes| bytes <= self.capacity()),
+            "{shape:?} in {} bytes",
+            self.capacity()
+        );
         // SAFETY: within the buffer, which the arena's shared borrow keeps from being carved anew.
         unsafe { View::new(self.address(0).cast(), shape, Layout::Rows { pitch: cols }) }
     }
@@ -94,12 +102,15 @@ impl<'a, D> Cursor<'a, D> {
     }
 
     /// The next tensor, stored as `layout` says. A cursor that counts gives tensors without rows.
+    ///
+    /// # Panics
+    /// Panics if there is no room for it, or if its bytes cannot be counted.
     pub fn take_as<E: Element>(&mut self, shape: Shape, layout: Layout) -> ViewMut<'a, D, E> {
         assert!(!matches!(layout, Layout::Rows { pitch } if pitch < shape.cols), "rows of {shape:?} overlap");
         let start = self.used;
         let bytes = layout.len(shape).checked_mul(size_of::<E>()).expect("a tensor's size fits in memory");
-        self.used =
-            start.checked_add(bytes.next_multiple_of(ALIGNMENT)).expect("an arena's size fits in memory");
+        let end = bytes.checked_next_multiple_of(ALIGNMENT).and_then(|bytes| start.checked_add(bytes));
+        self.used = end.expect("an arena's size fits in memory");
         assert!(self.used <= self.capacity, "the arena was planned for fewer tensors");
         let (pointer, shape) = match self.base {
             // SAFETY: `start..used` lies within the arena.
@@ -109,5 +120,33 @@ impl<'a, D> Cursor<'a, D> {
         // SAFETY: exclusive for 'a, as the cursor borrows the arena exclusively and hands every place
         // out once. While counting, the view has no rows.
         unsafe { ViewMut::new(pointer, shape, layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Cpu;
+
+    /// [2^62, 4] floats: in 64 bits, their number and their bytes come to 0.
+    const HUGE: (usize, usize) = (1 << 62, 4);
+
+    #[test]
+    #[should_panic(expected = "more elements than can be counted")]
+    fn a_tensor_too_large_to_count_is_not_found_in_an_arena() {
+        Arena::sized(&Cpu::<f32>::new(), "a test", 64).unwrap().first::<f32>(HUGE.0, HUGE.1);
+    }
+
+    #[test]
+    #[should_panic(expected = "in 64 bytes")]
+    fn a_tensor_of_too_many_bytes_is_not_found_in_an_arena() {
+        Arena::sized(&Cpu::<f32>::new(), "a test", 64).unwrap().first::<f32>(HUGE.0, 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "more elements than can be counted")]
+    fn a_tensor_too_large_to_count_is_not_carved() {
+        let mut arena = Arena::sized(&Cpu::<f32>::new(), "a test", 64).unwrap();
+        arena.cursor().take::<f32>(HUGE.0, HUGE.1);
     }
 }

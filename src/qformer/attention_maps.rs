@@ -31,8 +31,8 @@ impl<B: Backend> QFormer<B> {
         // Each cross-attention's keys, then its values.
         let first = 2 * config.hidden_size * (block / config.cross_attention_frequency);
         let mut maps = Vec::with_capacity(images * heads * queries * tokens);
-        let per_image = vision_output.values.len() / images.max(1);
-        for values in vision_output.values.chunks((B::IMAGES_PER_PASS * per_image).max(1)) {
+        let per_image = tokens * self.config.vision.hidden_size;
+        for values in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image) {
             let images = values.len() / per_image;
             let of_pass = self.device.enter(|| {
                 self.image_pass_to(values, images, block, |acts, keys_values| {
@@ -44,7 +44,7 @@ impl<B: Backend> QFormer<B> {
             })?;
             maps.extend(of_pass);
         }
-        Ok(HostTensor::new(&[images, heads, queries, tokens], maps))
+        HostTensor::new(&[images, heads, queries, tokens], maps)
     }
 }
 
@@ -90,7 +90,7 @@ mod tests {
         let shape = [3, config.image_tokens(), config.vision.hidden_size];
         let key = init::key(1, "features");
         let values = (0..shape.iter().product::<usize>() as u64).map(|i| init::uniform(key, i) as f32 - 0.5);
-        (model, HostTensor::new(&shape, values.collect()))
+        (model, HostTensor::new(&shape, values.collect()).unwrap())
     }
 
     /// The weights are what the attention itself used: with its values they give its output.
@@ -101,16 +101,16 @@ mod tests {
         let hidden = model.config.qformer.hidden_size;
         for block in [0, 2] {
             let maps = model.cross_attention_maps(&images, block).unwrap();
-            assert_eq!(maps.shape, [3, heads, queries, tokens]);
+            assert_eq!(maps.shape(), [3, heads, queries, tokens]);
             let (values, context) = model
-                .image_pass_to(&images.values, 3, block, |acts, keys_values| {
+                .image_pass_to(images.values(), 3, block, |acts, keys_values| {
                     let (b, first) = (&model.device, block * hidden + hidden);
                     let values = b.read(keys_values.columns(first..first + hidden))?;
                     Ok((values, b.read(acts.cross_attention.context.view())?))
                 })
                 .unwrap();
             let mut spread = 0.0_f32;
-            for (index, map) in maps.values.chunks(tokens).enumerate() {
+            for (index, map) in maps.values().chunks(tokens).enumerate() {
                 let (query, head, image) =
                     (index % queries, index / queries % heads, index / queries / heads);
                 assert!((map.iter().sum::<f32>() - 1.0).abs() < 1e-5);

@@ -125,7 +125,7 @@ impl<B: Backend> Captioner<B> {
         let mut captions = Vec::new();
         self.for_each_pass(vision_output, |values, first, images| {
             let decoding = decoding.starting_at(first as u64);
-            let sequences = images * decoding.sequences_at_a_time();
+            let sequences = images.saturating_mul(decoding.sequences_at_a_time());
             self.decode(values, images, [sequences, decoding.max_length], |decoder| {
                 let found = decoding.run(decoder, images, [self.start, self.end])?;
                 captions.extend(found.into_iter().map(|hypotheses| {
@@ -141,8 +141,8 @@ impl<B: Backend> Captioner<B> {
         Ok(captions)
     }
 
-    /// Calls `run` with texts that can grow after the images of `vision_output` [I, N, W]: at most
-    /// `sequences` at a time, of at most `length` tokens.
+    /// Calls `run` with texts that can grow after the images of `vision_output` [I, N, W], one at least: at
+    /// most `sequences` at a time, of at most `length` tokens.
     ///
     /// # Errors
     /// Fails as `run` does, and as [`Captioner::caption`].
@@ -153,7 +153,10 @@ impl<B: Backend> Captioner<B> {
         run: impl FnOnce(&mut Decoder<'_, B>) -> Result<R>,
     ) -> Result<R> {
         let images = self.model.check_images(vision_output)?;
-        self.decode(&vision_output.values, images, [sequences.max(images), length], run)
+        if images == 0 {
+            return Err(Error::value("there is no image to be continued by text; give one or more"));
+        }
+        self.decode(vision_output.values(), images, [sequences.max(images), length], run)
     }
 
     fn decode<R>(
@@ -170,7 +173,15 @@ impl<B: Backend> Captioner<B> {
                  lower --max-length"
             )));
         }
-        let sizes = [images, sequences * length];
+        // Rows of text are counted in 32 bits.
+        let rows = sequences.checked_mul(length).filter(|&rows| u32::try_from(rows).is_ok());
+        let rows = rows.ok_or_else(|| {
+            Error::usage(format!(
+                "{sequences} sequences of {length} tokens are more than can be followed at a time; lower --num-beams, \
+                 --num-captions or --max-length"
+            ))
+        })?;
+        let sizes = [images, rows];
         let mut lease = self.growing.lease(&model.device, (sequences, "sequences"), |c| {
             DecoderState::carve(c, model, sizes);
         })?;
@@ -239,11 +250,10 @@ impl<B: Backend> Captioner<B> {
         vision_output: &HostTensor,
         mut pass: impl FnMut(&[f32], usize, usize) -> Result<()>,
     ) -> Result<()> {
-        let images = self.model.check_images(vision_output)?;
-        let per_image = vision_output.values.len() / images.max(1);
-        for (index, values) in
-            vision_output.values.chunks((B::IMAGES_PER_PASS * per_image).max(1)).enumerate()
-        {
+        self.model.check_images(vision_output)?;
+        let config = &self.model.config;
+        let per_image = config.image_tokens() * config.vision.hidden_size;
+        for (index, values) in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image).enumerate() {
             pass(values, index * B::IMAGES_PER_PASS, values.len() / per_image)?;
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::text_pass::{FilledText, text_spans};
 use super::{Parameters, QFormer};
 use crate::config::Config;
 use crate::device::{M, V};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::language::decoding::NextToken;
 use crate::layers::Keep;
 use crate::layers::stream::FirstKeys;
@@ -150,14 +150,49 @@ pub struct Decoder<'a, B: Backend> {
 }
 
 impl<B: Backend> NextToken for Decoder<'_, B> {
-    /// # Panics
-    /// Panics if there are more sequences or more tokens than the decoder was made for.
+    /// # Errors
+    /// Fails if there is not a token of the vocabulary for each parent, if a parent is not among the sequences
+    /// of the last call (in the first: among the images), if there are more sequences or more tokens than the
+    /// decoder was made for, and if there is not enough memory.
     fn advance(&mut self, parents: &[usize], tokens: &[u32]) -> Result<Vec<f32>> {
+        self.check(parents, tokens)?;
         self.model.device.enter(|| self.read(parents, tokens))
     }
 }
 
 impl<B: Backend> Decoder<'_, B> {
+    fn check(&self, parents: &[usize], tokens: &[u32]) -> Result<()> {
+        let config = &self.model.config;
+        let (count, vocabulary) = (parents.len(), config.qformer.vocab_size);
+        if count == 0 || tokens.len() != count {
+            let tokens = tokens.len();
+            return Err(Error::usage(format!(
+                "{count} sequences go on with {tokens} tokens; each takes one"
+            )));
+        }
+        let before = match self.length {
+            0 => self.state.queries[0].rows() / config.num_query_tokens,
+            _ => self.images.len(),
+        };
+        if let Some(parent) = parents.iter().find(|&&parent| parent >= before) {
+            return Err(Error::usage(format!(
+                "a sequence is to continue number {parent}, but there are {before} that can be continued"
+            )));
+        }
+        if let Some(id) = tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(Error::value(format!(
+                "a sequence goes on with token {id}, but the vocabulary has {vocabulary}"
+            )));
+        }
+        let (length, room) = (self.length + 1, self.state.text.first().map_or(0, |text| text.rows()));
+        if length > config.qformer.max_position_embeddings || count.saturating_mul(length) > room {
+            return Err(Error::usage(format!(
+                "{count} sequences of {length} tokens are more than the decoder was made for; make it for as many"
+            )));
+        }
+        Ok(())
+    }
+
     fn read(&mut self, parents: &[usize], tokens: &[u32]) -> Result<Vec<f32>> {
         let Self { model, head, state, images, length } = self;
         let (b, parameters) = (&model.device, model.weights.view());

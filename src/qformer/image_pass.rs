@@ -121,7 +121,7 @@ impl<B: Backend> ImagePassActs<'_, B> {
 }
 
 impl<B: Backend> QFormer<B> {
-    /// Reads images: the image encoder's output [I, N, W], before its last norm, becomes each
+    /// Reads images, perhaps none: the image encoder's output [I, N, W], before its last norm, becomes each
     /// query's output and feature.
     ///
     /// # Errors
@@ -131,16 +131,16 @@ impl<B: Backend> QFormer<B> {
         let (queries, hidden) = (self.config.num_query_tokens, self.config.qformer.hidden_size);
         let embedding = self.config.image_text_hidden_size;
         let (mut query_output, mut features) = (Vec::new(), Vec::new());
-        let per_image = vision_output.values.len() / images.max(1);
-        for values in vision_output.values.chunks(B::IMAGES_PER_PASS * per_image) {
+        let per_image = self.config.image_tokens() * self.config.vision.hidden_size;
+        for values in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image) {
             let images = values.len() / per_image;
             self.device.enter(|| self.image_pass(values, images, &mut query_output, &mut features))?;
         }
         let features =
             self.abilities.retrieval.then(|| HostTensor::new(&[images, queries, embedding], features));
         Ok(ImageFeatures {
-            query_output: HostTensor::new(&[images, queries, hidden], query_output),
-            features,
+            query_output: HostTensor::new(&[images, queries, hidden], query_output)?,
+            features: features.transpose()?,
         })
     }
 

@@ -130,13 +130,13 @@ impl<B: Backend> QFormer<B> {
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.sort_by_key(|&pair| pairs[pair]);
         let mut matches = vec![Match { score: 0.0, logits: None }; pairs.len()];
-        let per_image = vision_output.values.len() / images.max(1);
+        let per_image = self.config.image_tokens() * self.config.vision.hidden_size;
         let groups =
             order.chunk_by(|&a, &b| pairs[a].0 / B::IMAGES_PER_PASS == pairs[b].0 / B::IMAGES_PER_PASS);
         for group in groups {
             let first = pairs[group[0]].0 / B::IMAGES_PER_PASS * B::IMAGES_PER_PASS;
             let last = pairs[group[group.len() - 1]].0;
-            let values = &vision_output.values[first * per_image..(last + 1) * per_image];
+            let values = &vision_output.values()[first * per_image..(last + 1) * per_image];
             let of_group: Vec<(usize, &[u32])> =
                 group.iter().map(|&pair| (pairs[pair].0 - first, &texts[pairs[pair].1][..])).collect();
             let scores =

@@ -149,22 +149,36 @@ impl<B: Backend> QFormer<B> {
     /// BLIP-2's similarity [I, T]: for each image [I, Q, E] and text [T, E], both of unit length, the
     /// largest cosine over the image's queries.
     ///
-    /// # Panics
-    /// Panics if the two are not of one width E.
-    ///
     /// # Errors
-    /// Fails if there is not enough memory.
+    /// Fails if the features are not of this model's shapes, and if there is not enough memory.
     pub fn similarity(&self, images: &HostTensor, texts: &HostTensor) -> Result<HostTensor> {
-        let &[count, queries, width] = &images.shape[..] else { panic!("image features [I, Q, E]") };
-        let &[text_count, text_width] = &texts.shape[..] else { panic!("text features [T, E]") };
-        assert_eq!(width, text_width, "images and texts of one width");
+        let (queries, width) = (self.config.num_query_tokens, self.config.image_text_hidden_size);
+        let count = match *images.shape() {
+            [count, q, e] if q == queries && e == width => count,
+            ref found => {
+                return Err(Error::value(format!(
+                    "features of images have shape {found:?}; this model compares [images, {queries}, {width}]"
+                )));
+            }
+        };
+        let text_count = match *texts.shape() {
+            [count, e] if e == width => count,
+            ref found => {
+                return Err(Error::value(format!(
+                    "features of texts have shape {found:?}; this model compares [texts, {width}]"
+                )));
+            }
+        };
+        if count == 0 || text_count == 0 {
+            return HostTensor::new(&[count, text_count], Vec::new());
+        }
         let sizes = [count, queries, text_count, width];
         let mut lease = self.workspace.lease(&self.device, (count, "images"), |c| {
             SimilarityActs::carve(c, sizes);
         })?;
         let mut acts = SimilarityActs::carve(&mut lease.cursor(), sizes);
-        self.device.write(&images.values, 0, acts.images.reborrow())?;
-        self.device.write(&texts.values, 0, acts.texts.reborrow())?;
+        self.device.write(images.values(), 0, acts.images.reborrow())?;
+        self.device.write(texts.values(), 0, acts.texts.reborrow())?;
         self.device.similarity_forward(SimilarityForward {
             pairing: Pairing::All,
             queries: acts.images.view(),
@@ -172,7 +186,7 @@ impl<B: Backend> QFormer<B> {
             similarity: acts.similarity.reborrow(),
             winner: None,
         })?;
-        Ok(HostTensor::new(&[count, text_count], self.device.read(acts.similarity.view())?))
+        HostTensor::new(&[count, text_count], self.device.read(acts.similarity.view())?)
     }
 
     /// The stack in inference, of query rows that read `image`, if there are any.
@@ -188,11 +202,10 @@ impl<B: Backend> QFormer<B> {
     /// Extents of `vision_output` [I, N, W].
     fn check_images(&self, vision_output: &HostTensor) -> Result<usize> {
         let (tokens, width) = (self.config.image_tokens(), self.config.vision.hidden_size);
-        match vision_output.shape[..] {
+        match *vision_output.shape() {
             [images, n, w] if n == tokens && w == width => Ok(images),
-            _ => Err(Error::value(format!(
-                "image features have shape {:?}; this model reads [images, {tokens}, {width}]",
-                vision_output.shape
+            ref found => Err(Error::value(format!(
+                "image features have shape {found:?}; this model reads [images, {tokens}, {width}]"
             ))),
         }
     }

@@ -93,7 +93,7 @@ impl<B: Backend> QFormer<B> {
             self.device.enter(|| self.text_pass(now, &mut features))?;
             rest = later;
         }
-        Ok(HostTensor::new(&[texts.len(), self.config.image_text_hidden_size], features))
+        HostTensor::new(&[texts.len(), self.config.image_text_hidden_size], features)
     }
 
     fn text_pass(&self, texts: &[Vec<u32>], features: &mut Vec<f32>) -> Result<()> {

@@ -33,12 +33,11 @@ impl Batch {
         image_ids: Vec<u32>,
     ) -> Result<Self> {
         let width = config.vision.hidden_size;
-        let images = match vision_output.shape[..] {
+        let images = match *vision_output.shape() {
             [images, tokens, w] if images > 0 && tokens > 0 && w == width => images,
-            _ => {
+            ref found => {
                 return Err(Error::value(format!(
-                    "image features have shape {:?}; this model learns from [images, tokens, {width}]",
-                    vision_output.shape
+                    "image features have shape {found:?}; this model learns from [images, tokens, {width}]"
                 )));
             }
         };
@@ -72,7 +71,7 @@ impl Batch {
     }
 
     pub(super) fn rows(&self, config: &Config) -> ImageRows {
-        ImageRows { queries: config.num_query_tokens, tokens: self.vision_output.shape[1] }
+        ImageRows { queries: config.num_query_tokens, tokens: self.vision_output.shape()[1] }
     }
 
     /// Tokens that ITG predicts.

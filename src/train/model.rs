@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::language::decoding::Decoding;
 use crate::output::write_atomically;
 use crate::params::TensorSource;
 use crate::tokenizer::{self, Tokenizer};
@@ -23,6 +24,9 @@ pub struct Model<'a> {
     pub companions: Companions,
     /// Parameters of stage 1; of the image encoder too if the data are pictures.
     pub source: &'a dyn TensorSource,
+    /// Whether `source` has the image encoder that features are of, for the checkpoints to carry as they do
+    /// where the data are pictures.
+    pub has_encoder: bool,
 }
 
 /// The files of a checkpoint's folder, besides config.json, that training does not change.
@@ -34,20 +38,29 @@ pub struct Companions {
 
 impl Companions {
     /// The image processor's settings where version 4 of transformers looks for them and where version 5
-    /// does, and the tokenizer in the folder `tokenizer`, if there is one.
+    /// does, the tokenizer in the folder `tokenizer`, if there is one, and how the model captions, if it does.
     ///
     /// # Errors
     /// Fails if a file cannot be read.
-    pub fn gather(config: &Config, processor: &ImageProcessor, tokenizer: Option<&Path>) -> Result<Self> {
+    pub fn gather(
+        config: &Config,
+        processor: &ImageProcessor,
+        tokenizer: Option<&Path>,
+        decoding: Option<&Decoding>,
+    ) -> Result<Self> {
         let json = |name: &str, value: &Value| (name.to_owned(), format!("{value:#}\n").into_bytes());
         let image_processor = processor.to_json();
+        // By a number, transformers puts as many places for an image into every text, which a model of
+        // retrieval has no embedding for.
+        let places = (!config.is_retrieval()).then_some(config.num_query_tokens);
         let unified = json!({
             "image_processor": image_processor,
-            "num_query_tokens": config.num_query_tokens,
+            "num_query_tokens": places,
             "processor_class": "Blip2Processor",
         });
         let mut files =
             vec![json("preprocessor_config.json", &image_processor), json("processor_config.json", &unified)];
+        files.extend(decoding.map(|decoding| json(Decoding::FILE_NAME, &decoding.to_json())));
         for name in tokenizer::FILE_NAMES {
             let Some(path) = tokenizer.map(|folder| folder.join(name)).filter(|path| path.exists()) else {
                 continue;

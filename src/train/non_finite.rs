@@ -16,7 +16,7 @@ pub(super) fn write_batch(
 ) -> Result<PathBuf> {
     let path = folder.join(format!("non-finite-step-{step}.safetensors"));
     let images: usize = batches.iter().map(Batch::images).sum();
-    let values = batches.iter().flat_map(|batch| batch.vision_output.values.iter().copied());
+    let values = batches.iter().flat_map(|batch| batch.vision_output.values().iter().copied());
     let vision_output: Vec<f32> = values.collect();
     let texts: Vec<&Vec<u32>> = batches.iter().flat_map(|batch| &batch.texts).collect();
     let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
@@ -27,7 +27,7 @@ pub(super) fn write_batch(
     let (input_ids, attention_mask) = (padded(|id| id as f32), padded(|_| 1.0));
     let image_ids: Vec<f32> =
         batches.iter().flat_map(|batch| batch.image_ids.iter().map(|&id| id as f32)).collect();
-    let [_, tokens, width] = batches[0].vision_output.shape[..] else { unreachable!("as Batch has it") };
+    let [_, tokens, width] = *batches[0].vision_output.shape() else { unreachable!("as Batch has it") };
     let new = |name: &str, shape: &[usize], values| NewTensor::from_slice(name, Dtype::F32, shape, values);
     let tensors = vec![
         new("vision_output", &[images, tokens, width], &vision_output[..]),

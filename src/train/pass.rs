@@ -111,7 +111,7 @@ impl<B: Backend> Pass<'_, B> {
     /// What the host knows of a first phase, before all that the device does in it.
     pub(super) fn write_first(&self, first: First<'_>, acts: &mut FirstPhaseActs<'_, B>) -> Result<()> {
         let b = self.b;
-        b.write(&first.batch.vision_output.values, 0, acts.vision_output.reborrow())?;
+        b.write(first.batch.vision_output.values(), 0, acts.vision_output.reborrow())?;
         acts.stack.write(b, &first.alone.inputs(self.config.num_query_tokens))?;
         acts.contrastive.write(b, first.alone)
     }

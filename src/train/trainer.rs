@@ -35,7 +35,9 @@ pub struct Trainer<B: Backend> {
     settings: Settings,
     stage1: Stage1<B>,
     /// Where the data are pictures.
-    encoder: Option<(VisionEncoder<B>, Frozen)>,
+    encoder: Option<VisionEncoder<B>>,
+    /// The image encoder's file, if the checkpoints carry it.
+    frozen: Option<Frozen>,
     loader: Loader,
     /// Of the data set.
     fingerprint: u32,
@@ -104,7 +106,7 @@ impl<B: Backend + Clone> Trainer<B> {
         dataset: Arc<Dataset>,
         run: Run,
     ) -> Result<Self> {
-        let Model { config, tokenizer, processor, companions, source } = model;
+        let Model { config, tokenizer, processor, companions, source, has_encoder } = model;
         settings.validate(&config)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
         dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;
@@ -116,9 +118,11 @@ impl<B: Backend + Clone> Trainer<B> {
             Kind::Pictures => {
                 let encoder = VisionEncoder::from_source(device.clone(), &config, source, &mut |_, _| ())?;
                 encoder.reserve(settings.batch_size)?;
-                Some((encoder, Frozen::of(&run, &config, source)?))
+                Some(encoder)
             }
         };
+        let carried = has_encoder || encoder.is_some();
+        let frozen = carried.then(|| Frozen::of(&run, &config, source)).transpose()?;
         stage1.reserve(StepSize {
             images: settings.batch_size,
             batches: settings.accum_freq,
@@ -153,6 +157,7 @@ impl<B: Backend + Clone> Trainer<B> {
             settings,
             stage1,
             encoder,
+            frozen,
             loader,
             fingerprint,
             companions,
@@ -246,7 +251,7 @@ impl<B: Backend + Clone> Trainer<B> {
             let examples = loaded.examples;
             let vision_output = match (examples.images, &self.encoder) {
                 (Images::Features(features), _) => features,
-                (Images::Pixels(pixels), Some((encoder, _))) => encoder.encode(&pixels)?,
+                (Images::Pixels(pixels), Some(encoder)) => encoder.encode(&pixels)?,
                 (Images::Pixels(_), None) => unreachable!("pictures come with their encoder"),
             };
             let batch = Batch::new(&self.config, vision_output, examples.texts, examples.image_ids)?;
@@ -272,7 +277,7 @@ impl<B: Backend + Clone> Trainer<B> {
             model: weights.tensors(device, |name| self.known.contains(name)),
             stage1: weights.tensors(device, |name| !self.known.contains(name)),
             moments: weights.moments(device),
-            frozen: self.encoder.as_ref().map(|(_, frozen)| frozen),
+            frozen: self.frozen.as_ref(),
         };
         self.metrics.synchronise()?;
         let card = model_card(&self.settings, self.step, self.metrics.history.last(), tensors.frozen);
@@ -337,7 +342,7 @@ impl<B: Backend + Clone> Trainer<B> {
     /// Bytes of the device's memory by purpose, of which there is no more in any step.
     pub fn memory(&self) -> Vec<(&'static str, usize)> {
         let mut purposes = self.stage1.memory().purposes().to_vec();
-        if let Some((encoder, _)) = &self.encoder {
+        if let Some(encoder) = &self.encoder {
             purposes.push(("image encoder", encoder.weight_bytes()));
             purposes.push(("image encoder's activations", encoder.workspace_bytes()));
         }

@@ -284,7 +284,7 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
                 let all: S<'_, D> = self.gradients.first(1, self.len);
                 result = device
                     .read(all.columns(first..first + part.len()))
-                    .and_then(|values| each(part, HostTensor::new(&part.shape, values)));
+                    .and_then(|values| each(part, HostTensor::new(&part.shape, values)?));
             }
         });
         result

@@ -125,21 +125,20 @@ impl<B: Backend> VisionEncoder<B> {
     /// Fails if the images are not of this model's size, and if there is not enough memory.
     pub fn encode(&self, pixel_values: &HostTensor) -> Result<HostTensor> {
         let side = self.config.image_size;
-        let images = match pixel_values.shape[..] {
+        let images = match *pixel_values.shape() {
             [images, CHANNELS, height, width] if height == side && width == side => images,
-            _ => {
+            ref found => {
                 return Err(Error::value(format!(
-                    "images have shape {:?}; this model reads [images, {CHANNELS}, {side}, {side}]",
-                    pixel_values.shape
+                    "images have shape {found:?}; this model reads [images, {CHANNELS}, {side}, {side}]"
                 )));
             }
         };
         let (tokens, width) = (self.config.image_tokens(), self.config.hidden_size);
         if images == 0 {
-            return Ok(HostTensor::new(&[0, tokens, width], Vec::new()));
+            return HostTensor::new(&[0, tokens, width], Vec::new());
         }
-        let values = self.device.enter(|| self.pass(&pixel_values.values, images))?;
-        Ok(HostTensor::new(&[images, tokens, width], values))
+        let values = self.device.enter(|| self.pass(pixel_values.values(), images))?;
+        HostTensor::new(&[images, tokens, width], values)
     }
 
     fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {

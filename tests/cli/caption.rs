@@ -4,17 +4,18 @@ use crate::common::*;
 use qformer::params::safetensors::Dtype;
 use qformer::tensor::HostTensor;
 use serde_json::Value;
+use std::fs;
 
 impl Workplace {
     /// Gives the model a language-modelling head, of numbers that follow no pattern.
     pub(crate) fn add_language_head(&mut self) {
-        let words = self.tensors["embeddings.word_embeddings.weight"].shape.clone();
+        let words = self.tensors["embeddings.word_embeddings.weight"].shape().to_vec();
         let (vocabulary, hidden) = (words[0], words[1]);
         let name = |part: &str| format!("cls.predictions.{part}");
         let noise =
             |count: usize| (0..count as u64).map(|i| (i * 2_654_435_761 % 1009) as f32 / 1009.0 - 0.5);
         let mut add = |part: &str, shape: &[usize], values: Vec<f32>| {
-            self.tensors.insert(name(part), HostTensor::new(shape, values));
+            self.tensors.insert(name(part), HostTensor::new(shape, values).unwrap());
         };
         add("transform.dense.weight", &[hidden, hidden], noise(hidden * hidden).collect());
         add("transform.dense.bias", &[hidden], noise(hidden).collect());
@@ -81,6 +82,66 @@ fn seeds_and_penalties_make_other_captions() {
     assert_eq!(drawn("1"), drawn("1"));
     assert_ne!(drawn("1"), drawn("2"));
     assert_ne!(captions(&[]), captions(&["--repetition-penalty", "3"]));
+}
+
+impl Workplace {
+    /// Takes all but the first `count` positions of a text from the model.
+    fn keep_positions(&mut self, count: usize) {
+        let table = self.tensors.get_mut("embeddings.position_embeddings.weight").unwrap();
+        let hidden = table.shape()[1];
+        *table = HostTensor::new(&[count, hidden], table.values()[..count * hidden].to_vec()).unwrap();
+        self.configure(|config| config["qformer_config"]["max_position_embeddings"] = count.into());
+        self.save(Dtype::F32);
+    }
+
+    fn write_generation_config(&self, json: &str) {
+        fs::write(self.model().join("generation_config.json"), json).unwrap();
+    }
+}
+
+#[test]
+fn by_default_captions_are_no_longer_than_the_model_reads() {
+    let mut workplace = captioning();
+    workplace.keep_positions(20);
+    let default = workplace.caption(&[]).succeeds();
+    let said =
+        workplace.caption(&["--max-length", "20", "--min-length", "10", "--num-beams", "3"]).succeeds();
+    assert_eq!(default, said);
+    workplace.keep_positions(6);
+    let said = workplace.caption(&["--max-length", "6", "--min-length", "6"]).succeeds();
+    assert_eq!(workplace.caption(&[]).succeeds(), said);
+    // A length that is given bounds the least that is not.
+    let said = workplace.caption(&["--max-length", "4", "--min-length", "4"]).succeeds();
+    assert_eq!(workplace.caption(&["--max-length", "4"]).succeeds(), said);
+}
+
+#[test]
+fn captions_are_found_as_the_checkpoint_says_unless_flags_say_otherwise() {
+    let workplace = captioning();
+    let captions = |more: &[&str]| workplace.caption(more).succeeds();
+    let flags = ["--max-length", "7", "--min-length", "3", "--num-beams", "2", "--length-penalty", "-1"];
+    let searched = captions(&[&flags[..], &["--repetition-penalty", "2", "--num-captions", "2"]].concat());
+    let short = ["--max-length", "7", "--min-length", "3"];
+    let drawn = captions(&[&short[..], &["--do-sample", "--top-p", "0.8", "--temperature", "3"]].concat());
+    let greedy = captions(&[&short[..], &["--num-beams", "1"]].concat());
+    assert!(searched != drawn && drawn != greedy);
+
+    workplace.write_generation_config(
+        r#"{"max_length": 7, "min_length": 3, "num_beams": 2, "length_penalty": -1.0, "repetition_penalty": 2.0,
+            "num_return_sequences": 2, "transformers_version": "5.0.0"}"#,
+    );
+    assert_eq!(captions(&[]), searched);
+    let others =
+        ["--num-beams", "1", "--length-penalty", "1", "--repetition-penalty", "1", "--num-captions", "1"];
+    assert_eq!(captions(&others), greedy);
+    workplace.write_generation_config(
+        r#"{"max_length": 7, "min_length": 3, "do_sample": true, "top_p": 0.8, "temperature": 3.0}"#,
+    );
+    assert_eq!(captions(&[]), drawn);
+    assert_eq!(captions(&["--num-beams", "1"]), greedy);
+
+    workplace.write_generation_config(r#"{"max_length": 65}"#);
+    workplace.caption(&[]).fails(&["generation_config.json", "max_length is 65", "reads 64"]);
 }
 
 #[test]

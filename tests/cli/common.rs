@@ -105,7 +105,7 @@ pub(crate) fn read(path: &Path, name: &str) -> HostTensor {
     let checkpoint = Checkpoint::open(path).unwrap();
     let mut values = Vec::new();
     checkpoint.read_f32(name, |_, block| values.extend_from_slice(block)).unwrap();
-    HostTensor::new(&checkpoint.get(name).unwrap().shape, values)
+    HostTensor::new(&checkpoint.get(name).unwrap().shape, values).unwrap()
 }
 
 /// A tensor of the golden results.
@@ -114,9 +114,9 @@ pub(crate) fn expected(name: &str) -> HostTensor {
 }
 
 pub(crate) fn relative_error(found: &HostTensor, expected: &HostTensor) -> f64 {
-    assert_eq!(found.shape, expected.shape);
+    assert_eq!(found.shape(), expected.shape());
     let (mut difference, mut norm) = (0.0, 0.0);
-    for (&f, &e) in found.values.iter().zip(&expected.values) {
+    for (&f, &e) in found.values().iter().zip(expected.values()) {
         difference += (f64::from(f) - f64::from(e)).powi(2);
         norm += f64::from(e).powi(2);
     }
@@ -184,8 +184,8 @@ impl Workplace {
     /// Writes the tensors anew.
     pub(crate) fn save(&self, dtype: Dtype) {
         let new = |(name, tensor): (&String, &'_ HostTensor)| {
-            let values = tensor.values.clone();
-            NewTensor::new(name, dtype, &tensor.shape, move |first, block: &mut [f32]| {
+            let values = tensor.values().to_vec();
+            NewTensor::new(name, dtype, tensor.shape(), move |first, block: &mut [f32]| {
                 block.copy_from_slice(&values[first..first + block.len()]);
                 Ok(())
             })

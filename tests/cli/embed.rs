@@ -98,7 +98,7 @@ fn only_the_beginning_of_a_long_text_is_read_with_a_warning() {
 fn weights_that_are_not_finite_are_told_by_name_and_number() {
     let mut workplace = Workplace::new();
     let tensor = workplace.tensors.get_mut("qformer.encoder.layer.1.output_query.dense.bias").unwrap();
-    tensor.values[..3].copy_from_slice(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+    tensor.values_mut()[..3].copy_from_slice(&[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
     workplace.save(qformer::params::safetensors::Dtype::F32);
     let run = workplace.embed();
     assert_eq!(run.code, Some(0));
@@ -158,7 +158,7 @@ fn a_thousand_images_take_no_more_memory_than_sixteen() {
             .output()
             .unwrap();
         if limited.status.success() {
-            assert_eq!(read(&output, "query_output").shape[0], images);
+            assert_eq!(read(&output, "query_output").shape()[0], images);
         }
         limited.status.success()
     };

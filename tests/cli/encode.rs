@@ -81,7 +81,7 @@ fn shards_hold_what_the_encoder_gives_in_bf16() {
     assert_eq!(encoding.files("features").len(), 4);
     for (number, images) in [&[0, 1, 2][..], &[3, 4, 5], &[6]].into_iter().enumerate() {
         let mut expected = encoding.vision_output(images);
-        expected.values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+        expected.values_mut().iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
         assert_eq!(read(&shard(&folder, number), "vision_output"), expected, "shard {number}");
         let checkpoint = Checkpoint::open(&shard(&folder, number)).unwrap();
         assert_eq!(checkpoint.get("vision_output").unwrap().dtype, Dtype::BF16);
@@ -178,12 +178,12 @@ fn unreadable_images_are_named_and_have_neither_row_nor_line() {
     ]);
     output.tells(&["warning: 4 of 7 images cannot be read; left out"]);
     let folder = encoding.path("features");
-    let rows = |number| read(&shard(&folder, number), "vision_output").shape[0];
+    let rows = |number| read(&shard(&folder, number), "vision_output").shape()[0];
     assert_eq!([0, 1, 2, 3].map(rows), [1, 0, 1, 1]);
     let captions = fs::read_to_string(folder.join("captions.jsonl")).unwrap();
     assert_eq!(captions.lines().map(|line| line.matches(".png").count()).collect::<Vec<_>>(), [1, 1, 1]);
     let mut expected = encoding.vision_output(&[4]);
-    expected.values.iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
+    expected.values_mut().iter_mut().for_each(|value| *value = bf16::from_f32(*value).to_f32());
     assert_eq!(read(&shard(&folder, 2), "vision_output"), expected);
 
     // What an earlier run has left out is told again, and counts.

@@ -67,7 +67,9 @@ fn a_header_that_lies_about_a_shape_is_refused() {
 fn a_misshapen_tensor_is_named_with_both_shapes() {
     let what = "tensor \"query_tokens\" has shape [1, 9, 128], expected [1, 8, 128]";
     is_refused(&[what], |workplace| {
-        workplace.tensors.insert("query_tokens".into(), HostTensor::new(&[1, 9, 128], vec![0.0; 9 * 128]));
+        workplace
+            .tensors
+            .insert("query_tokens".into(), HostTensor::new(&[1, 9, 128], vec![0.0; 9 * 128]).unwrap());
         workplace.save(Dtype::F32);
     });
 }
@@ -79,7 +81,7 @@ fn missing_and_surplus_tensors_are_named() {
         workplace.save(Dtype::F32);
     });
     is_refused(&["tensor \"qformer.surplus\" [2] belongs to no part of this model"], |workplace| {
-        workplace.tensors.insert("qformer.surplus".into(), HostTensor::new(&[2], vec![0.0; 2]));
+        workplace.tensors.insert("qformer.surplus".into(), HostTensor::new(&[2], vec![0.0; 2]).unwrap());
         workplace.save(Dtype::F32);
     });
 }
@@ -279,4 +281,37 @@ fn calls_that_make_no_sense_are_told_the_usage() {
     run(["score", "--model", "x", "--images", &image]).misuses(&["--text"]);
     run(["caption"]).misuses(&["caption"]);
     workplace.has_written_nothing();
+}
+
+#[test]
+fn a_name_that_promises_another_format_is_refused() {
+    let workplace = Workplace::new();
+    let (model, images) = (shown(&workplace.model()), shown(&golden().join("images")));
+    let output = |name: &str| shown(&workplace.path().join("output").join(name));
+    let of_images = ["--model", &model, "--image-dir", &images];
+    let embed = |more: &[&str]| run([&["embed"], &of_images[..], more].concat());
+    embed(&["--output", &output("f.npy")]).misuses(&[
+        "f.npy",
+        ".npy is not written",
+        ".safetensors, which is",
+    ]);
+    let [file, saved] = ["f.safetensors", "v.pt"].map(output);
+    embed(&["--output", &file, "--save-vision-output", &saved]).misuses(&["v.pt", ".safetensors, which is"]);
+    let json = |command: &str, name: &str, more: &[&str]| {
+        let told = [name, "is not written", ".json, which is"];
+        run([&[command, "--output", &output(name), "--model", &model], more].concat()).misuses(&told);
+    };
+    json("score", "x.csv", &["--image-dir", &images, "--text", "a cat"]);
+    json("caption", "x.txt", &["--image-dir", &images]);
+    json("evaluate", "x.JSONL", &["--data", &images]);
+    let folder = |command: &[&str], name: &str| {
+        run([command, &["--output", &output(name)]].concat()).misuses(&[name, "a folder is written"]);
+    };
+    folder(&["init", "--preset", "tiny"], "model.safetensors");
+    folder(&["encode", "--model", &model, "--data", &images], "features.npy");
+    folder(&["demo"], "demo.json");
+    workplace.has_written_nothing();
+    // A folder's name may have a dot, and a format's be in capitals.
+    run(["init", "--preset", "tiny", "--output", &output("v1.5")]).succeeds();
+    embed(&["--output", &output("F.SAFETENSORS")]).succeeds();
 }

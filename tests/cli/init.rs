@@ -18,6 +18,13 @@ fn a_new_model_is_whole_and_reads_images_and_texts() {
     let report = run(["inspect", "--json", "--values", &shown(&model)]).succeeds();
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!((&report["faults"], &report["not_finite"]), (&serde_json::json!([]), &serde_json::json!({})));
+    let json =
+        |name: &str| -> Value { serde_json::from_slice(&fs::read(model.join(name)).unwrap()).unwrap() };
+    // By a number, transformers puts places for an image into every text, which this model cannot embed.
+    assert!(json("processor_config.json").as_object().unwrap()["num_query_tokens"].is_null());
+    assert_eq!(json("config.json")["architectures"], serde_json::json!(["Blip2ForImageTextRetrieval"]));
+    // It has no language-modelling head.
+    assert!(!model.join("generation_config.json").exists());
     run(embed_all(&model, &folder.path().join("features.safetensors"))).succeeds();
 }
 
@@ -38,7 +45,7 @@ fn weights_are_a_function_of_the_seed() {
 fn weights_begin_as_those_of_blip2() {
     let folder = TempDir::new().unwrap();
     init(folder.path(), &[]).succeeds();
-    let tensor = |name: &str| read(folder.path(), name).values;
+    let tensor = |name: &str| read(folder.path(), name).into_values();
     let layer = |name: &str| tensor(&format!("qformer.encoder.layer.0.{name}"));
     for part in ["intermediate*.dense.weight", "output*.dense.weight", "output*.LayerNorm.weight"] {
         assert_eq!(layer(&part.replace('*', "_query")), layer(&part.replace('*', "")), "{part}");

@@ -59,8 +59,8 @@ fn the_text_says_what_the_json_says() {
 fn missing_surplus_misshapen_and_infinite_tensors_are_listed() {
     let mut workplace = Workplace::new();
     workplace.tensors.remove("query_tokens");
-    workplace.tensors.insert("surplus".into(), HostTensor::new(&[2], vec![f32::NAN, 1.0]));
-    workplace.tensors.insert("itm_head.bias".into(), HostTensor::new(&[3], vec![0.0; 3]));
+    workplace.tensors.insert("surplus".into(), HostTensor::new(&[2], vec![f32::NAN, 1.0]).unwrap());
+    workplace.tensors.insert("itm_head.bias".into(), HostTensor::new(&[3], vec![0.0; 3]).unwrap());
     workplace.save(Dtype::F32);
     let report = inspect(&workplace.model());
     assert_eq!(

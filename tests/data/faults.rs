@@ -1,6 +1,7 @@
 //! Data sets that are not what they should be.
 
 use crate::common::*;
+use qformer::ImageProcessor;
 use qformer::data::{Dataset, Source, VISION_OUTPUT};
 use qformer::params::safetensors::{Dtype, NewTensor, write};
 use std::collections::BTreeMap;
@@ -175,7 +176,33 @@ fn features_that_are_not_finite_are_refused_when_they_are_read() {
     fs::write(&path, bytes).unwrap();
     let captions = workplace.write("captions.jsonl", "{\"caption\": \"a\"}\n{\"caption\": \"b\"}");
     let dataset = Dataset::open(&Source::Features { features: vec![path], captions }).unwrap();
-    assert_eq!(dataset.features(&[0]).unwrap().values, row(0));
+    assert_eq!(dataset.features(&[0]).unwrap().values(), row(0));
     let fault = dataset.features(&[1]).unwrap_err().to_string();
     assert!(fault.contains("f.safetensors: row 1 has 1 value infinite or not a number"), "{fault}");
+}
+
+#[test]
+fn images_that_are_not_there_or_of_another_kind_are_refused() {
+    let workplace = Workplace::new();
+    let path = workplace.features("f.safetensors", 2, 0);
+    let captions = workplace.write("captions.jsonl", "{\"caption\": \"a\"}\n{\"caption\": \"b\"}");
+    let features = Dataset::open(&Source::Features { features: vec![path], captions }).unwrap();
+    workplace.picture("1.png", 1);
+    let pictures = Dataset::open(&workplace.jsonl(&[r#"{"image": "1.png", "caption": "a"}"#])).unwrap();
+    let shard = workplace.write("shard.tar", tar(&[("a.png", &png(1)), ("a.txt", b"a")]));
+    let shards = Dataset::open(&Source::WebDataset(vec![shard])).unwrap();
+    let processor = ImageProcessor::blip2(8);
+    let not_there = "is not in the data set, which has";
+    for (fault, told) in [
+        (features.features(&[0, 2]).unwrap_err(), not_there),
+        (features.picture(0).unwrap_err(), "f.safetensors row 0 is of features, not of a picture"),
+        (features.pixels(&[1], &processor).unwrap_err(), "of features, not of a picture"),
+        (pictures.features(&[0]).unwrap_err(), "is of pictures, not of features"),
+        (pictures.picture(1).unwrap_err(), not_there),
+        (pictures.pixels(&[0, usize::MAX], &processor).unwrap_err(), not_there),
+        (shards.picture(1).unwrap_err(), not_there),
+        (shards.pixel_values(1, &processor).unwrap_err(), not_there),
+    ] {
+        assert!(fault.to_string().contains(told), "{fault}");
+    }
 }

@@ -33,7 +33,7 @@ fn images_are_relative_to_the_list() {
     let processor = ImageProcessor::blip2(8);
     let pixels = dataset.pixels(&[1, 0], &processor).unwrap();
     let one = processor.read(&picture).unwrap();
-    assert_eq!((pixels.shape, pixels.values), (vec![2, 3, 8, 8], [&one[..], &one].concat()));
+    assert_eq!((pixels.shape(), pixels.values()), (&[2, 3, 8, 8][..], &[&one[..], &one].concat()[..]));
 }
 
 const LAVIS: &str = r#"[{"image": "train/a.png", "caption": "a", "image_id": "coco_1"},
@@ -162,7 +162,10 @@ fn features_of_several_files_are_one_data_set() {
     );
     assert_eq!(dataset.captions().iter().map(|c| c.image).collect::<Vec<_>>(), [0, 0, 1, 3, 4]);
     let read = dataset.features(&[4, 0, 1, 2]).unwrap();
-    assert_eq!((read.shape, read.values), (vec![4, 2, 4], [row(4), row(0), row(1), row(2)].concat()));
+    assert_eq!(
+        (read.shape(), read.values()),
+        (&[4, 2, 4][..], &[row(4), row(0), row(1), row(2)].concat()[..])
+    );
 }
 
 #[test]

@@ -130,7 +130,7 @@ fn views_change_from_epoch_to_epoch_and_with_the_seed_unless_they_are_not_to() {
     };
     let augmented: Vec<_> = views(OPTIONS).chain(views(LoaderOptions { seed: 43, ..OPTIONS })).collect();
     for (index, view) in augmented.iter().enumerate() {
-        assert_eq!(view.shape, [1, 3, 8, 8]);
+        assert_eq!(view.shape(), [1, 3, 8, 8]);
         assert!(augmented[..index].iter().all(|other| other != view), "view {index}");
     }
     let plain = dataset.pixels(&[0], &ImageProcessor::blip2(8)).unwrap();
@@ -161,7 +161,7 @@ fn features_come_in_their_order_and_a_batch_goes_on_in_the_next_epoch() {
     for (rows, next) in [([0, 1, 2], (0, 3)), ([3, 4, 0], (1, 1)), ([1, 2, 3], (1, 4)), ([4, 0, 1], (2, 2))] {
         let loaded = loader.next().unwrap();
         let Images::Features(features) = loaded.examples.images else { panic!("these are features") };
-        assert_eq!((features.shape, features.values), (vec![3, 2, 4], rows.map(row).concat()));
+        assert_eq!((features.shape(), features.values()), (&[3, 2, 4][..], &rows.map(row).concat()[..]));
         assert_eq!(loaded.examples.image_ids, rows.map(|row| row as u32));
         assert_eq!((loaded.next.epoch, loaded.next.example), next);
         assert_eq!(loaded.unreadable, [""; 0]);

@@ -48,7 +48,7 @@ fn a_model_computes_the_same_from_either_file() {
     let scores = ["lavis.pth", "model.safetensors"].map(|checkpoint| {
         let model = QFormer::load(Cpu::<f32>::new(), model(checkpoint).path()).unwrap();
         let features = (0..2 * 5 * 16).map(|i| (i as f32).sin()).collect();
-        let image = HostTensor::new(&[2, 5, 16], features);
+        let image = HostTensor::new(&[2, 5, 16], features).unwrap();
         let texts = [vec![2, 70, 71, 3], vec![2, 90, 3]];
         let pairs = [(0, 0), (0, 1), (1, 0), (1, 1)];
         let found = model.match_score(&image, &texts, &pairs, Matching::Classifier).unwrap();

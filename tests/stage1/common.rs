@@ -57,7 +57,7 @@ fn examples_in(name: &str, of: &[([usize; 2], u32)]) -> Batch {
         real.map(|(&id, _)| id as u32).collect()
     };
     let vision_output = of.iter().flat_map(|&([i, _], _)| image(i)).map(|&x| x as f32).collect();
-    let vision_output = HostTensor::new(&[of.len(), shape[1], shape[2]], vision_output);
+    let vision_output = HostTensor::new(&[of.len(), shape[1], shape[2]], vision_output).unwrap();
     let texts = of.iter().map(|&([_, t], _)| text(t)).collect();
     Batch::new(&config(), vision_output, texts, of.iter().map(|&(_, id)| id).collect()).unwrap()
 }
@@ -163,7 +163,7 @@ pub(crate) fn step_of<B: Backend>(model: &mut Stage1<B>, batches: &[Batch]) -> S
     model
         .weights()
         .for_each_gradient(model.device(), |part, found| {
-            gradients.insert(part.name.clone(), found.values);
+            gradients.insert(part.name.clone(), found.into_values());
             Ok(())
         })
         .unwrap();

@@ -18,7 +18,7 @@ fn batch(images: usize, text_tokens: usize) -> Batch {
     let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin()).collect();
     let texts = (0..images).map(|i| (0..text_tokens).map(|t| (t * 7 + i * 3 + 5) as u32 % 138).collect());
     let ids = (0..images as u32).collect();
-    Batch::new(&config, HostTensor::new(&shape, values), texts.collect(), ids).unwrap()
+    Batch::new(&config, HostTensor::new(&shape, values).unwrap(), texts.collect(), ids).unwrap()
 }
 
 fn size(images: usize, batches: usize) -> StepSize {

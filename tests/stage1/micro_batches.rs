@@ -127,7 +127,7 @@ fn what_several_passes_worked_out_before_does_not_show() {
         model.differentiate(&batches, 1).unwrap();
         let mut gradients = Vec::new();
         let each = |_: &Part, gradient: HostTensor| {
-            gradients.extend(gradient.values);
+            gradients.extend(gradient.into_values());
             Ok(())
         };
         model.weights().for_each_gradient(model.device(), each).unwrap();

@@ -1,7 +1,7 @@
 //! Settings: defaults, what is refused, and what a run keeps of them.
 
 use crate::common::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 
 #[test]
@@ -25,6 +25,13 @@ fn settings_are_kept_and_may_not_be_contradicted() {
     for told in ["---\nlibrary_name: transformers\n", "after step 3 of 3", &format!("| loss | {loss:.4} |")] {
         assert!(card.contains(told), "{told:?} is not in\n{card}");
     }
+    let json = |name: &str| -> Value {
+        serde_json::from_slice(&fs::read(place.checkpoint("run", 3).join(name)).unwrap()).unwrap()
+    };
+    assert!(json("processor_config.json").as_object().unwrap()["num_query_tokens"].is_null());
+    let captions = json("generation_config.json");
+    assert_eq!((&captions["max_length"], &captions["min_length"]), (&json!(30), &json!(10)));
+    assert_eq!((&captions["num_beams"], &captions["do_sample"]), (&json!(3), &json!(false)));
     for (flags, told) in [
         (["--lr", "0.01"], "--lr 0.01 contradicts the run in"),
         (["--seed", "7"], "--seed 7 contradicts"),

@@ -123,6 +123,7 @@ pub(crate) fn random_texts(count: usize, vocabulary: usize) -> Vec<Vec<u32>> {
 
 pub(crate) fn random_tensor(name: &str, shape: &[usize]) -> HostTensor {
     HostTensor::new(shape, random_values(name, shape.iter().product()))
+        .expect("as many values as the shape says")
 }
 
 /// The sizes of the checkpoint, or BLIP-2's with ViT-g.
@@ -163,10 +164,11 @@ impl<B: Measured> Work<B> {
 
     /// Compares the passes with the independent computation.
     pub(crate) fn check(&self) -> Result<Vec<Check>> {
+        let per_image = self.vision_output.values().len() / self.batch;
         let first = HostTensor::new(
-            &[1, self.vision_output.shape[1], self.vision_output.shape[2]],
-            self.vision_output.values[..self.vision_output.values.len() / self.batch].to_vec(),
-        );
+            &[1, self.config.image_tokens(), self.config.vision.hidden_size],
+            self.vision_output.values()[..per_image].to_vec(),
+        )?;
         let image = self.model.encode_image(&self.vision_output)?.query_output;
         let texts = self.model.encode_text(&self.texts)?;
         let pair = [(0, 0)];
@@ -174,13 +176,13 @@ impl<B: Measured> Work<B> {
         let cosine = self.model.match_score(&first, &self.texts, &pair, Matching::MaxSimilarity)?[0].score;
         let checks = self.source.with(|source| {
             let reference = Reference { source, config: &self.config };
-            let query_output: Vec<f64> = reference.image_pass(&first.values).concat();
-            let joint = reference.joint_pass(&first.values, &self.texts[0]);
+            let query_output: Vec<f64> = reference.image_pass(first.values()).concat();
+            let joint = reference.joint_pass(first.values(), &self.texts[0]);
             Ok(vec![
-                Check::new("image pass: query output", &image.values[..query_output.len()], &query_output),
+                Check::new("image pass: query output", &image.values()[..query_output.len()], &query_output),
                 Check::new(
                     "text pass: feature",
-                    &texts.values[..texts.shape[1]],
+                    &texts.values()[..texts.shape()[1]],
                     &reference.text_pass(&self.texts[0]),
                 ),
                 Check::new("joint pass: logits", &logits.expect("of the classifier"), &joint.logits),
@@ -325,9 +327,9 @@ impl<B: Measured> Work<B> {
             ("vision_output", self.vision_output.clone()),
             ("query_output", images.query_output),
             ("text_features", texts),
-            ("itm_logits", HostTensor::new(&[self.batch, self.batch, 2], logits)),
-            ("input_ids", HostTensor::new(&[self.batch, longest], ids)),
-            ("attention_mask", HostTensor::new(&[self.batch, longest], mask)),
+            ("itm_logits", HostTensor::new(&[self.batch, self.batch, 2], logits)?),
+            ("input_ids", HostTensor::new(&[self.batch, longest], ids)?),
+            ("attention_mask", HostTensor::new(&[self.batch, longest], mask)?),
         ];
         answers.extend(images.features.map(|features| ("image_features", features)));
         if let Some(vision) = &self.vision {
@@ -336,7 +338,7 @@ impl<B: Measured> Work<B> {
         }
         let tensors = answers
             .iter()
-            .map(|(name, t)| NewTensor::from_slice(*name, Dtype::F32, &t.shape, &t.values))
+            .map(|(name, t)| NewTensor::from_slice(*name, Dtype::F32, t.shape(), t.values()))
             .collect();
         write(path, &BTreeMap::new(), tensors)
     }

@@ -4,6 +4,7 @@ use crate::Remarks;
 use crate::device::Opened;
 use crate::images::Images;
 use crate::inputs::{BatchArguments, ImageArguments, ModelArguments, warn_of_not_finite};
+use crate::outputs::check_file_name;
 use crate::progress::Progress;
 use clap::{ArgGroup, Args};
 use qformer::language::decoding::{Decoding, Search};
@@ -16,9 +17,10 @@ use std::path::PathBuf;
 
 /// Caption images with the Q-Former's own language-modelling head
 ///
-/// The checkpoint must have that head, as LAVIS's .pth files and the checkpoints of qformer train do. By
-/// default captions are searched with 3 beams and have 10 to 30 tokens, as in LAVIS. Without --output or
-/// --json a line an image is printed: its name, a tab, and the caption; with several captions, a line each.
+/// The checkpoint must have that head, as LAVIS's .pth files and the checkpoints of qformer train do. How
+/// captions are found, where it is not said here, is as its generation_config.json says, and else as in LAVIS: they
+/// are searched with 3 beams and have 10 to 30 tokens, if the model reads as many. Without --output or --json a line
+/// an image is printed: its name, a tab, and the caption; with several captions, a line each.
 #[derive(Args)]
 #[command(group = ArgGroup::new("image").required(true).args(["images", "image_dir", "features"]))]
 pub(crate) struct Arguments {
@@ -38,56 +40,75 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// How captions are found, by the names that transformers' `generate` gives.
+/// How captions are found, by the names that transformers' `generate` gives; where nothing is given, as the
+/// checkpoint says.
 #[derive(Args)]
 struct DecodingArguments {
     /// Captions followed at a time in a search; 1 is greedy search
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    num_beams: usize,
+    #[arg(long, value_name = "N")]
+    num_beams: Option<usize>,
     /// Draw tokens instead of searching: nucleus sampling
     #[arg(long, alias = "nucleus", conflicts_with_all = ["num_beams", "length_penalty"])]
     do_sample: bool,
     /// Draw from the fewest tokens that have this much of the probability together
-    #[arg(long, value_name = "P", default_value_t = 0.9, requires = "do_sample")]
-    top_p: f64,
+    #[arg(long, value_name = "P", requires = "do_sample")]
+    top_p: Option<f64>,
     /// Divide the logits by this before drawing
-    #[arg(long, value_name = "T", default_value_t = 1.0, requires = "do_sample")]
-    temperature: f64,
+    #[arg(long, value_name = "T", requires = "do_sample")]
+    temperature: Option<f64>,
     /// Seed of the draws
-    #[arg(long, value_name = "N", default_value_t = 42, requires = "do_sample")]
+    #[arg(long, value_name = "N", default_value_t = Search::SEED, requires = "do_sample")]
     seed: u64,
     /// Longest caption in tokens, [DEC] and [SEP] included
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    max_length: usize,
+    #[arg(long, value_name = "N")]
+    max_length: Option<usize>,
     /// Shortest caption in tokens, [DEC] included
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    min_length: usize,
+    #[arg(long, value_name = "N")]
+    min_length: Option<usize>,
     /// Make tokens that came before less likely (above 1) or more likely (below 1)
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f64,
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f64>,
     /// Divide a caption's log-probability by its length to this power
-    #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
-    length_penalty: f64,
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    length_penalty: Option<f64>,
     /// Captions of each image
-    #[arg(long, alias = "num-return-sequences", value_name = "N", default_value_t = 1)]
-    num_captions: usize,
+    #[arg(long, alias = "num-return-sequences", value_name = "N")]
+    num_captions: Option<usize>,
 }
 
 impl DecodingArguments {
-    fn decoding(&self) -> Result<Decoding> {
-        let &Self { num_beams: beams, length_penalty, top_p, temperature, seed, .. } = self;
+    /// What was asked for, and for the rest what suits the checkpoint.
+    fn decoding(&self, checkpoint: Decoding) -> Result<Decoding> {
+        let max_length = self.max_length.unwrap_or(checkpoint.max_length);
         let decoding = Decoding {
-            search: match self.do_sample {
-                true => Search::Nucleus { top_p, temperature, seed, first: 0 },
-                false => Search::Beam { beams, length_penalty },
-            },
-            max_length: self.max_length,
-            min_length: self.min_length,
-            repetition_penalty: self.repetition_penalty,
-            sequences: self.num_captions,
+            search: self.search(checkpoint.search),
+            max_length,
+            min_length: self.min_length.unwrap_or(checkpoint.min_length.min(max_length)),
+            repetition_penalty: self.repetition_penalty.unwrap_or(checkpoint.repetition_penalty),
+            sequences: self.num_captions.unwrap_or(checkpoint.sequences),
         };
         decoding.validate()?;
         Ok(decoding)
+    }
+
+    fn search(&self, checkpoint: Search) -> Search {
+        let is_searched = self.num_beams.is_some() || self.length_penalty.is_some();
+        let drawn = |top_p, temperature| Search::Nucleus {
+            top_p: self.top_p.unwrap_or(top_p),
+            temperature: self.temperature.unwrap_or(temperature),
+            seed: self.seed,
+            first: 0,
+        };
+        let searched = |beams, length_penalty| Search::Beam {
+            beams: self.num_beams.unwrap_or(beams),
+            length_penalty: self.length_penalty.unwrap_or(length_penalty),
+        };
+        match checkpoint {
+            Search::Nucleus { top_p, temperature, .. } if !is_searched => drawn(top_p, temperature),
+            Search::Beam { beams, length_penalty } if !self.do_sample => searched(beams, length_penalty),
+            Search::Nucleus { .. } => searched(Search::BEAMS, 1.0),
+            Search::Beam { .. } => drawn(Search::TOP_P, 1.0),
+        }
     }
 }
 
@@ -100,12 +121,15 @@ struct Captioned {
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     if let Some(path) = &arguments.output {
+        check_file_name(path, "json")?;
         output::check_writable(path)?;
     }
-    let decoding = arguments.decoding.decoding()?;
+    let config = Config::load(&arguments.model.folder)?;
+    let checkpoint = Decoding::load(&arguments.model.folder, config.qformer.max_position_embeddings)?;
+    let decoding = arguments.decoding.decoding(checkpoint)?;
     let captioned = match arguments.model.device.open(remarks)? {
-        Opened::Cpu(device) => arguments.caption(device, decoding, remarks)?,
-        Opened::Cuda(device) => arguments.caption(device, decoding, remarks)?,
+        Opened::Cpu(device) => arguments.caption(device, &config, decoding, remarks)?,
+        Opened::Cuda(device) => arguments.caption(device, &config, decoding, remarks)?,
     };
     let as_json = || Value::from(captioned.iter().map(Captioned::json).collect::<Vec<_>>());
     match &arguments.output {
@@ -119,15 +143,15 @@ impl Arguments {
     fn caption<B: Backend + Clone>(
         &self,
         device: B,
+        config: &Config,
         decoding: Decoding,
         remarks: Remarks,
     ) -> Result<Vec<Captioned>> {
-        let config = Config::load(&self.model.folder)?;
-        let mut images = Images::find(&self.images, &self.model.folder, &config)?;
+        let mut images = Images::find(&self.images, &self.model.folder, config)?;
         let tokenizer = Tokenizer::load(&self.model.folder)?;
         let checkpoint = Checkpoint::open(&self.model.folder)?;
-        let captioner = load(&device, &config, &checkpoint, &tokenizer, remarks)?;
-        images.load_encoder(device, &config, &checkpoint, remarks)?;
+        let captioner = load(&device, config, &checkpoint, &tokenizer, remarks)?;
+        images.load_encoder(device, config, &checkpoint, remarks)?;
         let mut captioned = Vec::with_capacity(images.names.len());
         images.for_each_batch(self.batch.size, remarks, |batch| {
             let first = captioned.len();

@@ -3,6 +3,7 @@
 use crate::Remarks;
 use crate::device::Opened;
 use crate::inputs::{Inputs, Loaded};
+use crate::outputs::check_file_name;
 use crate::spool::Spool;
 use clap::{ArgGroup, Args};
 use qformer::data::{NAMES, VISION_OUTPUT};
@@ -34,6 +35,9 @@ pub(crate) struct Arguments {
 
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
+    for path in [Some(&arguments.output), arguments.save_vision_output.as_ref()].into_iter().flatten() {
+        check_file_name(path, "safetensors")?;
+    }
     if arguments.save_vision_output.as_ref() == Some(&arguments.output) {
         return Err(Error::usage("--output and --save-vision-output are the same file; give two"));
     }
@@ -64,7 +68,7 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
     let mut tensors = Vec::new();
     let mut metadata = BTreeMap::new();
     if let Some(features) = &text_features {
-        tensors.push(NewTensor::from_slice("text_features", Dtype::F32, &features.shape, &features.values));
+        tensors.push(NewTensor::from_slice("text_features", Dtype::F32, features.shape(), features.values()));
         metadata.insert("texts".to_owned(), json_array(&texts.texts));
     }
     if !images.names.is_empty() {

@@ -5,6 +5,7 @@ use crate::data::ImageDataArguments;
 use crate::device::Opened;
 use crate::images::processor;
 use crate::inputs::{BatchArguments, ModelArguments, warn_of_not_finite};
+use crate::outputs::check_folder_name;
 use crate::progress::Progress;
 use crate::spool::Spool;
 use clap::Args;
@@ -68,6 +69,7 @@ type Unreadable = Vec<(usize, String)>;
 
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
+    check_folder_name(&arguments.output)?;
     let dataset = Dataset::open(&arguments.data.source()?)?;
     match arguments.model.device.open(remarks)? {
         Opened::Cpu(device) => encode(arguments, &dataset, device, remarks),
@@ -188,7 +190,7 @@ impl<'a> Shards<'a> {
         let path = self.path(shard);
         let mut spool = Spool::new(&path)?;
         let vision = encoder.config();
-        spool.append(&HostTensor::new(&[0, vision.image_tokens(), vision.hidden_size], Vec::new()))?;
+        spool.append(&HostTensor::new(&[0, vision.image_tokens(), vision.hidden_size], Vec::new())?)?;
         thread::scope(|scope| {
             let (sender, batches) = sync_channel(AHEAD);
             let of_shard = images.clone();
@@ -213,7 +215,7 @@ impl<'a> Shards<'a> {
                 check_number(unreadable, arguments.max_bad_samples)?;
                 let (height, width) = processor.size();
                 let readable = pixels.len() / (3 * height * width);
-                spool.append(&encoder.encode(&HostTensor::new(&[readable, 3, height, width], pixels))?)?;
+                spool.append(&encoder.encode(&HostTensor::new(&[readable, 3, height, width], pixels)?)?)?;
                 progress.set(end, all);
             }
             Ok::<(), Error>(())

@@ -6,6 +6,7 @@ use crate::data::DataArguments;
 use crate::device::Opened;
 use crate::images::{compare_encoders, processor};
 use crate::inputs::{ModelArguments, tell_of_matching, warn_of_not_finite};
+use crate::outputs::check_file_name;
 use crate::progress::Progress;
 use clap::Args;
 use qformer::data::{Dataset, Kind};
@@ -65,6 +66,7 @@ struct Evaluation {
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     if let Some(path) = &arguments.output {
+        check_file_name(path, "json")?;
         output::check_writable(path)?;
     }
     let dataset = Dataset::open(&arguments.data.source()?)?;
@@ -194,10 +196,10 @@ impl<B: Backend> Reader<'_, B> {
                 let shape = [numbers.len(), config.image_tokens(), config.hidden_size];
                 let per_image = shape[1] * shape[2];
                 if encoded.len() < images.end * per_image {
-                    encoded.extend(encoder.encode(&dataset.pixels(&numbers, processor)?)?.values);
+                    encoded.extend(encoder.encode(&dataset.pixels(&numbers, processor)?)?.into_values());
                 }
                 let values = encoded[images.start * per_image..images.end * per_image].to_vec();
-                Ok(HostTensor::new(&shape, values))
+                HostTensor::new(&shape, values)
             }
         }
     }

@@ -181,7 +181,7 @@ fn read_images(paths: &[PathBuf], processor: &ImageProcessor) -> Result<HostTens
     for image in images {
         pixels.extend(image?);
     }
-    Ok(HostTensor::new(&[paths.len(), 3, height, width], pixels))
+    HostTensor::new(&[paths.len(), 3, height, width], pixels)
 }
 
 /// Names of the images whose features `checkpoint` holds; their numbers where it holds no names.
@@ -214,5 +214,5 @@ fn read_features(checkpoint: &Checkpoint, images: Range<usize>) -> Result<HostTe
     let mut values = Vec::with_capacity(images.len() * per_image);
     let elements = images.start * per_image..images.end * per_image;
     checkpoint.read_f32_range(VISION_OUTPUT, elements, |_, block| values.extend_from_slice(block))?;
-    Ok(HostTensor::new(&[images.len(), shape[1], shape[2]], values))
+    HostTensor::new(&[images.len(), shape[1], shape[2]], values)
 }

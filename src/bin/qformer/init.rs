@@ -1,6 +1,7 @@
 //! `qformer init`: a new model.
 
 use crate::Remarks;
+use crate::outputs::check_folder_name;
 use clap::{Args, ValueEnum};
 use qformer::output::write_json;
 use qformer::params::{init, safetensors};
@@ -50,6 +51,7 @@ enum Preset {
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let directory = &arguments.output;
+    check_folder_name(directory)?;
     let (config, name) = match arguments.preset {
         Preset::Blip2VitG => (Config::blip2_vit_g(), "blip2-vit-g"),
         Preset::Tiny => (Config::tiny(), "tiny"),
@@ -67,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     json[ORIGIN] = json!({ "preset": name, "seed": arguments.seed });
     write_json(&directory.join(config::FILE_NAME), &json)?;
     let processor = ImageProcessor::blip2(config.vision.image_size);
-    Companions::gather(&config, &processor, arguments.tokenizer.as_deref())?.write(directory)?;
+    Companions::gather(&config, &processor, arguments.tokenizer.as_deref(), None)?.write(directory)?;
     match (&arguments.tokenizer, arguments.preset) {
         (Some(_), _) => {}
         (None, Preset::Tiny) => Tokenizer::write_tiny(directory)?,

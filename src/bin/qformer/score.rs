@@ -3,6 +3,7 @@
 use crate::Remarks;
 use crate::device::Opened;
 use crate::inputs::{Inputs, Loaded, tell_of_matching};
+use crate::outputs::check_file_name;
 use clap::{ArgGroup, Args, ValueEnum};
 use qformer::ops::Backend;
 use qformer::output::{self, printable, write_atomically};
@@ -77,6 +78,7 @@ struct Scores {
 /// Does what the arguments ask for.
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     if let Some(path) = &arguments.output {
+        check_file_name(path, "json")?;
         output::check_writable(path)?;
     }
     let inputs = &arguments.inputs;
@@ -122,7 +124,7 @@ impl Arguments {
         images.for_each_batch(self.inputs.batch.size, remarks, |batch| {
             let features = model.encode_image(batch)?.features.expect("a model that compares texts");
             let similarity = model.similarity(&features, &text_features)?;
-            let rows: Vec<Vec<f32>> = similarity.values.chunks(count).map(<[f32]>::to_vec).collect();
+            let rows: Vec<Vec<f32>> = similarity.values().chunks(count).map(<[f32]>::to_vec).collect();
             let of_image = |(image, row): (usize, &Vec<f32>)| {
                 candidates(row, self.rerank).into_iter().map(move |text| (image, text))
             };

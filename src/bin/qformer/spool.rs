@@ -29,14 +29,14 @@ impl Spool {
     /// Appends a batch, of the same shape but for the number of images.
     pub(crate) fn append(&mut self, batch: &HostTensor) -> Result<()> {
         match self.shape.split_first_mut() {
-            None => self.shape.clone_from(&batch.shape),
+            None => self.shape = batch.shape().to_vec(),
             Some((images, per_image)) => {
-                assert_eq!(*per_image, batch.shape[1..]);
-                *images += batch.shape[0];
+                assert_eq!(*per_image, batch.shape()[1..]);
+                *images += batch.shape()[0];
             }
         }
         self.file
-            .write_all(cast_slice(&batch.values))
+            .write_all(cast_slice(batch.values()))
             .map_err(|error| Error::io(&self.output, "make room for", error))
     }
 

@@ -20,8 +20,8 @@ pub(crate) use real::{maximum, sum, vectorised};
 pub(crate) use rows::Rows;
 pub(crate) use single::{Factor, prefetch, product};
 
-use super::sealed::Sealed;
 use super::Device;
+use super::sealed::Sealed;
 use crate::error::Result;
 use crate::tensor::{Element, Layout, Number, PANEL, SPLIT_PANEL, View, ViewMut};
 use amx::Amx;

@@ -6,6 +6,7 @@
 
 mod beam;
 mod choose;
+mod generation;
 mod scores;
 
 use crate::error::{Error, Result};
@@ -51,6 +52,15 @@ pub enum Search {
     },
 }
 
+impl Search {
+    /// Sequences that LAVIS follows at a time.
+    pub const BEAMS: usize = 3;
+    /// Share of the probability that LAVIS draws from.
+    pub const TOP_P: f64 = 0.9;
+    /// Of random numbers, where none is given.
+    pub const SEED: u64 = 42;
+}
+
 /// What sequences are to be like.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decoding {
@@ -72,7 +82,7 @@ impl Default for Decoding {
     /// As LAVIS captions with a Q-Former: 3 beams, 10 to 30 tokens.
     fn default() -> Self {
         Self {
-            search: Search::Beam { beams: 3, length_penalty: 1.0 },
+            search: Search::Beam { beams: Search::BEAMS, length_penalty: 1.0 },
             max_length: 30,
             min_length: 10,
             repetition_penalty: 1.0,

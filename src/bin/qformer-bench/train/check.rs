@@ -49,7 +49,7 @@ pub(super) fn check<B: Measured>(
     let mut slope = 0.0;
     model.weights().for_each_gradient(device, |_, gradient| {
         let fall = |g: f64| g * g / (g.abs() + adamw.epsilon);
-        slope += gradient.values.iter().map(|&g| fall(g.into())).sum::<f64>();
+        slope += gradient.values().iter().map(|&g| fall(g.into())).sum::<f64>();
         Ok(())
     })?;
     model.update(adamw, B::FALL / slope, 1)?;

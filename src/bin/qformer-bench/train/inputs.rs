@@ -37,19 +37,19 @@ impl Inputs {
             })?;
             let mut values = vec![0.0; info.elements()];
             tensors.read_f32(name, |first, part| values[first..first + part.len()].copy_from_slice(part))?;
-            Ok(HostTensor::new(&info.shape, values))
+            HostTensor::new(&info.shape, values)
         };
         let vision_output = tensor("vision_output")?;
         let (ids, mask) = (tensor("input_ids")?, tensor("attention_mask")?);
-        if ids.shape != mask.shape || ids.shape.len() != 2 {
-            let [ids, mask] = [ids.shape, mask.shape];
+        if ids.shape() != mask.shape() || ids.shape().len() != 2 {
+            let [ids, mask] = [ids.shape(), mask.shape()];
             let what = format!(
                 "input_ids have shape {ids:?}, attention_mask {mask:?}; both are to be [batch, tokens]"
             );
             return Err(Error::input(file, what));
         }
-        let width = ids.shape[1].max(1);
-        let texts = ids.values.chunks(width).zip(mask.values.chunks(width)).map(|(ids, mask)| {
+        let width = ids.shape()[1].max(1);
+        let texts = ids.values().chunks(width).zip(mask.values().chunks(width)).map(|(ids, mask)| {
             ids.iter().zip(mask).filter(|(_, mask)| **mask == 1.0).map(|(&id, _)| id as u32).collect()
         });
         Ok(Self { vision_output, texts: texts.collect() })
@@ -63,7 +63,7 @@ impl Inputs {
 
     /// The features [N·W] of an image.
     pub(super) fn image(&self, index: usize) -> &[f32] {
-        let size = self.vision_output.values.len() / self.texts.len();
-        &self.vision_output.values[index * size..(index + 1) * size]
+        let size = self.vision_output.values().len() / self.texts.len();
+        &self.vision_output.values()[index * size..(index + 1) * size]
     }
 }

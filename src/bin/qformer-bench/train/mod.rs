@@ -103,12 +103,12 @@ impl<B: Measured> Training<'_, B> {
         model.reserve(StepSize {
             images: batch.images(),
             batches: 1,
-            image_tokens: inputs.vision_output.shape[1],
+            image_tokens: inputs.vision_output.shape()[1],
             text_tokens: inputs.texts.iter().map(Vec::len).max().expect("a batch has a text"),
         })?;
         let (parts, steps) = self.times(&mut model, &batch)?;
         let lengths: Vec<usize> = inputs.texts.iter().map(Vec::len).collect();
-        let flops = flops::step(&config, inputs.vision_output.shape[1], &lengths);
+        let flops = flops::step(&config, inputs.vision_output.shape()[1], &lengths);
         let memory = memory(&model);
         drop(model);
 

@@ -7,7 +7,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use qformer::data::{Dataset, Source, VISION_OUTPUT};
 use qformer::output::write_atomically;
 use qformer::params::safetensors::{self, Dtype, NewTensor};
-use qformer::{Error, HostTensor, ImageProcessor, Result, VisionEncoder};
+use qformer::{Error, ImageProcessor, Result, VisionEncoder};
 use rayon::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -75,10 +75,9 @@ impl Files {
         let mut shape = Vec::new();
         for first in (0..images).step_by(BATCH) {
             let batch: Vec<usize> = (first..images.min(first + BATCH)).collect();
-            let HostTensor { shape: of_batch, values: encoded } =
-                encoder.encode(&pictures.pixels(&batch, processor)?)?;
-            values.extend(encoded);
-            shape = of_batch;
+            let encoded = encoder.encode(&pictures.pixels(&batch, processor)?)?;
+            shape = encoded.shape().to_vec();
+            values.extend(encoded.into_values());
             progress(batch[batch.len() - 1] + 1, images);
         }
         shape[0] = images;

@@ -5,22 +5,13 @@ use crate::Remarks;
 use crate::progress::Progress;
 use qformer::data::Dataset;
 use qformer::evaluate::{Captions, Images, MatchingLogits, Retrieval, retrieval};
-use qformer::language::decoding::{Decoding, Search};
+use qformer::language::decoding::Decoding;
 use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer, Result, Tokenizer};
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// Candidates of a query that matching puts in order.
 const RERANKED: usize = 16;
-
-/// How captions are generated.
-const DECODING: Decoding = Decoding {
-    search: Search::Beam { beams: 3, length_penalty: 1.0 },
-    max_length: super::model::LONGEST,
-    min_length: 2,
-    repetition_penalty: 1.0,
-    sequences: 1,
-};
 
 /// Pictures held out, with their captions: picture i has caption i and no other.
 pub(super) struct HeldOut {
@@ -60,11 +51,11 @@ impl HeldOut {
         let tokenizer = Tokenizer::load(folder)?;
         let captioner = Captioner::load(Cpu::<f32>::new(), folder)?;
         let progress = Progress::of_steps("matching", remarks);
-        let [count, tokens, width] = self.vision_output.shape[..] else { unreachable!("features [I, N, W]") };
+        let [count, tokens, width] = *self.vision_output.shape() else { unreachable!("features [I, N, W]") };
         let per_image = tokens * width;
         let mut read = |images: std::ops::Range<usize>| {
-            let values = &self.vision_output.values[images.start * per_image..images.end * per_image];
-            Ok(HostTensor::new(&[images.len(), tokens, width], values.to_vec()))
+            let values = &self.vision_output.values()[images.start * per_image..images.end * per_image];
+            HostTensor::new(&[images.len(), tokens, width], values.to_vec())
         };
         let owners: Vec<u32> = (0..count as u32).collect();
         let retrieval = retrieval(
@@ -76,8 +67,9 @@ impl HeldOut {
             &mut |_, done, total| progress.set(done, total),
         )?;
         drop(progress);
+        let decoding = Decoding::load(folder, super::model::LONGEST)?;
         let mut said = Vec::with_capacity(count);
-        for captions in captioner.caption(&self.vision_output, &DECODING)? {
+        for captions in captioner.caption(&self.vision_output, &decoding)? {
             said.push(tokenizer.decode(&captions[0].tokens)?);
         }
         Ok(Judgement { retrieval, said })
@@ -86,7 +78,7 @@ impl HeldOut {
     /// Compares all pictures with all captions.
     pub(super) fn ranking<'a>(&'a self, model: &'a QFormer) -> Result<Ranking<'a>> {
         let features = model.encode_image(&self.vision_output)?.features.expect("a model that compares");
-        let cosines = model.similarity(&features, &model.encode_text(&self.texts)?)?.values;
+        let cosines = model.similarity(&features, &model.encode_text(&self.texts)?)?.into_values();
         Ok(Ranking { held_out: self, model, cosines })
     }
 }

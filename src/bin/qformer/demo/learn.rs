@@ -5,6 +5,7 @@ use super::model;
 use crate::Remarks;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use qformer::data::Augmentation;
+use qformer::language::decoding::Decoding;
 use qformer::ops::contrastive::ContrastiveGradient;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
@@ -64,12 +65,15 @@ pub(super) fn learn(
     let (config, processor) = (Config::load(begun)?, ImageProcessor::load(begun)?);
     let open = Checkpoint::open(begun)?;
     let source = NamedCheckpoint::new(&open)?;
+    let decoding = Decoding::load(begun, config.qformer.max_position_embeddings)?;
     let model = Model {
-        companions: Companions::gather(&config, &processor, Some(begun))?,
+        companions: Companions::gather(&config, &processor, Some(begun), Some(&decoding))?,
         tokenizer: Tokenizer::load(begun)?,
         config,
         processor,
         source: &source,
+        // So that the checkpoint reads pictures too.
+        has_encoder: true,
     };
     let settings = settings(steps, seed);
     let table = toml::Table::try_from(&settings)

@@ -9,7 +9,9 @@ mod page;
 mod world;
 
 use crate::Remarks;
+use crate::outputs::check_folder_name;
 use crate::progress::Progress;
+use crate::shell::quoted;
 use clap::{Args, value_parser};
 use data_set::Files;
 use judge::{HeldOut, Judgement};
@@ -39,7 +41,8 @@ const FOLDERS: [&str; 4] = ["pictures", "model", "features", "run"];
 /// Draws pictures with captions, encodes them with a small random image encoder that is never trained, trains
 /// a small Q-Former as BLIP-2's first stage does (ITC, ITM, ITG), and judges it before and after by pictures
 /// whose captions never occurred in training. The folder's index.html shows what was found; its other parts
-/// are what every command here reads: a data set, a model's folder, encoded images, a run's folder.
+/// are what every command here reads: a data set, a model's folder, encoded images, a run's folder, whose
+/// checkpoint captions and scores any picture.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Folder to write; it has to be empty or an earlier result of this command
@@ -59,6 +62,9 @@ pub(crate) struct Arguments {
 /// Pictures held out: the recall of a guess is 1 %.
 const HELD_OUT: usize = 100;
 
+/// Captions that a picture is matched with by hand: its own, and others.
+const COMPARED: usize = 3;
+
 /// Something that is to be reached.
 struct Goal {
     what: &'static str,
@@ -71,6 +77,7 @@ struct Goal {
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let begun = Instant::now();
     let (folder, seed) = (&arguments.output, u64::from(arguments.seed));
+    check_folder_name(folder)?;
     let origin = json!({ "seed": seed, "steps": arguments.steps, "pictures": arguments.pictures });
     claim(folder, &origin)?;
     let [train, held_out] = ["train", "held-out"].map(|name| Files::new(folder, name));
@@ -125,7 +132,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let seconds = begun.elapsed().as_secs_f64();
     let summary = json!({ ORIGIN: origin, "results": results, "seconds": seconds });
     write_json(&folder.join(SUMMARY), &summary)?;
-    crate::print(&table(&goals, &path))
+    crate::print(&(table(&goals, &path) + &trial(folder, &held_out)))
 }
 
 /// What is done one after the other.
@@ -158,6 +165,25 @@ fn goals(held_out: &HeldOut, before: &Judgement, after: &Judgement) -> [Goal; 4]
         goal("match told from hard negative", 0.9, &|j| j.retrieval.matching.all),
         goal("generated caption right in every word", 0.7, &|j| j.captions_right(held_out)),
     ]
+}
+
+/// The commands that try the model on a picture held out, in a shell where the demo's folder is `folder`; its
+/// caption and others are what it is matched with.
+fn commands(folder: &Path, held_out: &HeldOut) -> [String; 2] {
+    let model = quoted(&folder.join("run/checkpoints/latest"));
+    let picture = quoted(&folder.join("pictures/held-out/00000.png"));
+    let captions: Vec<String> =
+        held_out.scenes.iter().take(COMPARED).map(|scene| format!("\"{}\"", scene.caption())).collect();
+    [
+        format!("qformer caption --model {model} --images {picture}"),
+        format!("qformer score --model {model} --images {picture} --text {}", captions.join(" ")),
+    ]
+}
+
+/// What to do next, for people.
+fn trial(folder: &Path, held_out: &HeldOut) -> String {
+    let lines: String = commands(folder, held_out).iter().map(|command| format!("  {command}\n")).collect();
+    format!("try the model on a picture that it never saw\n{lines}")
 }
 
 /// The results, for people.

@@ -1,6 +1,7 @@
 //! The demo's model: sizes, tokenizer, and parameters to begin with.
 
 use super::world;
+use qformer::language::decoding::Decoding;
 use qformer::output::write_json;
 use qformer::params::init::{self, key, uniform};
 use qformer::params::safetensors::{self, Dtype, NewTensor};
@@ -60,6 +61,9 @@ pub(super) fn write(folder: &Path, seed: u64) -> Result<()> {
     // The ground's shade is 0: what stands out is what is drawn.
     processor["image_mean"] = json!([0.9, 0.9, 0.9]);
     write_json(&folder.join("preprocessor_config.json"), &processor)?;
+    // The shortest caption has 8 tokens with [DEC]; made longer, as by LAVIS's least of 10, it would be wrong.
+    let decoding = Decoding { min_length: 2, ..Decoding::default().within(LONGEST) };
+    write_json(&folder.join(Decoding::FILE_NAME), &decoding.to_json())?;
     let mut tensors = init::tensors(&Stage1Parameters::spec(&config, Matching::Classifier), &config, seed);
     tensors.extend(image_encoder(&config, seed));
     safetensors::write(&folder.join(safetensors::FILE_NAME), &BTreeMap::new(), tensors)

@@ -3,6 +3,7 @@
 use super::arguments::ModelArguments;
 use crate::{Remarks, images};
 use qformer::data::{Dataset, Kind};
+use qformer::language::decoding::Decoding;
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, TensorSource};
@@ -54,7 +55,8 @@ impl ModelArguments {
                 begun.join(", ")
             ));
         }
-        take(model(&config, images::processor_or_blip2(folder, &config)?, tokenizer, &source)?)
+        let decoding = Decoding::load(folder, config.qformer.max_position_embeddings)?;
+        take(model(&config, images::processor_or_blip2(folder, &config)?, tokenizer, &decoding, &source)?)
     }
 
     /// A new model of the sizes `preset`, with the image encoder that is given, if one is.
@@ -82,11 +84,12 @@ impl ModelArguments {
                 ));
             }
         };
+        let decoding = Decoding::default().within(config.qformer.max_position_embeddings);
         let seed = settings.seed.into();
         let Some(folder) = &self.vision_model else {
             let source = Initial::new(&config, seed, bert);
             let processor = ImageProcessor::blip2(config.vision.image_size);
-            return take(model(&config, processor, tokenizer, &source)?);
+            return take(model(&config, processor, tokenizer, &decoding, &source)?);
         };
         config.vision = Config::load(folder)?.vision;
         config.qformer.encoder_hidden_size = config.vision.hidden_size;
@@ -94,7 +97,7 @@ impl ModelArguments {
         expect_encoder(folder, &config, &open, dataset, remarks)?;
         let named = NamedCheckpoint::new(&open)?;
         let source = Layered::with_encoder_of(&named, Initial::new(&config, seed, bert));
-        take(model(&config, images::processor_or_blip2(folder, &config)?, tokenizer, &source)?)
+        take(model(&config, images::processor_or_blip2(folder, &config)?, tokenizer, &decoding, &source)?)
     }
 }
 
@@ -118,18 +121,21 @@ pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(Model<'_>) -> Result<R>
     let config = Config::load(folder)?;
     let open = Checkpoint::open(folder)?;
     let source = NamedCheckpoint::new(&open)?;
-    take(model(&config, images::processor_or_blip2(folder, &config)?, folder, &source)?)
+    let decoding = Decoding::load(folder, config.qformer.max_position_embeddings)?;
+    let model = model(&config, images::processor_or_blip2(folder, &config)?, folder, &decoding, &source)?;
+    take(Model { has_encoder: encoder::is_in(&source), ..model })
 }
 
 fn model<'a>(
     config: &Config,
     processor: ImageProcessor,
     tokenizer: &Path,
+    decoding: &Decoding,
     source: &'a dyn TensorSource,
 ) -> Result<Model<'a>> {
-    let companions = Companions::gather(config, &processor, Some(tokenizer))?;
+    let companions = Companions::gather(config, &processor, Some(tokenizer), Some(decoding))?;
     let (config, tokenizer) = (config.clone(), Tokenizer::load(tokenizer)?);
-    Ok(Model { config, tokenizer, processor, companions, source })
+    Ok(Model { config, tokenizer, processor, companions, source, has_encoder: false })
 }
 
 fn has_tokenizer(folder: &Path) -> bool {

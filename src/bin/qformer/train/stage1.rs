@@ -9,6 +9,7 @@ use super::{begin, report, stop};
 use crate::Remarks;
 use crate::data::DataArguments;
 use crate::device::{Device, Opened};
+use crate::shell::quoted;
 use clap::ValueEnum;
 use qformer::data::{Dataset, Kind};
 use qformer::ops::Backend;
@@ -181,11 +182,4 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
             Ok(ExitCode::from(stop::STOPPED))
         }
     }
-}
-
-/// A path as a shell reads it.
-fn quoted(path: &Path) -> String {
-    let path = path.to_string_lossy();
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
-    if path.chars().all(is_plain) { path.into_owned() } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }

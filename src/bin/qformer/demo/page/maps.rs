@@ -13,9 +13,9 @@ impl Page<'_> {
         let config = self.model.config();
         let per_image = config.image_tokens() * config.vision.hidden_size;
         let shape = [PICTURES, config.image_tokens(), config.vision.hidden_size];
-        let values = self.held_out.vision_output.values[..PICTURES * per_image].to_vec();
+        let values = self.held_out.vision_output.values()[..PICTURES * per_image].to_vec();
         let block = config.qformer.cross_attention_layers().next_back().expect("block 0 has cross-attention");
-        let maps = self.model.cross_attention_maps(&HostTensor::new(&shape, values), block)?;
+        let maps = self.model.cross_attention_maps(&HostTensor::new(&shape, values)?, block)?;
         let mut html = String::new();
         for image in 0..PICTURES {
             let uri = self.held_out_uri(image)?;
@@ -46,12 +46,12 @@ impl Page<'_> {
 
 /// The weights [N − 1] of a query's patches, the mean over heads of maps [I, H, Q, N].
 fn over_heads(maps: &HostTensor, image: usize, query: usize) -> Vec<f32> {
-    let [_, heads, queries, tokens] = maps.shape[..] else { unreachable!("maps [I, H, Q, N]") };
+    let [_, heads, queries, tokens] = *maps.shape() else { unreachable!("maps [I, H, Q, N]") };
     let mut mean = vec![0.0; tokens - 1];
     for head in 0..heads {
         let first = ((image * heads + head) * queries + query) * tokens;
         // The first token is of the whole image.
-        let of_head = &maps.values[first + 1..first + tokens];
+        let of_head = &maps.values()[first + 1..first + tokens];
         mean.iter_mut().zip(of_head).for_each(|(mean, weight)| *mean += weight / heads as f32);
     }
     mean

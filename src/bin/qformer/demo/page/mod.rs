@@ -6,7 +6,8 @@ mod maps;
 use super::judge::{HeldOut, Judgement};
 use super::learn::BATCH_SIZE;
 use super::world::Scene;
-use super::{Goal, HELD_OUT};
+use super::{Goal, HELD_OUT, commands};
+use crate::shell::quoted;
 use html::{corrected, figure, percent, png_uri};
 use qformer::train::{Record, curves};
 use qformer::{Error, QFormer, Result};
@@ -70,11 +71,15 @@ impl Page<'_> {
              blocks, the mean over its heads: patches are the darker, the less a query takes from them; the \
              brightest is full.</p>{looks}"
         );
-        let (model, folder) = ("run/checkpoints/latest", self.folder.display());
+        let (model, folder) = ("run/checkpoints/latest", quoted(self.folder));
+        let [caption, score] = commands(Path::new(""), self.held_out);
         let _ = write!(
             page,
             "<h2>Go on from here</h2><p class=\"soft\">The folder’s parts are what every command reads: a data set, \
-             encoded images, a run with its checkpoint. Seed {}.</p><pre><code>cd {folder}\n\
+             encoded images, a run with its checkpoint. Try the model on a picture, inspect and evaluate it. Seed {}.</p>\
+             <pre><code>cd {folder}\n\
+             {caption}\n\
+             {score}\n\
              qformer inspect {model}\n\
              qformer evaluate --model {model} --features features/held-out.safetensors --captions pictures/held-out.jsonl\n\
              </code></pre>\n</body></html>\n",

@@ -4,6 +4,10 @@
 //! device its memory belongs to (`D`), so host and device views cannot be mixed, and it borrows the
 //! memory it points into (`'a`). [`View`] is shared and copies freely; [`ViewMut`] is exclusive.
 
+mod host;
+
+pub use host::HostTensor;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -57,26 +61,6 @@ impl Number for half::bf16 {
     }
 }
 
-/// A tensor in the host's memory, row-major: what the public API takes and gives.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HostTensor {
-    /// Extents, the slowest-varying first.
-    pub shape: Vec<usize>,
-    /// As many values as the shape says.
-    pub values: Vec<f32>,
-}
-
-impl HostTensor {
-    /// `values` of the given shape.
-    ///
-    /// # Panics
-    /// Panics if there are not as many values as the shape says.
-    pub fn new(shape: &[usize], values: Vec<f32>) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "values for shape {shape:?}");
-        Self { shape: shape.to_vec(), values }
-    }
-}
-
 /// Rows by columns.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
@@ -93,8 +77,11 @@ impl Shape {
     }
 
     /// Number of elements.
+    ///
+    /// # Panics
+    /// Panics if they cannot be counted.
     pub const fn len(self) -> usize {
-        self.rows * self.cols
+        counted(self.rows.checked_mul(self.cols))
     }
 
     /// Whether there is no element.
@@ -134,12 +121,22 @@ pub const SPLIT_PANEL: usize = 32;
 
 impl Layout {
     /// Elements that a matrix of this shape takes in this layout.
+    ///
+    /// # Panics
+    /// Panics if they cannot be counted.
     pub const fn len(self, shape: Shape) -> usize {
+        let Shape { rows, cols } = shape;
         match self {
-            Layout::Rows { .. } if shape.rows == 0 => 0,
-            Layout::Rows { pitch } => pitch * (shape.rows - 1) + shape.cols,
-            Layout::Panels => shape.rows.next_multiple_of(PANEL) * shape.cols,
-            Layout::SplitPanels => shape.rows.next_multiple_of(SPLIT_PANEL) * shape.cols.next_multiple_of(32),
+            Layout::Rows { .. } if rows == 0 => 0,
+            Layout::Rows { pitch } => {
+                let before_the_last = counted(pitch.checked_mul(rows - 1));
+                counted(before_the_last.checked_add(cols))
+            }
+            Layout::Panels => counted(counted(rows.checked_next_multiple_of(PANEL)).checked_mul(cols)),
+            Layout::SplitPanels => {
+                let rows = counted(rows.checked_next_multiple_of(SPLIT_PANEL));
+                counted(rows.checked_mul(counted(cols.checked_next_multiple_of(32))))
+            }
         }
     }
 
@@ -151,6 +148,11 @@ impl Layout {
             Layout::SplitPanels => Some(SPLIT_PANEL),
         }
     }
+}
+
+/// A number of elements, whether or not the build checks sums: memory is read and written by it.
+const fn counted(elements: Option<usize>) -> usize {
+    elements.expect("a matrix has more elements than can be counted")
 }
 
 /// A shared borrow of elements on device `D`.
@@ -341,5 +343,31 @@ impl<'a, D, E: Element> ViewMut<'a, D, E> {
             Self { shape: Shape::new(at, cols), ..self },
             Self { pointer: below, shape: Shape::new(rows - at, cols), ..self },
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Layout, Shape};
+    use std::panic::catch_unwind;
+
+    #[test]
+    fn a_matrix_whose_elements_cannot_be_counted_has_no_length() {
+        // Counted in 64 bits these would come to a few elements.
+        let huge = Shape::new(1 << 62, 4);
+        let lengths: [(&str, fn(Shape) -> usize); 4] = [
+            ("a shape", |shape| shape.len()),
+            ("rows", |shape| Layout::Rows { pitch: shape.cols }.len(shape)),
+            ("panels", |shape| Layout::Panels.len(shape)),
+            ("split panels", |shape| Layout::SplitPanels.len(shape)),
+        ];
+        for (name, length) in lengths {
+            let panic = catch_unwind(|| length(huge)).unwrap_err();
+            let text = panic.downcast_ref::<&str>().copied();
+            let message = text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
+            assert!(message.contains("more elements than can be counted"), "{name}: {message}");
+        }
+        assert_eq!(Layout::Rows { pitch: 8 }.len(Shape::new(3, 4)), 20);
+        assert_eq!(Layout::SplitPanels.len(Shape::new(33, 33)), 64 * 64);
     }
 }
