@@ -3,27 +3,28 @@
 use criterion::{Criterion, Throughput};
 use qformer::device::{Cpu, Device};
 use qformer::memory::Arena;
-use qformer::tensor::{Element, Layout, Shape, View, ViewMut};
+use qformer::tensor::{Element, Number, Packing, Shape, View, ViewMut, Weight, WeightMut};
 use std::marker::PhantomData;
 
 /// A tensor with an arena of its own.
 pub(crate) struct Tensor<E = f32> {
     arena: Arena<Cpu>,
     shape: Shape,
-    layout: Layout,
+    packing: Packing,
     element: PhantomData<E>,
 }
 
 impl<E: Element> Tensor<E> {
-    fn zeros(shape: Shape, layout: Layout) -> Self {
+    fn zeros(shape: Shape) -> Self {
         let arena = Arena::planned(&Cpu::new(), "a benchmark", |cursor| {
-            cursor.take_as::<E>(shape, layout);
+            cursor.take::<E>(shape.rows, shape.cols);
         });
-        Self { arena: arena.unwrap(), shape, layout, element: PhantomData }
+        let packing = Packing::Rows { pitch: shape.cols };
+        Self { arena: arena.unwrap(), shape, packing, element: PhantomData }
     }
 
     pub(crate) fn view_mut(&mut self) -> ViewMut<'_, Cpu, E> {
-        self.arena.cursor().take_as(self.shape, self.layout)
+        self.arena.cursor().take(self.shape.rows, self.shape.cols)
     }
 
     pub(crate) fn view(&mut self) -> View<'_, Cpu, E> {
@@ -33,26 +34,38 @@ impl<E: Element> Tensor<E> {
 
 impl Tensor {
     pub(crate) fn output(rows: usize, cols: usize) -> Self {
-        Self::zeros(Shape::new(rows, cols), Layout::Rows { pitch: cols })
+        Self::zeros(Shape::new(rows, cols))
     }
 
     /// Numbers of no pattern, row after row.
     pub(crate) fn rows(rows: usize, cols: usize) -> Self {
-        Self::stored(Shape::new(rows, cols), Layout::Rows { pitch: cols })
+        Self::stored(Shape::new(rows, cols), Packing::Rows { pitch: cols })
     }
 
     /// Numbers of no pattern, stored as a frozen weight.
     pub(crate) fn panels(rows: usize, cols: usize) -> Self {
-        Self::stored(Shape::new(rows, cols), Layout::Panels)
+        Self::stored(Shape::new(rows, cols), Packing::Panels)
     }
 
     /// Numbers of no pattern, stored as a frozen weight for AMX.
     pub(crate) fn split_panels(rows: usize, cols: usize) -> Self {
-        Self::stored(Shape::new(rows, cols), Layout::SplitPanels)
+        Self::stored(Shape::new(rows, cols), Packing::SplitPanels)
     }
 
-    fn stored(shape: Shape, layout: Layout) -> Self {
-        let mut tensor = Self::zeros(shape, layout);
+    fn weight_mut(&mut self) -> WeightMut<'_, Cpu> {
+        self.arena.cursor().take_weight(self.shape, f32::TYPE, self.packing)
+    }
+
+    /// As products read it.
+    pub(crate) fn weight(&mut self) -> Weight<'_, Cpu> {
+        self.weight_mut().into_view()
+    }
+
+    fn stored(shape: Shape, packing: Packing) -> Self {
+        let arena = Arena::planned(&Cpu::new(), "a benchmark", |cursor| {
+            cursor.take_weight(shape, f32::TYPE, packing);
+        });
+        let mut tensor = Self { arena: arena.unwrap(), shape, packing, element: PhantomData };
         // Hashes (SplitMix64), not a sequence of even spread: between rows of that, products are as
         // large as can be and a softmax sees one key alone.
         let number = |i: usize| {
@@ -61,7 +74,7 @@ impl Tensor {
             (mixed >> 40) as f32 / (1u32 << 23) as f32 - 1.0
         };
         let values: Vec<f32> = (0..shape.len()).map(number).collect();
-        Cpu::new().write(&values, 0, tensor.view_mut()).unwrap();
+        Cpu::new().write_weight(&values, 0, tensor.weight_mut()).unwrap();
         tensor
     }
 
@@ -74,13 +87,13 @@ impl Tensor {
 
 impl Tensor<u8> {
     pub(crate) fn bytes(rows: usize, cols: usize) -> Self {
-        Self::zeros(Shape::new(rows, cols), Layout::Rows { pitch: cols })
+        Self::zeros(Shape::new(rows, cols))
     }
 }
 
 impl Tensor<u32> {
     pub(crate) fn indices(values: &[u32]) -> Self {
-        let mut tensor = Self::zeros(Shape::new(1, values.len()), Layout::Rows { pitch: values.len() });
+        let mut tensor = Self::zeros(Shape::new(1, values.len()));
         tensor.view_mut().row_mut(0).copy_from_slice(values);
         tensor
     }

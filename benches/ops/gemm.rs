@@ -42,7 +42,7 @@ fn forward(
     measure(criterion, "gemm", what, work, &mut Tensor::output(rows, outputs), |y| {
         let args = GemmForward {
             x: x.view(),
-            weight: weight.view(),
+            weight: weight.weight(),
             bias: Some(bias.view()),
             activation,
             residual: None,
@@ -62,7 +62,7 @@ fn backward(criterion: &mut Criterion) {
     measure(criterion, "gemm backward", "256×768→3072", work, &mut Tensor::output(rows, inputs), |dx| {
         let args = GemmBackward {
             x: x.view(),
-            weight: weight.view(),
+            weight: weight.weight(),
             dy: dy.view(),
             activation: None,
             dx: Some((Write::Replace, dx.view_mut())),

@@ -11,7 +11,7 @@ pub use cpu::{Cpu, CpuBuffer, Lanes, Real};
 pub use cuda::Cuda;
 
 use crate::error::Result;
-use crate::tensor::{Element, Layout, Number, View, ViewMut};
+use crate::tensor::{Element, Number, Packing, View, ViewMut, Weight, WeightMut};
 
 /// Unsafe code relies on what a device and a CPU's number say of themselves, so both are this crate's own.
 pub(crate) mod sealed {
@@ -46,8 +46,8 @@ pub trait Device: Sized + Send + Sync + sealed::Sealed + 'static {
     /// of rows, and with them what was recorded for [`Self::replay`], come again; 1 where nothing is recorded.
     fn row_unit(rows: usize) -> usize;
 
-    /// Layout in which this device multiplies by a frozen weight fastest.
-    fn frozen_layout(&self) -> Layout;
+    /// How this device stores a frozen weight of so many input channels that it is to multiply by fast.
+    fn frozen_packing(&self, inputs: usize) -> Packing;
 
     /// `bytes` of zeroed memory; an error that names `purpose` if there is no room.
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<Self::Buffer>;
@@ -69,6 +69,8 @@ pub trait Device: Sized + Send + Sync + sealed::Sealed + 'static {
 
     /// Writes `values` as the elements of `to` from the `first` on, counted row by row.
     fn write<E: Number>(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, E>) -> Result<()>;
+    /// Writes `values` as the numbers of a parameter from the `first` on, counted row by row.
+    fn write_weight(&self, values: &[f32], first: usize, to: WeightMut<'_, Self>) -> Result<()>;
     /// Writes indices, row by row, to a matrix without gaps between its rows.
     fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) -> Result<()>;
     /// Fills a matrix without gaps between its rows with zeros.
@@ -88,6 +90,8 @@ pub enum Write {
     Add,
 }
 
+/// A parameter that the graph reads.
+pub type W<'a, B> = Weight<'a, B>;
 /// Shared view of elements.
 pub type V<'a, B> = View<'a, B, <B as Device>::Elem>;
 /// Exclusive view of elements.

@@ -9,7 +9,7 @@ use super::dropout::Place;
 use super::layer_norm::LayerNormActs;
 use super::stream::{ImageTokens, Inputs, Stream};
 use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
-use crate::device::{M, SM, V, Write};
+use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::memory::Cursor;
 use crate::ops::Backend;
@@ -78,7 +78,7 @@ impl<'a, B: Backend> CrossAttentionActs<'a, B> {
     }
 }
 
-impl<B: Backend> CrossAttention<V<'_, B>> {
+impl<B: Backend> CrossAttention<W<'_, B>> {
     /// y [query rows, D] from x [query rows, D]
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one operation here")]
     pub fn forward(
@@ -100,9 +100,9 @@ impl<B: Backend> CrossAttention<V<'_, B>> {
                 scale: stream.scale,
                 q,
                 image: features,
-                key_weight: inputs.image_kv.weight.row_range(keys.clone()),
-                value_weight: inputs.image_kv.weight.row_range(values.clone()),
-                value_bias: inputs.image_kv.bias.columns(values),
+                key_weight: inputs.image_kv.weight.row_range(keys.clone()).matrix(),
+                value_weight: inputs.image_kv.weight.row_range(values.clone()).matrix(),
+                value_bias: inputs.image_kv.bias.matrix().columns(values),
                 images,
                 out,
             })?,

@@ -3,7 +3,7 @@
 use super::layer_norm::LayerNormActs;
 use super::linear::Fused;
 use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
-use crate::device::{M, SM, V, Write};
+use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::memory::Cursor;
 use crate::ops::Backend;
@@ -84,7 +84,7 @@ impl<'a, B: Backend> FeedForwardActs<'a, B> {
     }
 }
 
-impl<B: Backend> FeedForward<V<'_, B>> {
+impl<B: Backend> FeedForward<W<'_, B>> {
     /// y [rows, D] from x [rows, D]
     pub fn forward(
         &self,

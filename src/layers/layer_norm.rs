@@ -1,7 +1,7 @@
 //! y = γ·(s − mean)/√(var + ε) + β with s = dropout(x) + residual
 
 use super::Keep;
-use crate::device::{M, SM, V};
+use crate::device::{M, SM, V, W};
 use crate::error::Result;
 use crate::memory::Cursor;
 use crate::ops::Backend;
@@ -55,7 +55,7 @@ impl<'a, B: Backend> LayerNormActs<'a, B> {
     }
 }
 
-impl<B: Backend> LayerNorm<V<'_, B>> {
+impl<B: Backend> LayerNorm<W<'_, B>> {
     /// y [rows, width] from x and residual [rows, width], in inference
     pub fn forward(&self, b: &B, x: V<'_, B>, residual: Option<V<'_, B>>, y: M<'_, B>) -> Result<()> {
         self.training_forward(b, x, residual, None, None, y)
@@ -76,8 +76,8 @@ impl<B: Backend> LayerNorm<V<'_, B>> {
             x,
             residual,
             dropout,
-            weight: self.weight,
-            bias: self.bias,
+            weight: self.weight.matrix(),
+            bias: self.bias.matrix(),
             epsilon: self.epsilon,
             sum,
             statistics,
@@ -101,7 +101,7 @@ impl<B: Backend> LayerNorm<V<'_, B>> {
         b.layer_norm_backward(LayerNormBackward {
             sum: acts.sum.view(),
             statistics: acts.statistics.view(),
-            weight: self.weight,
+            weight: self.weight.matrix(),
             dropout,
             dy,
             dsum,

@@ -1,6 +1,6 @@
 //! y = x·Wᵀ + b
 
-use crate::device::{M, SM, V, Write};
+use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::activation::Activation;
@@ -49,7 +49,7 @@ pub struct Fused<'a, B: Backend> {
     pub pre_activation: Option<M<'a, B>>,
 }
 
-impl<B: Backend> Linear<V<'_, B>> {
+impl<B: Backend> Linear<W<'_, B>> {
     /// y [rows, out] from x [rows, in]
     pub fn forward(&self, b: &B, x: V<'_, B>, y: M<'_, B>) -> Result<()> {
         self.fused_forward(b, x, Fused { activation: None, residual: None, pre_activation: None }, y)
@@ -58,7 +58,7 @@ impl<B: Backend> Linear<V<'_, B>> {
     /// y = f(x·Wᵀ + b) + residual
     pub fn fused_forward(&self, b: &B, x: V<'_, B>, fused: Fused<'_, B>, y: M<'_, B>) -> Result<()> {
         let Fused { activation, residual, pre_activation } = fused;
-        let (weight, bias) = (self.weight, Some(self.bias));
+        let (weight, bias) = (self.weight, Some(self.bias.matrix()));
         b.gemm_forward(GemmForward { x, weight, bias, activation, residual, pre_activation, y })
     }
 

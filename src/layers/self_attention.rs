@@ -4,7 +4,7 @@ use super::dropout::Place;
 use super::layer_norm::LayerNormActs;
 use super::stream::{FirstKeys, Inputs, Stream, parts, parts_mut};
 use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
-use crate::device::{M, SM, V, Write};
+use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::memory::Cursor;
 use crate::ops::Backend;
@@ -82,7 +82,7 @@ impl<'a, B: Backend> SelfAttentionActs<'a, B> {
     }
 }
 
-impl<B: Backend> SelfAttention<V<'_, B>> {
+impl<B: Backend> SelfAttention<W<'_, B>> {
     /// y [rows, D] from x [rows, D]; `kept` [rows, 3·D] takes queries, keys and values in place of `acts.qkv`.
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one operation here")]
     pub fn forward(

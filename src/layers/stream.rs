@@ -2,7 +2,7 @@
 
 use super::Linear;
 use super::dropout::{PassDropout, Place};
-use crate::device::{M, V};
+use crate::device::{M, V, W};
 use crate::ops::Backend;
 use crate::ops::attention::{Attention, Mask, PlacedSequences};
 use crate::ops::dropout::Dropout;
@@ -32,7 +32,7 @@ pub struct Inputs<'a, B: Backend> {
     /// Which cross-attention, counted from 0, if it has one.
     pub cross: usize,
     /// Projections of the image for all blocks: weight [layers·2·D, W].
-    pub image_kv: &'a Linear<V<'a, B>>,
+    pub image_kv: &'a Linear<W<'a, B>>,
     /// Queries, keys and values [rows, 3·D] of an earlier stream in this block, whose rows this stream
     /// sees.
     pub earlier: Option<V<'a, B>>,

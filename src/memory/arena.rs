@@ -5,7 +5,7 @@
 
 use crate::device::Device;
 use crate::error::Result;
-use crate::tensor::{Element, Layout, Shape, View, ViewMut};
+use crate::tensor::{Element, NumberType, Packing, Shape, View, ViewMut, WeightMut};
 use std::marker::PhantomData;
 
 /// Every tensor starts at a multiple of this many bytes: a cache line, and what TMA asks for.
@@ -74,7 +74,7 @@ impl<D: Device> Arena<D> {
             self.capacity()
         );
         // SAFETY: within the buffer, which the arena's shared borrow keeps from being carved anew.
-        unsafe { View::new(self.address(0).cast(), shape, Layout::Rows { pitch: cols }) }
+        unsafe { View::new(self.address(0).cast(), shape, cols) }
     }
 
     /// Address of the byte at `offset`, for views that share the arena.
@@ -98,28 +98,47 @@ impl<'a, D> Cursor<'a, D> {
 
     /// The next tensor, of shape `rows` by `cols`, stored row after row.
     pub fn take<E: Element>(&mut self, rows: usize, cols: usize) -> ViewMut<'a, D, E> {
-        self.take_as(Shape::new(rows, cols), Layout::Rows { pitch: cols })
+        self.take_pitched(Shape::new(rows, cols), cols)
     }
 
-    /// The next tensor, stored as `layout` says. A cursor that counts gives tensors without rows.
+    /// The next tensor, stored row after row, `pitch` elements from one to the next. A cursor that counts gives
+    /// tensors without rows.
     ///
     /// # Panics
-    /// Panics if there is no room for it, or if its bytes cannot be counted.
-    pub fn take_as<E: Element>(&mut self, shape: Shape, layout: Layout) -> ViewMut<'a, D, E> {
-        assert!(!matches!(layout, Layout::Rows { pitch } if pitch < shape.cols), "rows of {shape:?} overlap");
+    /// Panics if rows would overlap, if there is no room, or if the bytes cannot be counted.
+    pub fn take_pitched<E: Element>(&mut self, shape: Shape, pitch: usize) -> ViewMut<'a, D, E> {
+        assert!(pitch >= shape.cols, "rows of {shape:?} overlap");
+        let (pointer, shape) = self.take_bytes(shape, Packing::Rows { pitch }, size_of::<E>());
+        // SAFETY: the bytes are exclusive for 'a. While counting, the view has no rows.
+        unsafe { ViewMut::new(pointer.cast(), shape, pitch) }
+    }
+
+    /// The next parameter, of numbers of type `dtype`, stored as `packing` says.
+    ///
+    /// # Panics
+    /// As [`Self::take_pitched`].
+    pub fn take_weight(&mut self, shape: Shape, dtype: NumberType, packing: Packing) -> WeightMut<'a, D> {
+        let overlap = matches!(packing, Packing::Rows { pitch } if pitch < shape.cols);
+        assert!(!overlap, "rows of {shape:?} overlap");
+        let (pointer, shape) = self.take_bytes(shape, packing, dtype.bytes());
+        // SAFETY: the bytes are exclusive for 'a. While counting, the weight has no rows.
+        unsafe { WeightMut::new(pointer, shape, dtype, packing) }
+    }
+
+    /// The next bytes, exclusive for 'a, as the cursor borrows the arena exclusively and hands every place out once;
+    /// and the shape of what lies there, which has no rows while counting.
+    fn take_bytes(&mut self, shape: Shape, packing: Packing, each: usize) -> (*mut u8, Shape) {
         let start = self.used;
-        let bytes = layout.len(shape).checked_mul(size_of::<E>()).expect("a tensor's size fits in memory");
+        let bytes = packing.len(shape).checked_mul(each).expect("a tensor's size fits in memory");
         let end = bytes.checked_next_multiple_of(ALIGNMENT).and_then(|bytes| start.checked_add(bytes));
         self.used = end.expect("an arena's size fits in memory");
         assert!(self.used <= self.capacity, "the arena was planned for fewer tensors");
-        let (pointer, shape) = match self.base {
+        match self.base {
             // SAFETY: `start..used` lies within the arena.
-            Some(base) => (unsafe { base.add(start) }.cast::<E>(), shape),
-            None => (std::ptr::dangling_mut(), Shape::new(0, shape.cols)),
-        };
-        // SAFETY: exclusive for 'a, as the cursor borrows the arena exclusively and hands every place
-        // out once. While counting, the view has no rows.
-        unsafe { ViewMut::new(pointer, shape, layout) }
+            Some(base) => (unsafe { base.add(start) }, shape),
+            // Aligned for every number.
+            None => (std::ptr::without_provenance_mut(ALIGNMENT), Shape::new(0, shape.cols)),
+        }
     }
 }
 

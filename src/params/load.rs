@@ -3,11 +3,11 @@
 use super::names::{canonical, qkv_bias_parts};
 use super::safetensors::Checkpoint;
 use super::{Part, Role, Slot, Spec, Tree};
-use crate::device::{Device, M, V};
+use crate::device::{Device, W};
 use crate::error::{Error, Result};
 use crate::input::printable;
 use crate::memory::Arena;
-use crate::tensor::Layout;
+use crate::tensor::{Number, Packing, WeightMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -163,7 +163,7 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
         source.check(&parts)?;
         let mut arena = Arena::planned(device, "the weights", |cursor| {
             specs.map(&mut |spec| {
-                cursor.take_as::<D::Elem>(spec.shape, spec.layout(device));
+                cursor.take_weight(spec.shape, D::Elem::TYPE, spec.packing(device));
             });
         })?;
         let mut cursor = arena.cursor();
@@ -172,20 +172,20 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
         let mut not_finite = Vec::new();
         let slots = specs.map(&mut |spec| {
             let offset = cursor.used();
-            let layout = spec.layout(device);
-            let mut to = cursor.take_as(spec.shape, layout);
+            let packing = spec.packing(device);
+            let mut to = cursor.take_weight(spec.shape, D::Elem::TYPE, packing);
             if result.is_ok() {
                 result = fill(device, source, spec, &mut to, &mut not_finite);
                 progress(cursor.used(), total);
             }
-            Slot { spec: spec.clone(), offset, layout }
+            Slot { spec: spec.clone(), offset, packing }
         });
         result?;
         Ok(Self { arena, slots, not_finite })
     }
 
     /// The parameters, for reading.
-    pub fn view(&self) -> P::With<V<'_, D>> {
+    pub fn view(&self) -> P::With<W<'_, D>> {
         self.slots.map(&mut |slot| slot.view(&self.arena))
     }
 
@@ -199,7 +199,7 @@ fn fill<D: Device>(
     device: &D,
     source: &dyn TensorSource,
     spec: &Spec,
-    to: &mut M<'_, D>,
+    to: &mut WeightMut<'_, D>,
     not_finite: &mut Vec<(String, usize)>,
 ) -> Result<()> {
     let mut first = 0;
@@ -207,7 +207,7 @@ fn fill<D: Device>(
         let mut written = Ok(());
         let count = source.read(part, &mut |at, values| {
             if written.is_ok() {
-                written = device.write(values, first + at, to.reborrow());
+                written = device.write_weight(values, first + at, to.reborrow());
             }
         })?;
         written?;
@@ -221,10 +221,10 @@ fn fill<D: Device>(
 
 impl Spec {
     /// How a device stores it.
-    fn layout<D: Device>(&self, device: &D) -> Layout {
-        match (self.role, device.frozen_layout()) {
-            (Role::Weight, panels @ (Layout::Panels | Layout::SplitPanels)) => panels,
-            _ => Layout::Rows { pitch: self.shape.cols },
+    fn packing<D: Device>(&self, device: &D) -> Packing {
+        match self.role {
+            Role::Weight => device.frozen_packing(self.shape.cols),
+            Role::Rows => Packing::Rows { pitch: self.shape.cols },
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A layer's parameters are a struct such as `Linear<T> { weight: T, bias: T }`. With [`Spec`]
 //! leaves it says what the tensors are called and how large they are; with [`Slot`] leaves where
-//! they lie in an arena; with views as leaves it is what the layer computes with.
+//! they lie in an arena; with weights as leaves it is what the layer computes with.
 
 pub mod init;
 mod load;
@@ -13,9 +13,9 @@ pub mod sources;
 
 pub use load::{NamedCheckpoint, TensorSource, Weights, reject_surplus};
 
-use crate::device::{Device, V};
+use crate::device::{Device, W};
 use crate::memory::Arena;
-use crate::tensor::{Layout, Shape, View};
+use crate::tensor::{Number, Packing, Shape, Weight};
 use std::collections::BTreeSet;
 
 /// A tree of parameters whose leaves can be exchanged.
@@ -121,13 +121,13 @@ pub struct Slot {
     /// What it is.
     pub spec: Spec,
     offset: usize,
-    layout: Layout,
+    packing: Packing,
 }
 
 impl Slot {
-    fn view<'a, D: Device>(&self, arena: &'a Arena<D>) -> V<'a, D> {
-        let pointer = arena.address(self.offset).cast::<D::Elem>();
+    fn view<'a, D: Device>(&self, arena: &'a Arena<D>) -> W<'a, D> {
+        let (pointer, dtype) = (arena.address(self.offset), D::Elem::TYPE);
         // SAFETY: the arena was carved by the tree this slot is of, and is borrowed for 'a.
-        unsafe { View::new(pointer, self.spec.shape, self.layout) }
+        unsafe { Weight::new(pointer, self.spec.shape, dtype, self.packing) }
     }
 }

@@ -8,7 +8,7 @@ use super::stack::{Given, GrowingText, Kept, StackActs, StreamInputs, StreamPlan
 use super::text_pass::{FilledText, text_spans};
 use super::{Parameters, QFormer};
 use crate::config::Config;
-use crate::device::{M, V};
+use crate::device::{M, V, W};
 use crate::error::{Error, Result};
 use crate::language::decoding::NextToken;
 use crate::layers::Keep;
@@ -141,7 +141,7 @@ impl<B: Backend> Pass<B> for LossPass {
 /// Texts that grow after images, token by token.
 pub struct Decoder<'a, B: Backend> {
     pub(super) model: &'a QFormer<B>,
-    pub(super) head: LanguageHead<V<'a, B>>,
+    pub(super) head: LanguageHead<W<'a, B>>,
     pub(super) state: DecoderState<'a, B>,
     /// The image that each sequence continues, by its place.
     pub(super) images: Vec<usize>,
@@ -253,7 +253,7 @@ impl<B: Backend> QFormer<B> {
     /// and each continues the image of `queries` that is named beside it.
     pub(super) fn losses_after(
         &self,
-        head: &LanguageHead<V<'_, B>>,
+        head: &LanguageHead<W<'_, B>>,
         queries: &[M<'_, B>],
         texts: &[(usize, Vec<u32>)],
     ) -> Result<Vec<f32>> {
@@ -312,8 +312,8 @@ impl<B: Backend> QFormer<B> {
     /// Logits of the token that follows each row of `x` [rows, D], into `acts.logits` [rows, V].
     fn next_token(
         &self,
-        head: &LanguageHead<V<'_, B>>,
-        parameters: &Parameters<V<'_, B>>,
+        head: &LanguageHead<W<'_, B>>,
+        parameters: &Parameters<W<'_, B>>,
         x: V<'_, B>,
         acts: &mut LanguageHeadActs<'_, B>,
     ) -> Result<()> {

@@ -261,7 +261,11 @@ impl<B: Backend> QFormer<B> {
 
     /// Width of the keys and values that the image pass forms: none where it reads the features themselves.
     fn formed_width(&self) -> usize {
-        if self.cross_sizes().absorbs(self.device.frozen_layout()) { 0 } else { self.keys_values_width() }
+        if self.cross_sizes().absorbs(self.device.frozen_packing(self.config.vision.hidden_size)) {
+            0
+        } else {
+            self.keys_values_width()
+        }
     }
 
     /// Width of all blocks' keys and values together.

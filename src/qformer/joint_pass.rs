@@ -6,7 +6,7 @@ use super::stack::{Given, Image, Kept, StackActs, StreamInputs, StreamPlan};
 use super::text_pass::{ClsActs, FilledText, text_spans};
 use super::{Parameters, QFormer};
 use crate::config::Config;
-use crate::device::{M, V};
+use crate::device::{M, V, W};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::layers::stream::FirstKeys;
@@ -172,7 +172,7 @@ impl<B: Backend> QFormer<B> {
 
     fn joint_pass(
         &self,
-        parameters: &Parameters<V<'_, B>>,
+        parameters: &Parameters<W<'_, B>>,
         (keys_values, images): (V<'_, B>, usize),
         pairs: &[(usize, &[u32])],
         matching: Matching,
@@ -241,7 +241,7 @@ impl<B: Backend> QFormer<B> {
     /// What matching makes of the stack's output.
     fn compare(
         &self,
-        parameters: &Parameters<V<'_, B>>,
+        parameters: &Parameters<W<'_, B>>,
         pass: &JointPass,
         acts: &mut JointPassActs<'_, B>,
     ) -> Result<()> {

@@ -1,7 +1,7 @@
 //! BERT's language-modelling head: logits = E·LN(f(W·x + b)) + c, with E the word embeddings.
 
 use crate::config::QFormerConfig;
-use crate::device::{M, SM, V, Write};
+use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::layer_norm::LayerNormActs;
 use crate::layers::linear::Fused;
@@ -10,7 +10,7 @@ use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::activation::{Activation, ActivationBackward};
 use crate::params::{Spec, Tree};
-use crate::tensor::{Layout, Shape};
+use crate::tensor::Shape;
 
 /// Columns of logits start at multiples of 16 bytes in every row.
 const PITCH: usize = 8;
@@ -75,19 +75,19 @@ impl<'a, B: Backend> LanguageHeadActs<'a, B> {
             activated: cursor.take(rows, hidden),
             norm: LayerNormActs::carve(cursor, rows, hidden, keep),
             normed: cursor.take(rows, hidden),
-            logits: cursor.take_as(Shape::new(rows, vocabulary), Layout::Rows { pitch }),
+            logits: cursor.take_pitched(Shape::new(rows, vocabulary), pitch),
             d: kept.then(|| [cursor.take(rows, hidden), cursor.take(rows, hidden)]),
         }
     }
 }
 
-impl<B: Backend> LanguageHead<V<'_, B>> {
+impl<B: Backend> LanguageHead<W<'_, B>> {
     /// `acts.logits` [R, V] from x [R, D] and the word embeddings [V, D]
     pub(crate) fn forward(
         &self,
         b: &B,
         x: V<'_, B>,
-        words: V<'_, B>,
+        words: W<'_, B>,
         activation: Activation,
         acts: &mut LanguageHeadActs<'_, B>,
     ) -> Result<()> {
@@ -106,7 +106,7 @@ impl<B: Backend> LanguageHead<V<'_, B>> {
         &self,
         b: &B,
         x: V<'_, B>,
-        words: V<'_, B>,
+        words: W<'_, B>,
         activation: Activation,
         acts: &mut LanguageHeadActs<'_, B>,
         gradients: &mut LanguageHead<SM<'_, B>>,
@@ -133,7 +133,7 @@ impl<B: Backend> LanguageHead<V<'_, B>> {
     }
 
     /// The last layer.
-    fn decoder<'a>(&'a self, words: V<'a, B>) -> Linear<V<'a, B>> {
+    fn decoder<'a>(&'a self, words: W<'a, B>) -> Linear<W<'a, B>> {
         Linear { weight: words, bias: self.bias }
     }
 }

@@ -19,7 +19,7 @@ pub use params::{Abilities, Parameters, RetrievalHeads, TextEmbeddings};
 pub use stack::Block;
 
 use crate::config::Config;
-use crate::device::{Cpu, M, V};
+use crate::device::{Cpu, M, W};
 use crate::error::{Error, Result};
 use crate::memory::Workspace;
 use crate::memory::{Arena, Cursor};
@@ -192,7 +192,7 @@ impl<B: Backend> QFormer<B> {
     /// The stack in inference, of query rows that read `image`, if there are any.
     fn stack<'a>(
         &'a self,
-        parameters: &'a Parameters<V<'a, B>>,
+        parameters: &'a Parameters<W<'a, B>>,
         image: Option<Image<'a, B>>,
     ) -> Stack<'a, B> {
         let (blocks, image_kv) = (&parameters.blocks[..], &parameters.image_kv);

@@ -1,6 +1,6 @@
 //! Outputs as features to be compared: projected, then brought to length 1.
 
-use crate::device::{M, SM, V, Write};
+use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::{Keep, Linear};
 use crate::memory::Cursor;
@@ -27,7 +27,7 @@ impl<'a, B: Backend> ProjectionActs<'a, B> {
     pub(crate) fn forward(
         &mut self,
         b: &B,
-        projection: &Linear<V<'_, B>>,
+        projection: &Linear<W<'_, B>>,
         x: V<'_, B>,
         unit: M<'_, B>,
     ) -> Result<()> {
@@ -39,7 +39,7 @@ impl<'a, B: Backend> ProjectionActs<'a, B> {
     pub(crate) fn backward(
         &mut self,
         b: &B,
-        projection: &Linear<V<'_, B>>,
+        projection: &Linear<W<'_, B>>,
         x: V<'_, B>,
         dunit: V<'_, B>,
         gradients: &mut Linear<SM<'_, B>>,

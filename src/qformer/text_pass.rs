@@ -4,7 +4,7 @@ use super::projection::ProjectionActs;
 use super::stack::{Given, Kept, StackActs, StreamInputs, StreamPlan};
 use super::{Parameters, QFormer};
 use crate::config::Config;
-use crate::device::{M, V};
+use crate::device::{M, V, W};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::layers::stream::FirstKeys;
@@ -131,7 +131,7 @@ impl<B: Backend> QFormer<B> {
     /// Features of those rows of `x` [rows, D] that were written to `acts`, into `acts.unit`.
     pub(super) fn project_cls(
         &self,
-        parameters: &Parameters<V<'_, B>>,
+        parameters: &Parameters<W<'_, B>>,
         x: V<'_, B>,
         acts: &mut ClsActs<'_, B>,
     ) -> Result<()> {

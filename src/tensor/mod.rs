@@ -5,8 +5,10 @@
 //! memory it points into (`'a`). [`View`] is shared and copies freely; [`ViewMut`] is exclusive.
 
 mod host;
+mod weight;
 
 pub use host::HostTensor;
+pub use weight::{PANEL, Packing, SPLIT_PANEL, Weight, WeightMut};
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,8 +22,34 @@ impl Element for u8 {}
 impl Element for u32 {}
 impl Element for half::bf16 {}
 
+/// A type of numbers, where it is known at run time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NumberType {
+    /// IEEE double precision.
+    F64,
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a [`NumberType::F32`].
+    Bf16,
+}
+
+impl NumberType {
+    /// Bytes of a number.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
 /// A number with a fraction: what devices compute in.
 pub trait Number: Element {
+    /// Its type.
+    const TYPE: NumberType;
     /// The nearest number to `x`.
     fn of_f32(x: f32) -> Self;
     /// The nearest `f32`.
@@ -29,6 +57,8 @@ pub trait Number: Element {
 }
 
 impl Number for f32 {
+    const TYPE: NumberType = NumberType::F32;
+
     #[inline(always)]
     fn of_f32(x: f32) -> Self {
         x
@@ -40,6 +70,8 @@ impl Number for f32 {
 }
 
 impl Number for f64 {
+    const TYPE: NumberType = NumberType::F64;
+
     #[inline(always)]
     fn of_f32(x: f32) -> Self {
         x.into()
@@ -51,6 +83,8 @@ impl Number for f64 {
 }
 
 impl Number for half::bf16 {
+    const TYPE: NumberType = NumberType::Bf16;
+
     #[inline(always)]
     fn of_f32(x: f32) -> Self {
         Self::from_f32(x)
@@ -96,58 +130,12 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// How the elements of a matrix lie in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// Row after row, `pitch` elements from one to the next.
-    Rows {
-        /// Elements between the starts of two rows.
-        pitch: usize,
-    },
-    /// A weight [out, in] that only `gemm` reads: panels of [`PANEL`] output channels, each stored
-    /// input channel by input channel, so that a product streams it without packing it anew.
-    Panels,
-    /// A weight [out, in] that only `gemm` reads, where the processor has matrix tiles: panels of
-    /// [`SPLIT_PANEL`] output channels by 32 input channels, of numbers split in two bf16. The
-    /// inputs are filled up with zeros, and the outputs with anything.
-    SplitPanels,
-}
-
-/// Output channels in a panel of [`Layout::Panels`]: one or two vector registers of `f32`.
-pub const PANEL: usize = 16;
-
-/// Output channels in a panel of [`Layout::SplitPanels`]: two tiles of columns.
-pub const SPLIT_PANEL: usize = 32;
-
-impl Layout {
-    /// Elements that a matrix of this shape takes in this layout.
-    ///
-    /// # Panics
-    /// Panics if they cannot be counted.
-    pub const fn len(self, shape: Shape) -> usize {
-        let Shape { rows, cols } = shape;
-        match self {
-            Layout::Rows { .. } if rows == 0 => 0,
-            Layout::Rows { pitch } => {
-                let before_the_last = counted(pitch.checked_mul(rows - 1));
-                counted(before_the_last.checked_add(cols))
-            }
-            Layout::Panels => counted(counted(rows.checked_next_multiple_of(PANEL)).checked_mul(cols)),
-            Layout::SplitPanels => {
-                let rows = counted(rows.checked_next_multiple_of(SPLIT_PANEL));
-                counted(rows.checked_mul(counted(cols.checked_next_multiple_of(32))))
-            }
-        }
+/// Elements of a matrix of this shape, `pitch` of them from the start of one row to the next.
+const fn len_by_rows(Shape { rows, cols }: Shape, pitch: usize) -> usize {
+    if rows == 0 {
+        return 0;
     }
-
-    /// Rows of a panel, if the matrix is stored in panels.
-    const fn panel(self) -> Option<usize> {
-        match self {
-            Layout::Rows { .. } => None,
-            Layout::Panels => Some(PANEL),
-            Layout::SplitPanels => Some(SPLIT_PANEL),
-        }
-    }
+    counted(counted(pitch.checked_mul(rows - 1)).checked_add(cols))
 }
 
 /// A number of elements, whether or not the build checks sums: memory is read and written by it.
@@ -160,11 +148,11 @@ type Shared<'a, D, E> = PhantomData<(&'a [E], fn(D))>;
 /// An exclusive borrow of elements on device `D`.
 type Exclusive<'a, D, E> = PhantomData<(&'a mut [E], fn(D))>;
 
-/// Shared view of a matrix on device `D`.
+/// Shared view of a matrix on device `D`: row after row, `pitch` elements from the start of one to the next.
 pub struct View<'a, D, E> {
     pointer: *const E,
     shape: Shape,
-    layout: Layout,
+    pitch: usize,
     borrow: Shared<'a, D, E>,
 }
 
@@ -172,7 +160,7 @@ pub struct View<'a, D, E> {
 pub struct ViewMut<'a, D, E> {
     pointer: *mut E,
     shape: Shape,
-    layout: Layout,
+    pitch: usize,
     borrow: Exclusive<'a, D, E>,
 }
 
@@ -195,10 +183,10 @@ unsafe impl<D, E: Element> Sync for ViewMut<'_, D, E> {}
 
 impl<'a, D, E: Element> View<'a, D, E> {
     /// # Safety
-    /// `layout.len(shape)` elements from `pointer` must be readable memory of device `D` for `'a`,
-    /// and not be written in that time.
-    pub(crate) unsafe fn new(pointer: *const E, shape: Shape, layout: Layout) -> Self {
-        Self { pointer, shape, layout, borrow: PhantomData }
+    /// The elements from `pointer` on, as far as the last of the last row, must be readable memory of device `D`
+    /// for `'a`, and not be written in that time.
+    pub(crate) unsafe fn new(pointer: *const E, shape: Shape, pitch: usize) -> Self {
+        Self { pointer, shape, pitch, borrow: PhantomData }
     }
 
     /// Rows by columns.
@@ -216,17 +204,9 @@ impl<'a, D, E: Element> View<'a, D, E> {
         self.shape.cols
     }
 
-    /// How the elements lie.
-    pub fn layout(self) -> Layout {
-        self.layout
-    }
-
-    /// Elements from one row to the next; the matrix must be stored by rows.
+    /// Elements from the start of one row to the next.
     pub(crate) fn pitch(self) -> usize {
-        match self.layout {
-            Layout::Rows { pitch } => pitch,
-            Layout::Panels | Layout::SplitPanels => panic!("only gemm reads a matrix stored in panels"),
-        }
+        self.pitch
     }
 
     pub(crate) fn pointer(self) -> *const E {
@@ -246,20 +226,10 @@ impl<'a, D, E: Element> View<'a, D, E> {
     /// Rows `range`.
     pub fn row_range(self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.rows(), "rows {range:?} of {:?}", self.shape);
-        let offset = match self.layout.panel() {
-            Some(panel) => {
-                assert!(range.start.is_multiple_of(panel), "rows {range:?} do not start at a panel");
-                self.layout.len(Shape::new(range.start, self.cols()))
-            }
-            None => range.start * self.pitch(),
-        };
-        self.sub(offset, Shape::new(range.len(), self.cols()))
+        self.sub(range.start * self.pitch, Shape::new(range.len(), self.cols()))
     }
 
     fn sub(self, offset: usize, shape: Shape) -> Self {
-        if self.layout.panel().is_some() {
-            assert_eq!(shape.cols, self.cols(), "a panel is not cut by columns");
-        }
         // An empty view may sit at the very end; it must not point past it.
         let offset = if shape.is_empty() { 0 } else { offset };
         // SAFETY: the caller checked that the part lies within this view.
@@ -270,8 +240,8 @@ impl<'a, D, E: Element> View<'a, D, E> {
 impl<'a, D, E: Element> ViewMut<'a, D, E> {
     /// # Safety
     /// As [`View::new`], and nothing else may read or write the elements for `'a`.
-    pub(crate) unsafe fn new(pointer: *mut E, shape: Shape, layout: Layout) -> Self {
-        Self { pointer, shape, layout, borrow: PhantomData }
+    pub(crate) unsafe fn new(pointer: *mut E, shape: Shape, pitch: usize) -> Self {
+        Self { pointer, shape, pitch, borrow: PhantomData }
     }
 
     /// Rows by columns.
@@ -289,14 +259,9 @@ impl<'a, D, E: Element> ViewMut<'a, D, E> {
         self.shape.cols
     }
 
-    /// How the elements lie.
-    pub fn layout(&self) -> Layout {
-        self.layout
-    }
-
-    /// Elements from one row to the next; the matrix must be stored by rows.
+    /// Elements from the start of one row to the next.
     pub(crate) fn pitch(&self) -> usize {
-        self.view().pitch()
+        self.pitch
     }
 
     pub(crate) fn pointer(&mut self) -> *mut E {
@@ -305,24 +270,23 @@ impl<'a, D, E: Element> ViewMut<'a, D, E> {
 
     /// The same elements, for reading.
     pub fn view(&self) -> View<'_, D, E> {
-        View { pointer: self.pointer, shape: self.shape, layout: self.layout, borrow: PhantomData }
+        View { pointer: self.pointer, shape: self.shape, pitch: self.pitch, borrow: PhantomData }
     }
 
     /// The same elements, for reading as long as they were borrowed for.
     pub fn into_view(self) -> View<'a, D, E> {
-        View { pointer: self.pointer, shape: self.shape, layout: self.layout, borrow: PhantomData }
+        View { pointer: self.pointer, shape: self.shape, pitch: self.pitch, borrow: PhantomData }
     }
 
     /// The same elements, for a shorter time.
     pub fn reborrow(&mut self) -> ViewMut<'_, D, E> {
-        ViewMut { pointer: self.pointer, shape: self.shape, layout: self.layout, borrow: PhantomData }
+        ViewMut { pointer: self.pointer, shape: self.shape, pitch: self.pitch, borrow: PhantomData }
     }
 
     /// Columns up to `at`, and the rest.
     pub fn split_columns(self, at: usize) -> (Self, Self) {
         let Shape { rows, cols } = self.shape;
         assert!(at <= cols, "column {at} of {:?}", self.shape);
-        assert!(self.layout.panel().is_none(), "a panel is not cut by columns");
         let offset = if at == cols { 0 } else { at };
         // SAFETY: the two parts share no element, and the second starts within the first row.
         let right = unsafe { self.pointer.add(offset) };
@@ -336,7 +300,7 @@ impl<'a, D, E: Element> ViewMut<'a, D, E> {
     pub fn split_rows(self, at: usize) -> (Self, Self) {
         let Shape { rows, cols } = self.shape;
         assert!(at <= rows, "row {at} of {:?}", self.shape);
-        let offset = if at == rows { 0 } else { at * self.pitch() };
+        let offset = if at == rows { 0 } else { at * self.pitch };
         // SAFETY: the two parts share no element, and the second starts at one of this view's rows.
         let below = unsafe { self.pointer.add(offset) };
         (
@@ -348,26 +312,22 @@ impl<'a, D, E: Element> ViewMut<'a, D, E> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Layout, Shape};
+    use super::{Packing, Shape};
     use std::panic::catch_unwind;
 
     #[test]
     fn a_matrix_whose_elements_cannot_be_counted_has_no_length() {
         // Counted in 64 bits these would come to a few elements.
         let huge = Shape::new(1 << 62, 4);
-        let lengths: [(&str, fn(Shape) -> usize); 4] = [
-            ("a shape", |shape| shape.len()),
-            ("rows", |shape| Layout::Rows { pitch: shape.cols }.len(shape)),
-            ("panels", |shape| Layout::Panels.len(shape)),
-            ("split panels", |shape| Layout::SplitPanels.len(shape)),
-        ];
-        for (name, length) in lengths {
-            let panic = catch_unwind(|| length(huge)).unwrap_err();
+        let by_rows = Packing::Rows { pitch: huge.cols };
+        for packing in [None, Some(by_rows), Some(Packing::Panels), Some(Packing::SplitPanels)] {
+            let length = || packing.map_or_else(|| huge.len(), |packing| packing.len(huge));
+            let panic = catch_unwind(length).unwrap_err();
             let text = panic.downcast_ref::<&str>().copied();
             let message = text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or_default();
-            assert!(message.contains("more elements than can be counted"), "{name}: {message}");
+            assert!(message.contains("more elements than can be counted"), "{packing:?}: {message}");
         }
-        assert_eq!(Layout::Rows { pitch: 8 }.len(Shape::new(3, 4)), 20);
-        assert_eq!(Layout::SplitPanels.len(Shape::new(33, 33)), 64 * 64);
+        assert_eq!(Packing::Rows { pitch: 8 }.len(Shape::new(3, 4)), 20);
+        assert_eq!(Packing::SplitPanels.len(Shape::new(33, 33)), 64 * 64);
     }
 }

@@ -8,7 +8,7 @@ use super::plan::{ImageRows, filled_up};
 use super::second::Second;
 use super::{Recompute, Stage1Options};
 use crate::config::Config;
-use crate::device::{M, SM, V};
+use crate::device::{M, SM, W};
 use crate::error::Result;
 use crate::layers::linear::Linear;
 use crate::memory::Cursor;
@@ -110,8 +110,8 @@ impl<'a, B: Backend> FoldActs<'a, B> {
         }
     }
 
-    pub(super) fn projections(&self) -> Linear<V<'_, B>> {
-        Linear { weight: self.weight.view(), bias: self.bias.view() }
+    pub(super) fn projections(&self) -> Linear<W<'_, B>> {
+        Linear { weight: self.weight.view().into(), bias: self.bias.view().into() }
     }
 }
 

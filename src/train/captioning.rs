@@ -1,7 +1,7 @@
 //! ITG: the language-modelling head on every token of a text but the last, which predicts the next.
 
 use crate::config::QFormerConfig;
-use crate::device::{M, SM, V};
+use crate::device::{M, SM, V, W};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::memory::Cursor;
@@ -42,9 +42,9 @@ impl<'a, B: Backend> CaptioningActs<'a, B> {
 
 /// The head with the word embeddings [V, D], which are its last layer.
 pub(super) struct Captioning<'a, B: Backend> {
-    pub(super) head: &'a LanguageHead<V<'a, B>>,
+    pub(super) head: &'a LanguageHead<W<'a, B>>,
     /// [V, D]
-    pub(super) words: V<'a, B>,
+    pub(super) words: W<'a, B>,
     pub(super) activation: Activation,
     pub(super) smoothing: f64,
 }

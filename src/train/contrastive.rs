@@ -7,7 +7,7 @@ use super::picked::PickedActs;
 use super::plan::Alone;
 use super::second::Listed;
 use crate::config::Config;
-use crate::device::{M, S, SM, V};
+use crate::device::{M, S, SM, V, W};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::memory::Cursor;
@@ -87,7 +87,7 @@ pub(super) struct ContrastiveActs<'a, B: Backend> {
 /// How ITC is computed.
 #[derive(Clone, Copy)]
 pub(super) struct Contrastive<'a, B: Backend> {
-    pub(super) heads: &'a RetrievalHeads<V<'a, B>>,
+    pub(super) heads: &'a RetrievalHeads<W<'a, B>>,
     /// [1, 1]
     pub(super) temperature: S<'a, B>,
     pub(super) smoothing: f64,

@@ -2,7 +2,7 @@
 
 use super::parameters::SimilarityLogit;
 use crate::config::Config;
-use crate::device::{M, S, SM, V, Write};
+use crate::device::{M, S, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::memory::Cursor;
@@ -96,7 +96,7 @@ impl<'a, B: Backend> MatchingActs<'a, B> {
 
 /// What tells whether pairs match.
 pub(super) struct MatchingHead<'a, B: Backend> {
-    pub(super) heads: &'a RetrievalHeads<V<'a, B>>,
+    pub(super) heads: &'a RetrievalHeads<W<'a, B>>,
     /// Of the largest similarity.
     pub(super) logit: Option<&'a SimilarityLogit<S<'a, B>>>,
 }

@@ -9,7 +9,7 @@ use super::place::{Done, First, Place};
 use super::second::Second;
 use super::{Hardness, Losses, Stage1Options, Stage1Parameters, StepPart};
 use crate::config::Config;
-use crate::device::{M, S, SM, V, Write};
+use crate::device::{M, S, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::dropout::PassDropout;
 use crate::layers::linear::Linear;
@@ -31,7 +31,7 @@ pub(super) struct Pass<'a, B: Backend> {
     pub(super) config: &'a Config,
     pub(super) options: &'a Stage1Options,
     /// What the graph reads.
-    pub(super) parameters: &'a Stage1Parameters<V<'a, B>>,
+    pub(super) parameters: &'a Stage1Parameters<W<'a, B>>,
     /// The numbers themselves.
     pub(super) exact: &'a Stage1Parameters<S<'a, B>>,
     pub(super) constants: Constants<'a, B>,
@@ -39,7 +39,7 @@ pub(super) struct Pass<'a, B: Backend> {
 }
 
 impl<B: Backend> Pass<'_, B> {
-    fn heads(&self) -> &RetrievalHeads<V<'_, B>> {
+    fn heads(&self) -> &RetrievalHeads<W<'_, B>> {
         self.parameters.qformer.heads.as_ref().expect("stage 1 has heads")
     }
 
@@ -69,7 +69,7 @@ impl<B: Backend> Pass<'_, B> {
     fn stack<'s>(
         &'s self,
         number: usize,
-        projections: &'s Linear<V<'s, B>>,
+        projections: &'s Linear<W<'s, B>>,
         keys_values: V<'s, B>,
     ) -> Stack<'s, B> {
         let (p, key) = (self.options.dropout, self.constants.key.view());
@@ -99,10 +99,10 @@ impl<B: Backend> Pass<'_, B> {
         self.b.clear(acts.dweight.reborrow())?;
         self.b.clear(acts.dbias.reborrow())?;
         self.b.fold_forward(FoldForward {
-            weight: parameters.image_kv.weight,
-            bias: parameters.image_kv.bias,
-            norm_weight: parameters.image_norm.weight,
-            norm_bias: parameters.image_norm.bias,
+            weight: parameters.image_kv.weight.matrix(),
+            bias: parameters.image_kv.bias.matrix(),
+            norm_weight: parameters.image_norm.weight.matrix(),
+            norm_bias: parameters.image_norm.bias.matrix(),
             folded_weight: acts.weight.reborrow(),
             folded_bias: acts.bias.reborrow(),
         })
@@ -326,7 +326,8 @@ impl<B: Backend> Pass<'_, B> {
             gradients.qformer.heads.as_mut().expect("stage 1 has heads"),
             dy.reborrow(),
         )?;
-        let projections = Linear { weight: whole.fold.weight.view(), bias: whole.fold.bias.view() };
+        let projections =
+            Linear { weight: whole.fold.weight.view().into(), bias: whole.fold.bias.view().into() };
         let stack = self.stack(first.index, &projections, acts.keys_values.view());
         let to = StackGradients {
             keys_values: (Write::Add, acts.dkeys_values.reborrow()),
@@ -358,9 +359,9 @@ impl<B: Backend> Pass<'_, B> {
     ) -> Result<()> {
         let (parameters, gradients) = (&self.parameters.qformer, &mut gradients.qformer);
         self.b.fold_backward(FoldBackward {
-            weight: parameters.image_kv.weight,
-            norm_weight: parameters.image_norm.weight,
-            norm_bias: parameters.image_norm.bias,
+            weight: parameters.image_kv.weight.matrix(),
+            norm_weight: parameters.image_norm.weight.matrix(),
+            norm_bias: parameters.image_norm.bias.matrix(),
             dfolded_weight: acts.dweight.view(),
             dfolded_bias: acts.dbias.view(),
             dweight: gradients.image_kv.weight.reborrow(),

@@ -3,13 +3,13 @@
 
 mod update;
 
-use crate::device::{Device, S, SM, V};
+use crate::device::{Device, S, SM, W};
 use crate::error::Result;
 use crate::memory::{Arena, Recorded};
 use crate::ops::Backend;
 use crate::params::safetensors::{Dtype, NewTensor};
 use crate::params::{Part, Spec, TensorSource, Tree};
-use crate::tensor::{HostTensor, Layout, Number, Shape, View, ViewMut};
+use crate::tensor::{HostTensor, Number, Shape, View, ViewMut};
 use std::any::TypeId;
 use update::Scalars;
 
@@ -71,7 +71,7 @@ impl Moment {
 /// Parameters as a step sees them.
 pub struct Training<'a, D: Backend, P: Tree<Place>> {
     /// What the graph reads.
-    pub weights: P::With<V<'a, D>>,
+    pub weights: P::With<W<'a, D>>,
     /// The numbers themselves.
     pub parameters: P::With<S<'a, D>>,
     /// To be added to.
@@ -189,10 +189,10 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
     }
 
     /// What the graph reads.
-    pub fn view(&self) -> P::With<V<'_, D>> {
+    pub fn view(&self) -> P::With<W<'_, D>> {
         let arena = self.weights.as_ref().unwrap_or(&self.parameters);
         // SAFETY: the vectors hold every place, and are borrowed for as long as the views.
-        self.places.map(&mut |place| unsafe { place.view(arena.address(0)) })
+        self.places.map(&mut |place| unsafe { place.view::<D, D::Elem>(arena.address(0)) }.into())
     }
 
     /// The numbers themselves.
@@ -337,22 +337,18 @@ fn each_block<P: Tree<Place>>(
 }
 
 impl Place {
-    fn layout(&self) -> Layout {
-        Layout::Rows { pitch: self.spec.shape.cols }
-    }
-
     /// # Safety
     /// A vector of `E` at `base` on device `D` must hold this place, and be borrowed for 'a.
     unsafe fn view<'a, D, E: Number>(&self, base: *const u8) -> View<'a, D, E> {
         // SAFETY: as the caller promises.
-        unsafe { View::new(base.cast::<E>().add(self.first), self.spec.shape, self.layout()) }
+        unsafe { View::new(base.cast::<E>().add(self.first), self.spec.shape, self.spec.shape.cols) }
     }
 
     /// # Safety
     /// As above, and the place must be borrowed by nothing else.
     unsafe fn view_mut<'a, D, E: Number>(&self, base: *mut E) -> ViewMut<'a, D, E> {
         // SAFETY: as the caller promises.
-        unsafe { ViewMut::new(base.add(self.first), self.spec.shape, self.layout()) }
+        unsafe { ViewMut::new(base.add(self.first), self.spec.shape, self.spec.shape.cols) }
     }
 
     /// Writes `values` from element `at` of this parameter on.

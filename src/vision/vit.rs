@@ -1,7 +1,7 @@
 //! EVA-CLIP's pre-norm vision transformer.
 
 use crate::config::VisionConfig;
-use crate::device::{M, V};
+use crate::device::{M, W};
 use crate::error::Result;
 use crate::layers::linear::Fused;
 use crate::layers::{LayerNorm, Linear};
@@ -222,7 +222,7 @@ fn cut_patches(config: &VisionConfig, pixels: &[f32]) -> Vec<f32> {
     patches
 }
 
-impl<B: Backend> Parameters<V<'_, B>> {
+impl<B: Backend> Parameters<W<'_, B>> {
     /// From what was written to `acts` to the last block's output in `acts.x[0]` [B·N, W].
     pub(super) fn forward(
         &self,
@@ -240,19 +240,19 @@ impl<B: Backend> Parameters<V<'_, B>> {
     fn embed(&self, b: &B, acts: &mut VisionActs<'_, B>) -> Result<()> {
         let (class, embedded) = acts.embedded.reborrow().split_rows(1);
         // The first token of the first image is the class embedding, row 0.
-        let (ids, table) = (acts.rows.view().columns(0..1), self.class_embedding);
+        let (ids, table) = (acts.rows.view().columns(0..1), self.class_embedding.matrix());
         b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: class })?;
         self.patch_embedding.forward(b, acts.patches.view(), embedded)?;
         b.embedding_forward(EmbeddingForward {
             ids: acts.rows.view(),
             table: acts.embedded.view(),
-            positions: Some((acts.places.view(), self.position_embedding)),
+            positions: Some((acts.places.view(), self.position_embedding.matrix())),
             y: acts.x[0].reborrow(),
         })
     }
 }
 
-impl<B: Backend> VisionBlock<V<'_, B>> {
+impl<B: Backend> VisionBlock<W<'_, B>> {
     /// From `acts.x[0]` to `acts.x[0]`.
     fn forward(
         &self,

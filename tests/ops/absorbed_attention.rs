@@ -4,7 +4,7 @@ use crate::device::{Tensor, TestDevice, rounded};
 use qformer::device::{Cpu, Cuda};
 use qformer::ops::absorbed_attention::{AbsorbedAttention, AbsorbedAttentionForward, CrossSizes};
 use qformer::ops::attention::{Mask, Sequence, Span};
-use qformer::tensor::Layout;
+use qformer::tensor::Packing;
 
 struct Cross {
     heads: usize,
@@ -200,9 +200,9 @@ fn two_runs_on_the_gpu_have_the_same_bits() {
 fn one_set_of_queries_is_absorbed_and_three_or_weights_in_panels_are_not() {
     let sizes =
         |queries| CrossSizes { heads: 12, queries, hidden: 768, image_tokens: 257, image_width: 1408 };
-    let rows = Layout::Rows { pitch: 1408 };
+    let rows = Packing::Rows { pitch: 1408 };
     assert!(sizes(32).absorbs(rows) && !sizes(96).absorbs(rows));
-    assert!(!sizes(32).absorbs(Layout::Panels) && !sizes(32).absorbs(Layout::SplitPanels));
+    assert!(!sizes(32).absorbs(Packing::Panels) && !sizes(32).absorbs(Packing::SplitPanels));
     // The GPU's kernel holds rows of scores of so many tokens only.
     assert!(!CrossSizes { image_tokens: 321, ..sizes(32) }.absorbs(rows));
 }

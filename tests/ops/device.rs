@@ -5,7 +5,7 @@ use crate::cuda::cuda;
 use half::bf16;
 use qformer::device::{Cpu, Cuda, Device, Real};
 use qformer::memory::Arena;
-use qformer::tensor::{Element, Layout, Number, Shape, View, ViewMut};
+use qformer::tensor::{Element, Number, Packing, Shape, View, ViewMut, Weight};
 use std::marker::PhantomData;
 
 /// A device under test. One body tests an operation on all of them.
@@ -114,24 +114,25 @@ impl TestDevice for Cuda {
 pub(crate) struct Tensor<D: TestDevice, E: Element = <D as Device>::Elem> {
     arena: Arena<D>,
     shape: Shape,
-    layout: Layout,
+    /// By rows where it is absent.
+    panels: Option<Packing>,
     margin: usize,
     element: PhantomData<E>,
 }
 
 impl<D: TestDevice, E: Element> Tensor<D, E> {
-    fn zeros(rows: usize, cols: usize, layout: Layout, margin: usize) -> Self {
+    fn zeros(rows: usize, cols: usize, margin: usize) -> Self {
         let shape = Shape::new(rows, cols);
         let arena = Arena::planned(D::get(), "a test", |cursor| {
-            cursor.take_as::<E>(Shape::new(rows, cols + 2 * margin), layout);
+            cursor.take::<E>(rows, cols + 2 * margin);
         });
-        Self { arena: arena.unwrap(), shape, layout, margin, element: PhantomData }
+        Self { arena: arena.unwrap(), shape, panels: None, margin, element: PhantomData }
     }
 
     /// The tensor with its margins.
     fn whole(&mut self) -> ViewMut<'_, D, E> {
-        let shape = Shape::new(self.shape.rows, self.shape.cols + 2 * self.margin);
-        self.arena.cursor().take_as(shape, self.layout)
+        assert_eq!(self.panels, None, "a weight in panels has no rows");
+        self.arena.cursor().take(self.shape.rows, self.shape.cols + 2 * self.margin)
     }
 
     pub(crate) fn view_mut(&mut self) -> ViewMut<'_, D, E> {
@@ -145,6 +146,20 @@ impl<D: TestDevice, E: Element> Tensor<D, E> {
 
     pub(crate) fn view(&mut self) -> View<'_, D, E> {
         self.view_mut().into_view()
+    }
+}
+
+impl<D: TestDevice> Tensor<D> {
+    /// As products read it.
+    pub(crate) fn weight(&mut self) -> Weight<'_, D> {
+        match self.panels {
+            None => self.view().into(),
+            // Only read from here on.
+            Some(panels) => {
+                let weight = self.arena.cursor().take_weight(self.shape, D::Elem::TYPE, panels);
+                weight.into_view()
+            }
+        }
     }
 }
 
@@ -162,7 +177,7 @@ impl<D: TestDevice, E: Number> Tensor<D, E> {
     fn stored(matrix: &Matrix, margin: usize) -> Self {
         let (rows, cols) = (matrix.rows, matrix.cols);
         let width = cols + 2 * margin;
-        let mut tensor = Self::zeros(rows, cols, Layout::Rows { pitch: width }, margin);
+        let mut tensor = Self::zeros(rows, cols, margin);
         let whole = Matrix::from_fn(rows, width, |r, c| match c.checked_sub(margin) {
             Some(c) if c < cols => matrix.at(r, c),
             _ => f64::NAN,
@@ -196,20 +211,26 @@ where
 {
     /// In panels, as a frozen weight; written in two parts that meet within a row.
     pub(crate) fn panels(matrix: &Matrix) -> Self {
-        Self::frozen(matrix, Layout::Panels, matrix.values.len().div_ceil(2))
+        Self::frozen(matrix, Packing::Panels, matrix.values.len().div_ceil(2))
     }
 
     /// In split panels, as a frozen weight; written in two parts that meet within a row.
     pub(crate) fn split_panels(matrix: &Matrix) -> Self {
-        Self::frozen(matrix, Layout::SplitPanels, matrix.values.len().div_ceil(2))
+        Self::frozen(matrix, Packing::SplitPanels, matrix.values.len().div_ceil(2))
     }
 
     /// In a layout of frozen weights, written in parts of `part` values, the last one first.
-    pub(crate) fn frozen(matrix: &Matrix, layout: Layout, part: usize) -> Self {
-        let mut tensor = Self::zeros(matrix.rows, matrix.cols, layout, 0);
+    pub(crate) fn frozen(matrix: &Matrix, panels: Packing, part: usize) -> Self {
+        let shape = Shape::new(matrix.rows, matrix.cols);
+        let arena = Arena::planned(Cpu::<C>::get(), "a test", |cursor| {
+            cursor.take_weight(shape, C::TYPE, panels);
+        });
+        let (arena, packing) = (arena.unwrap(), Some(panels));
+        let mut tensor = Self { arena, shape, panels: packing, margin: 0, element: PhantomData };
         let values: Vec<f32> = matrix.values.iter().map(|&x| x as f32).collect();
         for (i, values) in values.chunks(part).enumerate().rev() {
-            Cpu::<C>::get().write(values, i * part, tensor.view_mut()).unwrap();
+            let to = tensor.arena.cursor().take_weight(shape, C::TYPE, panels);
+            Cpu::<C>::get().write_weight(values, i * part, to).unwrap();
         }
         tensor
     }
@@ -217,7 +238,7 @@ where
 
 impl<D: TestDevice> Tensor<D, u32> {
     pub(crate) fn indices(rows: usize, cols: usize, values: &[u32]) -> Self {
-        let mut tensor = Self::zeros(rows, cols, Layout::Rows { pitch: cols }, 0);
+        let mut tensor = Self::zeros(rows, cols, 0);
         D::get().write_indices(values, tensor.view_mut()).unwrap();
         tensor
     }
@@ -230,8 +251,7 @@ impl<D: TestDevice> Tensor<D, u32> {
 impl<D: TestDevice> Tensor<D, u8> {
     /// A pitched tensor of 255s, for an operation to write.
     pub(crate) fn bytes(rows: usize, cols: usize) -> Self {
-        let width = cols + 2 * D::MARGIN;
-        let mut tensor = Self::zeros(rows, cols, Layout::Rows { pitch: width }, D::MARGIN);
+        let mut tensor = Self::zeros(rows, cols, D::MARGIN);
         let words = tensor.words();
         D::get().write_indices(&vec![u32::MAX; words.cols()], words).unwrap();
         tensor

@@ -6,7 +6,7 @@ use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
 use qformer::config::Activation;
 use qformer::device::{Cpu, Cuda, Write};
 use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
-use qformer::tensor::Layout;
+use qformer::tensor::Packing;
 
 /// A way of storing a weight.
 type Store<D> = fn(&Matrix) -> Tensor<D>;
@@ -74,7 +74,7 @@ impl Linear {
         D::get()
             .gemm_forward(GemmForward {
                 x: Tensor::pitched(&self.x).view(),
-                weight: store(&self.weight).view(),
+                weight: store(&self.weight).weight(),
                 bias: bias.as_mut().map(Tensor::view),
                 activation: None,
                 residual: None,
@@ -97,7 +97,7 @@ impl Linear {
         D::get()
             .gemm_forward(GemmForward {
                 x: Tensor::pitched(&self.x).view(),
-                weight: store(&self.weight).view(),
+                weight: store(&self.weight).weight(),
                 bias: Some(Tensor::pitched(&self.bias).view()),
                 activation: Some(activation),
                 residual: Some(Tensor::pitched(residual).view()),
@@ -116,7 +116,7 @@ impl Linear {
         D::get()
             .gemm_backward(GemmBackward {
                 x: Tensor::pitched(&self.x).view(),
-                weight: Tensor::pitched(&self.weight).view(),
+                weight: Tensor::pitched(&self.weight).weight(),
                 dy: Tensor::pitched(dy).view(),
                 activation: None,
                 dx: Some((write, dx.view_mut())),
@@ -170,7 +170,7 @@ fn a_part_is_a_layer<D: TestDevice + GemmOp>(store: Store<D>, tolerance: f64) {
     D::get()
         .gemm_forward(GemmForward {
             x: Tensor::rows(&linear.x).view(),
-            weight: store(&linear.weight).view().row_range(64..164),
+            weight: store(&linear.weight).weight().row_range(64..164),
             bias: Some(Tensor::rows(&linear.bias).view().columns(64..164)),
             activation: None,
             residual: None,
@@ -307,13 +307,13 @@ fn a_weight_may_be_written_in_any_parts() {
         return;
     }
     let linear = Linear::random([3, 75, 70]);
-    let at_once = linear.forward::<Cpu<f32>>(|w| Tensor::frozen(w, Layout::SplitPanels, usize::MAX), None);
+    let at_once = linear.forward::<Cpu<f32>>(|w| Tensor::frozen(w, Packing::SplitPanels, usize::MAX), None);
     assert_close("at once", &at_once, &linear.forward::<Cpu<f32>>(Tensor::panels, None), SPLIT_TOLERANCE);
     let in_parts: [Store<Cpu<f32>>; 4] = [
-        |w| Tensor::frozen(w, Layout::SplitPanels, 1),
-        |w| Tensor::frozen(w, Layout::SplitPanels, 7),
-        |w| Tensor::frozen(w, Layout::SplitPanels, 75),
-        |w| Tensor::frozen(w, Layout::SplitPanels, 1001),
+        |w| Tensor::frozen(w, Packing::SplitPanels, 1),
+        |w| Tensor::frozen(w, Packing::SplitPanels, 7),
+        |w| Tensor::frozen(w, Packing::SplitPanels, 75),
+        |w| Tensor::frozen(w, Packing::SplitPanels, 1001),
     ];
     for store in in_parts {
         assert_eq!(linear.forward(store, None), at_once);

@@ -282,7 +282,7 @@ impl<B: Measured> Work<B> {
 
     fn image_flops(&self) -> f64 {
         let CrossSizes { heads, queries, hidden, image_tokens, image_width } = self.sizes();
-        let cross = if self.sizes().absorbs(self.device.frozen_layout()) {
+        let cross = if self.sizes().absorbs(self.device.frozen_packing(image_width)) {
             (self.cross_layers() * 4 * queries * image_width * (hidden + heads * image_tokens)) as f64
         } else {
             self.keys_values_flops() + (self.cross_layers() * 4 * queries * image_tokens * hidden) as f64

@@ -23,7 +23,7 @@ pub(crate) use single::{Factor, prefetch, product};
 use super::Device;
 use super::sealed::Sealed;
 use crate::error::Result;
-use crate::tensor::{Element, Layout, Number, PANEL, SPLIT_PANEL, View, ViewMut};
+use crate::tensor::{Element, Number, PANEL, Packing, SPLIT_PANEL, Shape, View, ViewMut, WeightMut};
 use amx::Amx;
 use rayon::prelude::*;
 use std::any::TypeId;
@@ -97,8 +97,8 @@ impl<E: Real> Device for Cpu<E> {
         1
     }
 
-    fn frozen_layout(&self) -> Layout {
-        if self.has_amx() { Layout::SplitPanels } else { Layout::Panels }
+    fn frozen_packing(&self, _: usize) -> Packing {
+        if self.has_amx() { Packing::SplitPanels } else { Packing::Panels }
     }
 
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<CpuBuffer> {
@@ -128,40 +128,34 @@ impl<E: Real> Device for Cpu<E> {
     }
 
     fn write<N: Number>(&self, values: &[f32], first: usize, mut to: ViewMut<'_, Self, N>) -> Result<()> {
-        let shape = to.shape();
-        assert!(first + values.len() <= shape.len(), "{} values from {first} of {shape:?}", values.len());
-        let layout = to.layout();
-        let base = to.pointer();
-        if layout == Layout::SplitPanels {
-            let steps = shape.rows.div_ceil(SPLIT_PANEL) * tile::steps(shape.cols);
-            // SAFETY: the view's elements are its alone, and hold so many steps.
-            let weight = unsafe { std::slice::from_raw_parts_mut(base.cast(), steps) };
-            split::write(values, first, shape, weight);
-            return Ok(());
-        }
-        let mut at = first;
-        let mut rest = values;
-        while !rest.is_empty() {
-            let (row, col) = (at / shape.cols, at % shape.cols);
-            let (part, after) = rest.split_at(rest.len().min(shape.cols - col));
-            match layout {
-                Layout::Rows { pitch } => {
-                    let to = base.wrapping_add(row * pitch + col);
-                    // SAFETY: row < rows and col + part.len() <= cols, so the part lies within the row.
-                    let to = unsafe { std::slice::from_raw_parts_mut(to, part.len()) };
-                    to.iter_mut().zip(part).for_each(|(to, &x)| *to = N::of_f32(x));
-                }
-                Layout::SplitPanels => unreachable!("written above"),
-                Layout::Panels => {
-                    let offset = row / PANEL * PANEL * shape.cols + col * PANEL + row % PANEL;
-                    for (i, &x) in part.iter().enumerate() {
-                        // SAFETY: row < rows and col + i < cols, so the element lies within the view.
-                        unsafe { base.add(offset + i * PANEL).write(N::of_f32(x)) }
-                    }
-                }
+        let (shape, pitch, base) = (to.shape(), to.pitch(), to.pointer());
+        for_each_part(values, first, shape, |[row, col], part| {
+            let to = base.wrapping_add(row * pitch + col);
+            // SAFETY: row < rows and col + part.len() <= cols, so the part lies within the row.
+            let to = unsafe { std::slice::from_raw_parts_mut(to, part.len()) };
+            to.iter_mut().zip(part).for_each(|(to, &x)| *to = N::of_f32(x));
+        });
+        Ok(())
+    }
+
+    fn write_weight(&self, values: &[f32], first: usize, mut to: WeightMut<'_, Self>) -> Result<()> {
+        let (shape, base) = (to.shape(), to.pointer());
+        match to.packing() {
+            Packing::Rows { .. } => return self.write(values, first, to.into_matrix::<E>()),
+            Packing::SplitPanels => {
+                let steps = shape.rows.div_ceil(SPLIT_PANEL) * tile::steps(shape.cols);
+                // SAFETY: the weight's numbers are its alone, and hold so many steps.
+                let weight = unsafe { std::slice::from_raw_parts_mut(base.cast(), steps) };
+                assert!(first + values.len() <= shape.len(), "{} values from {first}", values.len());
+                split::write(values, first, shape, weight);
             }
-            at += part.len();
-            rest = after;
+            Packing::Panels => for_each_part(values, first, shape, |[row, col], part| {
+                let offset = row / PANEL * PANEL * shape.cols + col * PANEL + row % PANEL;
+                for (i, &x) in part.iter().enumerate() {
+                    // SAFETY: row < rows and col + i < cols, so the number lies within the weight, which is of `E`.
+                    unsafe { base.cast::<E>().add(offset + i * PANEL).write(E::of_f32(x)) }
+                }
+            }),
         }
         Ok(())
     }
@@ -196,6 +190,20 @@ impl<E: Real> Device for Cpu<E> {
 
     fn read_indices(&self, from: View<'_, Self, u32>) -> Result<Vec<u32>> {
         Ok((0..from.rows()).flat_map(|r| from.row(r)).copied().collect())
+    }
+}
+
+/// Calls `write([row, column], values)` for each row's part of `values`, which are elements from the `first` on of
+/// a matrix of this shape.
+fn for_each_part(values: &[f32], first: usize, shape: Shape, mut write: impl FnMut([usize; 2], &[f32])) {
+    assert!(first + values.len() <= shape.len(), "{} values from {first} of {shape:?}", values.len());
+    let (mut at, mut rest) = (first, values);
+    while !rest.is_empty() {
+        let (row, col) = (at / shape.cols, at % shape.cols);
+        let (part, after) = rest.split_at(rest.len().min(shape.cols - col));
+        write([row, col], part);
+        at += part.len();
+        rest = after;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Factors of a product, as they lie in memory.
 
 use super::{Cpu, Real};
-use crate::device::V;
+use crate::device::{V, W};
 use std::ops::Range;
 
 /// Whether a product sums over a matrix's columns or its rows.
@@ -58,7 +58,7 @@ impl<'a, E: Real> Operand<'a, E> {
 /// The right factor of a product.
 pub(crate) enum Columns<'a, E: Real> {
     /// The output channels of a weight in panels, plain or split.
-    Panels(V<'a, Cpu<E>>),
+    Panels(W<'a, Cpu<E>>),
     /// To be brought to the layout that the device multiplies by first.
     Whole(Operand<'a, E>),
 }

@@ -6,7 +6,7 @@ use super::rows::Rows;
 use super::{Cpu, Real, packed, split};
 use crate::device::Write;
 use crate::error::Result;
-use crate::tensor::{Layout, SPLIT_PANEL};
+use crate::tensor::{Packing, SPLIT_PANEL};
 
 /// Bytes of a right factor that are brought to their layout at a time: few, so that they take little memory and are
 /// multiplied before they leave the cache; but for every part the left factor is brought to its layout anew.
@@ -33,7 +33,7 @@ impl<E: Real> Cpu<E> {
         let b = match b {
             Columns::Whole(b) => b,
             Columns::Panels(weight) => {
-                let amx = amx.filter(|_| weight.layout() == Layout::SplitPanels);
+                let amx = amx.filter(|_| weight.packing() == Packing::SplitPanels);
                 // SAFETY: as the caller promises.
                 return unsafe { product(amx, a, b, write, to, finish) };
             }

@@ -19,7 +19,7 @@ pub(crate) use tensor_map::TensorMap;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::{Element, Layout, Number, View, ViewMut};
+use crate::tensor::{Element, Number, Packing, View, ViewMut, WeightMut};
 use copy::Pieces;
 use cublaslt::CublasLt;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
@@ -246,9 +246,8 @@ impl Device for Cuda {
         graph::row_unit(rows)
     }
 
-    fn frozen_layout(&self) -> Layout {
-        // The matrix is read by rows whatever is done with it; the pitch is of no account here.
-        Layout::Rows { pitch: 0 }
+    fn frozen_packing(&self, inputs: usize) -> Packing {
+        Packing::Rows { pitch: inputs }
     }
 
     fn allocate(&self, bytes: usize, purpose: &str) -> Result<CudaBuffer> {
@@ -297,6 +296,10 @@ impl Device for Cuda {
             self.copy_in(&values[piece.values], to.pointer().wrapping_add(piece.offset))?;
         }
         Ok(())
+    }
+
+    fn write_weight(&self, values: &[f32], first: usize, to: WeightMut<'_, Self>) -> Result<()> {
+        self.write(values, first, to.into_matrix::<bf16>())
     }
 
     fn write_indices(&self, values: &[u32], mut to: ViewMut<'_, Self, u32>) -> Result<()> {

@@ -13,7 +13,7 @@ mod cuda;
 use crate::config::Config;
 use crate::device::{Device, M, V};
 use crate::error::Result;
-use crate::tensor::Layout;
+use crate::tensor::Packing;
 
 /// Operands of [`AbsorbedAttention::absorbed_attention`].
 pub struct AbsorbedAttentionForward<'a, D: Device> {
@@ -92,13 +92,13 @@ impl CrossSizes {
     }
 
     /// Whether absorbing costs fewer operations than projecting keys and values, and the weights can be read
-    /// in `layout`. Rows are what the GPU reads, whose kernel holds the scores of so many image tokens only;
+    /// as they are packed. Rows are what the GPU reads, whose kernel holds the scores of so many image tokens only;
     /// panels are made for `gemm` alone.
-    pub fn absorbs(self, layout: Layout) -> bool {
+    pub fn absorbs(self, packing: Packing) -> bool {
         let Self { heads, queries, hidden, image_tokens, image_width } = self;
         let absorbed = 2 * queries * image_width * (hidden + heads * image_tokens);
         let projected = 2 * image_tokens * hidden * (image_width + queries);
-        let readable = matches!(layout, Layout::Rows { .. }) && image_tokens <= TOKENS;
+        let readable = matches!(packing, Packing::Rows { .. }) && image_tokens <= TOKENS;
         absorbed < projected && readable
     }
 }

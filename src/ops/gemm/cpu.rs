@@ -4,7 +4,7 @@ use super::{GemmBackward, GemmForward, GemmOp};
 use crate::device::{Columns, Cpu, Operand, Real, Rows, V, Write, vectorised};
 use crate::error::Result;
 use crate::ops::activation::Activation;
-use crate::tensor::Layout;
+use crate::tensor::Packing;
 use rayon::prelude::*;
 
 /// What is done to a block of the product while it is in the cache.
@@ -82,9 +82,9 @@ impl<E: Real> GemmOp for Cpu<E> {
         let pre_activation = pre_activation.map(|p| p.into_rows());
         let epilogue = Epilogue { bias, pre_activation, activation, residual };
         let y = y.into_rows();
-        let columns = match weight.layout() {
-            Layout::Rows { .. } => Columns::Whole(Operand::summed_by_columns(weight)),
-            Layout::Panels | Layout::SplitPanels => Columns::Panels(weight),
+        let columns = match weight.packing() {
+            Packing::Rows { .. } => Columns::Whole(Operand::summed_by_columns(weight.matrix())),
+            Packing::Panels | Packing::SplitPanels => Columns::Panels(weight),
         };
         // SAFETY: y is borrowed exclusively, and so is the pre-activation.
         unsafe {
@@ -106,7 +106,8 @@ impl<E: Real> GemmOp for Cpu<E> {
             return Ok(());
         }
         if let Some((write, dx)) = dx {
-            let (a, b) = (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight)));
+            let (a, b) =
+                (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight.matrix())));
             // SAFETY: dx is borrowed exclusively.
             unsafe {
                 self.product(

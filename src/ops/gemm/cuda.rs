@@ -106,7 +106,7 @@ impl GemmOp for Cuda {
         if rows == 0 {
             return Ok(());
         }
-        let (x, weight, y) = (In::of(x), In::of(weight), Out::of(y));
+        let (x, weight, y) = (In::of(x), In::of(weight.matrix()), Out::of(y));
         let (bias, residual) = (In::optional(bias), In::optional(residual));
         let pre_activation = Out::optional(pre_activation);
         let own = |to: Results<'_, bf16>| {
@@ -150,7 +150,7 @@ impl GemmOp for Cuda {
         if rows == 0 {
             return Ok(());
         }
-        let (x, weight, dy) = (In::of(x), In::of(weight), In::of(dy));
+        let (x, weight, dy) = (In::of(x), In::of(weight.matrix()), In::of(dy));
         let activation = activation.map(|(f, z)| (f, In::of(z)));
         if let Some((write, dx)) = dx {
             let (dx, none) = (Out::of(dx), In::optional(None));

@@ -4,7 +4,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::device::{Device, M, SM, V, Write};
+use crate::device::{Device, M, SM, V, W, Write};
 use crate::error::Result;
 use crate::ops::activation::Activation;
 
@@ -13,7 +13,7 @@ pub struct GemmForward<'a, D: Device> {
     /// [rows, in]
     pub x: V<'a, D>,
     /// [out, in]
-    pub weight: V<'a, D>,
+    pub weight: W<'a, D>,
     /// [1, out]
     pub bias: Option<V<'a, D>>,
     /// f; absent for the identity.
@@ -32,7 +32,7 @@ pub struct GemmBackward<'a, D: Device> {
     /// [rows, in]
     pub x: V<'a, D>,
     /// [out, in], by rows
-    pub weight: V<'a, D>,
+    pub weight: W<'a, D>,
     /// [rows, out]
     pub dy: V<'a, D>,
     /// f and z [rows, in], where x = f(z).

@@ -2,7 +2,7 @@
 //! feed-forward layer for the query rows and another for the text rows.
 
 use crate::config::QFormerConfig;
-use crate::device::{M, SM, V, Write};
+use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::cross_attention::CrossAttentionActs;
 use crate::layers::dropout::Place;
@@ -96,7 +96,7 @@ impl<'a, B: Backend> BlockActs<'a, B> {
     }
 }
 
-impl<B: Backend> Block<V<'_, B>> {
+impl<B: Backend> Block<W<'_, B>> {
     /// y [rows, D] from what self-attention wrote to `acts.attended`.
     pub fn forward(
         &self,

@@ -12,7 +12,7 @@ pub(crate) use plan::StreamPlan;
 
 use super::Parameters;
 use crate::config::QFormerConfig;
-use crate::device::{M, SM, V, Write};
+use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::dropout::{PassDropout, Place};
 use crate::layers::linear::Linear;
@@ -28,11 +28,11 @@ use crate::tensor::{View, ViewMut};
 /// What a stream is computed with.
 pub(crate) struct Stack<'a, B: Backend> {
     pub(crate) config: &'a QFormerConfig,
-    pub(crate) parameters: &'a Parameters<V<'a, B>>,
+    pub(crate) parameters: &'a Parameters<W<'a, B>>,
     /// All of the parameters' blocks, or the first of them.
-    pub(crate) blocks: &'a [Block<V<'a, B>>],
+    pub(crate) blocks: &'a [Block<W<'a, B>>],
     /// Projections of the image for all blocks: weight [layers·2·D, W]
-    pub(crate) image_kv: &'a Linear<V<'a, B>>,
+    pub(crate) image_kv: &'a Linear<W<'a, B>>,
     /// What the query rows attend to; absent without query rows.
     pub(crate) image: Option<Image<'a, B>>,
     /// Absent in inference.
@@ -160,13 +160,13 @@ impl<B: Backend> Stack<'_, B> {
         let [input, embedded, ..] = &mut x[..] else { unreachable!("a stack has a block") };
         let (of_queries, of_text) = embedded.reborrow().split_rows(plan.query_rows());
         if plan.sets > 0 {
-            let (ids, table) = (query_ids.view(), self.parameters.query_tokens);
+            let (ids, table) = (query_ids.view(), self.parameters.query_tokens.matrix());
             b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: of_queries })?;
         }
         if plan.text_rows > 0 {
             let words = self.parameters.text_embeddings.as_ref().expect("a model that reads text");
-            let positions = Some((positions.view(), words.positions));
-            let (ids, table) = (tokens.view(), words.words);
+            let positions = Some((positions.view(), words.positions.matrix()));
+            let (ids, table) = (tokens.view(), words.words.matrix());
             b.embedding_forward(EmbeddingForward { ids, table, positions, y: of_text })?;
         }
         let dropout = self.dropout.and_then(|dropout| dropout.at(0, Place::Embedding));

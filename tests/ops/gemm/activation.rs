@@ -20,7 +20,7 @@ impl Linear {
         D::get()
             .gemm_backward(GemmBackward {
                 x: Tensor::pitched(&self.x).view(),
-                weight: Tensor::pitched(&self.weight).view(),
+                weight: Tensor::pitched(&self.weight).weight(),
                 dy: Tensor::pitched(dy).view(),
                 activation: Some((activation, Tensor::pitched(z).view())),
                 dx: Some((Write::Replace, dz.view_mut())),
@@ -104,7 +104,7 @@ fn a_gradient_through_an_activation_is_not_added() {
     let mut dz = Tensor::<Cpu<f32>>::pitched(&linear.x);
     let _ = Cpu::<f32>::get().gemm_backward(GemmBackward {
         x: Tensor::pitched(&linear.x).view(),
-        weight: Tensor::pitched(&linear.weight).view(),
+        weight: Tensor::pitched(&linear.weight).weight(),
         dy: Tensor::pitched(&linear.plain()).view(),
         activation: Some((Activation::Gelu, Tensor::pitched(&linear.x).view())),
         dx: Some((Write::Add, dz.view_mut())),

@@ -49,7 +49,7 @@ fn forward<D: TestDevice + GemmOp>(linear: &Linear, epilogue: &Epilogue, save: b
     D::get()
         .gemm_forward(GemmForward {
             x: Tensor::pitched(&linear.x).view(),
-            weight: Tensor::pitched(&linear.weight).view(),
+            weight: Tensor::pitched(&linear.weight).weight(),
             bias: Some(Tensor::pitched(&linear.bias).view()),
             activation: epilogue.activation,
             residual: residual.as_mut().map(Tensor::view),
@@ -159,7 +159,8 @@ fn columns_beyond_the_operands_are_not_read() {
                 if c < matrix.cols { matrix.at(r, c) } else { f64::NAN }
             })
         };
-        let (mut x, mut weight) = (Tensor::rows(&wide(&linear.x)), Tensor::rows(&wide(&linear.weight)));
+        let (mut x, mut weight) =
+            (Tensor::rows(&wide(&linear.x)), Tensor::<Cuda>::rows(&wide(&linear.weight)));
         let mut gradient = Tensor::rows(&wide(&dy));
         let (mut y, mut dx) = (Tensor::<Cuda>::output(rows, outputs), Tensor::<Cuda>::output(rows, inputs));
         let zeros = |rows, cols| Tensor::<Cuda, f32>::pitched(&Matrix::filled(rows, cols, 0.0));
@@ -167,7 +168,7 @@ fn columns_beyond_the_operands_are_not_read() {
         Cuda::get()
             .gemm_forward(GemmForward {
                 x: x.view().columns(0..inputs),
-                weight: weight.view().columns(0..inputs),
+                weight: weight.view().columns(0..inputs).into(),
                 bias: None,
                 activation: None,
                 residual: None,
@@ -178,7 +179,7 @@ fn columns_beyond_the_operands_are_not_read() {
         Cuda::get()
             .gemm_backward(GemmBackward {
                 x: x.view().columns(0..inputs),
-                weight: weight.view().columns(0..inputs),
+                weight: weight.view().columns(0..inputs).into(),
                 dy: gradient.view().columns(0..outputs),
                 activation: None,
                 dx: Some((Write::Replace, dx.view_mut())),
@@ -229,7 +230,7 @@ fn a_gradient_of_the_weight_alone_is_the_same() {
     Cuda::get()
         .gemm_backward(GemmBackward {
             x: Tensor::pitched(&linear.x).view(),
-            weight: Tensor::pitched(&linear.weight).view(),
+            weight: Tensor::pitched(&linear.weight).weight(),
             dy: Tensor::pitched(&dy).view(),
             activation: None,
             dx: None,

@@ -1,6 +1,6 @@
 //! The linear layers, and cross-attention without keys and values.
 
-use super::tensor::Tensor;
+use super::tensor::{FrozenWeight, Tensor};
 use super::{Cost, Kernels};
 use crate::measured::Measured;
 use qformer::Result;
@@ -62,7 +62,7 @@ fn forward<B: Measured>(
 ) -> Result<()> {
     let device = kernels.device;
     let (mut x, mut y) = (Tensor::random(device, rows, inputs)?, Tensor::zeros(device, rows, outputs)?);
-    let mut weight = Tensor::weight(device, outputs, inputs)?;
+    let mut weight = FrozenWeight::random(device, outputs, inputs)?;
     let mut bias = Tensor::random(device, 1, outputs)?;
     let bytes = kernels.elements(rows * inputs + outputs * inputs + outputs + rows * outputs);
     let cost = Cost { flops: flops([rows, inputs, outputs]), bytes: bytes as f64 };
@@ -70,7 +70,7 @@ fn forward<B: Measured>(
     kernels.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, || {
         device.gemm_forward(GemmForward {
             x: x.view(),
-            weight: weight.view(),
+            weight: weight.weight(),
             bias: Some(bias.view()),
             activation,
             residual: None,
@@ -88,7 +88,7 @@ fn backward<B: Measured>(
     let device = kernels.device;
     let with_input = gradients == Gradients::WeightAndInput;
     let (mut x, mut dy) = (Tensor::random(device, rows, inputs)?, Tensor::random(device, rows, outputs)?);
-    let mut weight = Tensor::random(device, outputs, inputs)?;
+    let mut weight = Tensor::<B>::random(device, outputs, inputs)?;
     let mut dx = Tensor::zeros(device, if with_input { rows } else { 0 }, inputs)?;
     let mut dweight = Tensor::zeros(device, outputs, inputs)?;
     let mut dbias = Tensor::zeros(device, 1, outputs)?;
@@ -105,7 +105,7 @@ fn backward<B: Measured>(
     kernels.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, || {
         device.gemm_backward(GemmBackward {
             x: x.view(),
-            weight: weight.view(),
+            weight: weight.view().into(),
             dy: dy.view(),
             activation: None,
             dx: with_input.then(|| (Write::Replace, dx.view_mut())),
@@ -117,15 +117,15 @@ fn backward<B: Measured>(
 
 fn absorbed<B: Measured>(kernels: &mut Kernels<'_, B>, sizes: CrossSizes) -> Result<()> {
     let (device, images) = (kernels.device, kernels.batch);
-    if !sizes.absorbs(device.frozen_layout()) {
+    if !sizes.absorbs(device.frozen_packing(sizes.image_width)) {
         return Ok(());
     }
     let CrossSizes { heads, queries, hidden, image_tokens, image_width } = sizes;
     let (rows, image_rows) = (images * queries, images * image_tokens);
     let (mut q, mut out) = (Tensor::random(device, rows, hidden)?, Tensor::zeros(device, rows, hidden)?);
     let mut image = Tensor::random(device, image_rows, image_width)?;
-    let mut key_weight = Tensor::weight(device, hidden, image_width)?;
-    let mut value_weight = Tensor::weight(device, hidden, image_width)?;
+    let mut key_weight = FrozenWeight::random(device, hidden, image_width)?;
+    let mut value_weight = FrozenWeight::random(device, hidden, image_width)?;
     let mut value_bias = Tensor::random(device, 1, hidden)?;
     let elements = 2 * rows * hidden + image_rows * image_width + 2 * hidden * image_width + hidden;
     let cost = Cost {
@@ -139,8 +139,8 @@ fn absorbed<B: Measured>(kernels: &mut Kernels<'_, B>, sizes: CrossSizes) -> Res
             scale: ((hidden / heads) as f64).sqrt().recip(),
             q: q.view(),
             image: image.view(),
-            key_weight: key_weight.view(),
-            value_weight: value_weight.view(),
+            key_weight: key_weight.weight().matrix(),
+            value_weight: value_weight.weight().matrix(),
             value_bias: value_bias.view(),
             images,
             out: out.view_mut(),

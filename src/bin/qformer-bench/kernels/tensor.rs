@@ -4,7 +4,7 @@ use crate::work::random_values;
 use qformer::Result;
 use qformer::device::Device;
 use qformer::memory::Arena;
-use qformer::tensor::{Element, Layout, Number, Shape, View, ViewMut};
+use qformer::tensor::{Element, Number, Packing, Shape, View, ViewMut, Weight, WeightMut};
 use std::marker::PhantomData;
 
 /// Values written at a time; they repeat after so many.
@@ -14,26 +14,21 @@ const BLOCK: usize = 1 << 20;
 pub(super) struct Tensor<B: Device, E = <B as Device>::Elem> {
     arena: Arena<B>,
     shape: Shape,
-    layout: Layout,
     element: PhantomData<E>,
 }
 
 impl<B: Device, E: Element> Tensor<B, E> {
     /// To be written.
     pub(super) fn zeros(device: &B, rows: usize, cols: usize) -> Result<Self> {
-        Self::stored(device, rows, cols, Layout::Rows { pitch: cols })
-    }
-
-    fn stored(device: &B, rows: usize, cols: usize, layout: Layout) -> Result<Self> {
         let shape = Shape::new(rows, cols);
         let arena = Arena::planned(device, "an operation's operand", |cursor| {
-            cursor.take_as::<E>(shape, layout);
+            cursor.take::<E>(rows, cols);
         })?;
-        Ok(Self { arena, shape, layout, element: PhantomData })
+        Ok(Self { arena, shape, element: PhantomData })
     }
 
     pub(super) fn view_mut(&mut self) -> ViewMut<'_, B, E> {
-        self.arena.cursor().take_as(self.shape, self.layout)
+        self.arena.cursor().take(self.shape.rows, self.shape.cols)
     }
 
     pub(super) fn view(&mut self) -> View<'_, B, E> {
@@ -44,32 +39,53 @@ impl<B: Device, E: Element> Tensor<B, E> {
 impl<B: Device, E: Number> Tensor<B, E> {
     /// Numbers of no pattern in (-1, 1), row after row.
     pub(super) fn random(device: &B, rows: usize, cols: usize) -> Result<Self> {
-        Self::filled(device, rows, cols, Layout::Rows { pitch: cols }, |x| x)
+        Self::random_with(device, rows, cols, |x| x)
     }
 
-    /// The same, stored as a frozen weight.
-    pub(super) fn weight(device: &B, out: usize, inputs: usize) -> Result<Self> {
-        let layout = match device.frozen_layout() {
-            Layout::Rows { .. } => Layout::Rows { pitch: inputs },
-            panels => panels,
-        };
-        Self::filled(device, out, inputs, layout, |x| x)
-    }
-
-    /// The same by rows, through `f`.
+    /// The same, through `f`.
     pub(super) fn random_with(device: &B, rows: usize, cols: usize, f: fn(f32) -> f32) -> Result<Self> {
-        Self::filled(device, rows, cols, Layout::Rows { pitch: cols }, f)
+        let mut tensor = Self::zeros(device, rows, cols)?;
+        each_block(tensor.shape, f, |values, first| device.write(values, first, tensor.view_mut()))?;
+        Ok(tensor)
+    }
+}
+
+/// Calls `write` with numbers of no pattern, through `f`, and where they begin, until a matrix is full.
+fn each_block(
+    shape: Shape,
+    f: fn(f32) -> f32,
+    mut write: impl FnMut(&[f32], usize) -> Result<()>,
+) -> Result<()> {
+    let count = shape.len();
+    let mut block = random_values("operands", count.min(BLOCK));
+    block.iter_mut().for_each(|x| *x = f(*x));
+    (0..count).step_by(BLOCK).try_for_each(|first| write(&block[..BLOCK.min(count - first)], first))
+}
+
+/// A frozen weight of numbers of no pattern, as the device likes to store it.
+pub(super) struct FrozenWeight<B: Device> {
+    arena: Arena<B>,
+    shape: Shape,
+    packing: Packing,
+}
+
+impl<B: Device> FrozenWeight<B> {
+    pub(super) fn random(device: &B, out: usize, inputs: usize) -> Result<Self> {
+        let (shape, packing) = (Shape::new(out, inputs), device.frozen_packing(inputs));
+        let arena = Arena::planned(device, "an operation's weight", |cursor| {
+            cursor.take_weight(shape, B::Elem::TYPE, packing);
+        })?;
+        let mut weight = Self { arena, shape, packing };
+        each_block(shape, |x| x, |values, first| device.write_weight(values, first, weight.weight_mut()))?;
+        Ok(weight)
     }
 
-    fn filled(device: &B, rows: usize, cols: usize, layout: Layout, f: fn(f32) -> f32) -> Result<Self> {
-        let mut tensor = Self::stored(device, rows, cols, layout)?;
-        let count = tensor.shape.len();
-        let mut block = random_values("operands", count.min(BLOCK));
-        block.iter_mut().for_each(|x| *x = f(*x));
-        for first in (0..count).step_by(BLOCK) {
-            device.write(&block[..BLOCK.min(count - first)], first, tensor.view_mut())?;
-        }
-        Ok(tensor)
+    fn weight_mut(&mut self) -> WeightMut<'_, B> {
+        self.arena.cursor().take_weight(self.shape, B::Elem::TYPE, self.packing)
+    }
+
+    pub(super) fn weight(&mut self) -> Weight<'_, B> {
+        self.weight_mut().into_view()
     }
 }
 

@@ -14,7 +14,7 @@ use super::rows::Rows;
 use super::single::prefetch;
 use crate::device::Write;
 use crate::error::Result;
-use crate::tensor::{Layout, PANEL};
+use crate::tensor::{PANEL, Packing};
 use order::{order, order_panels};
 use pulp::{Simd, WithSimd};
 use std::marker::PhantomData;
@@ -57,11 +57,14 @@ pub(super) unsafe fn product<E: Real>(
             })
         }
         Columns::Panels(weight) => {
-            assert!(weight.layout() == Layout::Panels, "a weight is split for a device that has AMX");
+            assert!(
+                weight.packing() == Packing::Panels && weight.dtype() == E::TYPE,
+                "a weight is split for a device that has AMX"
+            );
             assert_eq!(weight.cols(), a.depth(), "numbers to be summed of both factors");
-            let count = weight.layout().len(weight.shape());
-            // SAFETY: the weight is stored in so many elements.
-            let right = unsafe { std::slice::from_raw_parts(weight.pointer(), count) };
+            let count = weight.packing().len(weight.shape());
+            // SAFETY: the weight is stored in so many numbers of `E`.
+            let right = unsafe { std::slice::from_raw_parts(weight.pointer().cast(), count) };
             in_blocks(a, (right, weight.rows()), write, to, finish)
         }
     }

@@ -11,7 +11,7 @@ use crate::device::cpu::rows::Rows;
 use crate::device::cpu::single::prefetch;
 use crate::device::cpu::tile::{BLOCK, Block, Step, steps};
 use crate::error::Result;
-use crate::tensor::{Layout, SPLIT_PANEL};
+use crate::tensor::{Packing, SPLIT_PANEL};
 
 /// Bytes of the left factor that a chunk of rows may take, so that it stays in a core's second-level
 /// cache while the columns of the right one pass by.
@@ -46,7 +46,7 @@ pub(crate) unsafe fn product<E: Real>(
             })
         }
         Columns::Panels(weight) => {
-            assert!(weight.layout() == Layout::SplitPanels && weight.cols() == a.depth());
+            assert!(weight.packing() == Packing::SplitPanels && weight.cols() == a.depth());
             let count = weight.rows().div_ceil(SPLIT_PANEL) * steps(weight.cols());
             // SAFETY: the weight is stored in so many steps.
             let right = unsafe { std::slice::from_raw_parts(weight.pointer().cast::<Step>(), count) };

@@ -4,7 +4,7 @@ use super::super::{Cuda, Out, failure};
 use super::{ProductElement, Results};
 use crate::error::{Kind, Result};
 use crate::memory::{Arena, Cursor};
-use crate::tensor::{Layout, Shape, ViewMut};
+use crate::tensor::{Shape, ViewMut};
 use cudarc::driver::{DriverError, sys};
 
 /// A way to compute a product, or what follows it: writes or adds to where it is told.
@@ -22,7 +22,7 @@ fn carve<'a, T: ProductElement>(
     pitch: usize,
     has_dbias: bool,
 ) -> (ViewMut<'a, Cuda, T>, Option<ViewMut<'a, Cuda, f32>>) {
-    let y = cursor.take_as(shape, Layout::Rows { pitch });
+    let y = cursor.take_pitched(shape, pitch);
     (y, has_dbias.then(|| cursor.take(1, shape.rows)))
 }
 
