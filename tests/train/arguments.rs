@@ -41,7 +41,7 @@ fn a_path_that_the_configuration_cannot_keep_is_refused_by_its_flag() {
         let mut command = command();
         command.args(["train", "stage1", "--steps", "2", "--batch-size", "4", "--output"]);
         command.arg(place.path("run"));
-        flags.iter().for_each(|(flag, value)| drop(command.arg(flag).arg(value)));
+        command.args(flags.iter().flat_map(|&(flag, value)| [OsStr::new(flag), value]));
         command
     };
     let of_features = [("--features", features.as_os_str()), ("--captions", captions.as_os_str())];
