@@ -14,8 +14,8 @@ use toml::{Table, Value};
 ///
 /// The folder --output becomes a run: config.toml with every setting, metrics.jsonl with a line a step,
 /// curves.svg, and checkpoints, each a folder that this program and transformers open. One Ctrl-C (or
-/// SIGTERM) ends the run after a checkpoint, with exit code 75; --resume continues it as if it had never
-/// stopped.
+/// SIGTERM, or a terminal that is closed, unless begun by nohup) ends the run after a checkpoint, with exit
+/// code 75; --resume continues it as if it had never stopped.
 #[derive(Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
