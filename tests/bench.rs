@@ -9,8 +9,10 @@ use qformer::Cuda;
 use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn command() -> Command {
     Command::new(paths::path(env!("CARGO_BIN_EXE_qformer-bench")))
@@ -68,6 +70,20 @@ fn assert_all_operations_measured(report: &Value) {
     for name in ["AdamW", "norm of the gradient"] {
         assert!(cases.iter().any(|case| case["operation"] == name), "{name} was not measured");
     }
+}
+
+#[test]
+fn it_ends_though_nobody_reads_what_it_tells() {
+    let image = |stdout: Stdio| {
+        let (_, unread) = io::pipe().unwrap();
+        let mut command = command();
+        command.arg("image").args(MODEL).args(CPU).stdout(stdout).stderr(unread);
+        command.status().unwrap().code()
+    };
+    let (_, unread) = io::pipe().unwrap();
+    assert_eq!(image(unread.into()), Some(0));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    assert_eq!(image(full.into()), Some(1));
 }
 
 #[test]

@@ -140,6 +140,19 @@ fn features_choose_modules_not_lines() {
     assert!(seen > 0, "no feature was seen");
 }
 
+/// `print!`, `eprintln!` and their like panic if a stream cannot be written: it would be told as a fault, or hang the program.
+#[test]
+fn lines_are_written_where_a_closed_stream_is_thought_of() {
+    for (path, text) in sources("src") {
+        let macros = ["print!(", "println!("];
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let found = code.flat_map(str::split_whitespace).find(|word| macros.iter().any(|m| word.contains(m)));
+        assert_eq!(found, None, "{}", path.display());
+        let at_home = path.ends_with("src/bin/qformer/streams.rs");
+        assert!(at_home || !text.contains("stdout()"), "{} writes to the standard output", path.display());
+    }
+}
+
 #[test]
 fn no_file_is_too_long_to_read() {
     for (path, text) in ["src", "tests", "benches"].iter().flat_map(|folder| sources(folder)) {

@@ -212,7 +212,8 @@ impl<B: Backend + Clone> Trainer<B> {
         }
         if !norm.is_finite() {
             let path = non_finite::write_batch(&self.folder, step, &batches, &names)?;
-            self.metrics.write(&json!({ "event": "non_finite", "step": step, "batch": path }))?;
+            self.metrics
+                .write(&json!({ "event": "non_finite", "step": step, "batch": path.to_string_lossy() }))?;
             self.metrics.synchronise()?;
             return Err(non_finite::error(step, losses, &path, self.saved.as_ref().map(|(_, path)| &**path)));
         }
@@ -293,7 +294,8 @@ impl<B: Backend + Clone> Trainer<B> {
             None => error,
         })?;
         self.saved = Some((self.step, path.clone()));
-        self.metrics.write(&json!({ "event": "checkpoint", "step": self.step, "path": path }))?;
+        self.metrics
+            .write(&json!({ "event": "checkpoint", "step": self.step, "path": path.to_string_lossy() }))?;
         self.draw()?;
         Ok(path)
     }

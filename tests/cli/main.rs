@@ -11,6 +11,7 @@ mod evaluate;
 mod gpu;
 mod init;
 mod inspect;
+mod names;
 #[path = "../support/paths.rs"]
 mod paths;
 #[path = "../support/program.rs"]
@@ -18,3 +19,4 @@ mod program;
 mod score;
 #[path = "../support/simulated.rs"]
 mod simulated;
+mod streams;

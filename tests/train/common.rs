@@ -1,11 +1,12 @@
 //! Running the program on a small data set.
 
-pub(crate) use crate::program::command;
+pub(crate) use crate::program::{command, end};
 use qformer::params::safetensors::{Dtype, NewTensor, write};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -153,14 +154,25 @@ pub(crate) fn run(command: &mut Command) -> Ended {
 /// Starts it, and waits until its metrics at `output` have so many lines.
 pub(crate) fn start(command: &mut Command, output: &Path, lines: usize) -> Child {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    await_lines(&mut child, output, lines);
+    child
+}
+
+/// Waits until the metrics at `output` of a run that was started have so many lines.
+pub(crate) fn await_lines(child: &mut Child, output: &Path, lines: usize) {
     let seen = || fs::read_to_string(output.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
     while seen() < lines {
-        if child.try_wait().unwrap().is_some() {
-            panic!("{:?} before it had so many lines", child.wait_with_output().unwrap());
-        }
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "{ended:?} before it had so many lines: {}", told(child));
         std::thread::sleep(Duration::from_millis(2));
     }
-    child
+}
+
+/// What a process that ended has left on its standard error.
+fn told(child: &mut Child) -> String {
+    let mut text = String::new();
+    child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut text).unwrap());
+    text
 }
 
 /// Sends the process a signal.

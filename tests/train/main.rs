@@ -1,6 +1,7 @@
 //! Training from the command line: what is learnt, what is written, and what happens when it is
 //! interrupted.
 
+mod arguments;
 #[path = "../support/bert.rs"]
 mod bert;
 mod common;
@@ -15,5 +16,6 @@ mod pictures;
 mod program;
 mod resume;
 mod settings;
+mod signals;
 #[path = "../support/simulated.rs"]
 mod simulated;

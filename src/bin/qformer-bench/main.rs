@@ -6,6 +6,10 @@ mod kernels;
 mod measure;
 mod measured;
 mod reference;
+#[path = "../qformer/streams.rs"]
+mod streams;
+#[path = "../qformer/threads.rs"]
+mod threads;
 mod train;
 mod work;
 
@@ -19,6 +23,7 @@ use serde_json::{Map, Value, json};
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use streams::{print, say};
 use train::Training;
 use work::{Pass, Work};
 
@@ -38,8 +43,8 @@ struct Arguments {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_size: u16,
     /// Worker threads; all cores by default.
-    #[arg(long)]
-    threads: Option<usize>,
+    #[arg(long, value_parser = threads::parser())]
+    threads: Option<u16>,
     /// Seconds spent on each part, and on each operation.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
@@ -103,7 +108,7 @@ struct Remarks;
 impl Remarks {
     /// Tells of something that is as it should be.
     fn note(self, what: impl Display) {
-        eprintln!("note: {what}");
+        say(format_args!("note: {what}"));
     }
 }
 
@@ -118,18 +123,14 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            say(format_args!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
     }
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let mut threads = rayon::ThreadPoolBuilder::new();
-    if let Some(count) = arguments.threads {
-        threads = threads.num_threads(count);
-    }
-    threads.build_global().map_err(|e| Error::usage(format!("--threads: {e}")))?;
+    threads::start(arguments.threads)?;
     match arguments.device.open(Remarks)? {
         Opened::Cpu(device) => arguments.measure(device),
         Opened::Cuda(device) => arguments.measure(device),
@@ -138,10 +139,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 impl Arguments {
     /// A line for people.
-    fn say(&self, line: &str) {
-        if !self.json {
-            println!("{line}");
-        }
+    fn tell(&self, line: &str) -> Result<()> {
+        if self.json { Ok(()) } else { print(&format!("{line}\n")) }
     }
 
     fn measure<B: Measured>(&self, device: B) -> Result<()> {
@@ -149,13 +148,13 @@ impl Arguments {
         let given = if self.parts.is_empty() { &default[..] } else { &self.parts[..] };
         let passes: Vec<_> = given.iter().filter_map(|kind| kind.pass()).collect();
         let description = device.description()?;
-        self.say(&format!("{} on {description}", version()));
+        self.tell(&format!("{} on {description}", version()))?;
         let (limits, origin) = device.limits(self.seconds)?;
-        self.say(&format!(
+        self.tell(&format!(
             "limits: {:.0} GFLOP/s, {:.0} GB/s ({origin})",
             limits.flops / 1e9,
             limits.bytes_per_second / 1e9
-        ));
+        ))?;
         let mut report = json!({
             "version": version(), "device": description, "threads": rayon::current_num_threads(),
             "batch_size": self.batch_size,
@@ -179,7 +178,7 @@ impl Arguments {
                 recompute: if self.grad_checkpointing { Recompute::Blocks } else { Recompute::None },
                 seconds: self.seconds,
                 limits,
-                say: &|line| self.say(line),
+                tell: &|line| self.tell(line),
             };
             report["train"] = training.run()?;
         }
@@ -190,13 +189,13 @@ impl Arguments {
                 batch: self.batch_size.into(),
                 limits,
                 seconds: self.seconds,
-                say: &|line| self.say(line),
+                tell: &|line| self.tell(line),
                 results: Vec::new(),
             };
             report["kernels"] = kernels.run()?.into();
         }
         if self.json {
-            println!("{report:#}");
+            print(&format!("{report:#}\n"))?;
         }
         if let Some(path) = &self.output {
             std::fs::write(path, format!("{report:#}\n")).map_err(|error| Error::io(path, "write", error))?;
@@ -211,24 +210,24 @@ impl Arguments {
         passes: &[Pass],
         limits: Limits,
     ) -> Result<(Map<String, Value>, Vec<Value>)> {
-        eprintln!("preparing the weights …");
+        say("preparing the weights …");
         let work = Work::prepare(device, self.model.as_deref(), self.batch_size.into(), passes)?;
-        eprintln!("checking the answers …");
+        say("checking the answers …");
         let mut errors = Map::new();
         for check in work.check()? {
-            self.say(&format!("{:<28} differs by {:.1e} from double precision", check.name, check.error));
+            self.tell(&format!("{:<28} differs by {:.1e} from double precision", check.name, check.error))?;
             errors.insert(check.name.to_owned(), check.error.into());
         }
-        self.say(&format!(
+        self.tell(&format!(
             "\n{:<10} {:>6} {:>10} {:>16} {:>16} {:>9} {:>8}",
             "part", "batch", "median ms", "min–max ms", "per second", "GFLOP/s", "of peak"
-        ));
+        ))?;
         let mut results = Vec::new();
         for &pass in passes {
             let part = work.part(pass);
             let times = measure::repeat(self.seconds, || work.run(pass))?;
             let (median, flops) = (times.median(), part.flops / times.median());
-            self.say(&format!(
+            self.tell(&format!(
                 "{:<10} {:>6} {:>10.2} {:>16} {:>16} {:>9.0} {:>7.0}%",
                 part.name,
                 part.items,
@@ -237,7 +236,7 @@ impl Arguments {
                 format!("{:.1} {}", part.items as f64 / median, part.unit),
                 flops / 1e9,
                 100.0 * flops / limits.flops
-            ));
+            ))?;
             results.push(json!({
                 "part": part.name, "items": part.items, "unit": part.unit, "runs": times.count(),
                 "median_s": median, "min_s": times.minimum(), "max_s": times.maximum(),

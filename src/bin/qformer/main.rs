@@ -16,16 +16,19 @@ mod progress;
 mod score;
 mod shell;
 mod spool;
+mod streams;
 mod texts;
+mod threads;
 mod train;
 
-use clap::{Args, Parser, Subcommand, value_parser};
-use qformer::{Error, Result};
+use clap::{Args, Parser, Subcommand};
+use qformer::Result;
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::mem;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
+pub(crate) use streams::{print, say};
 
 /// Image-text retrieval and matching with BLIP-2's Q-Former.
 #[derive(Parser)]
@@ -42,7 +45,7 @@ struct CommandLine {
 struct Session {
     /// Threads to compute with [default: $RAYON_NUM_THREADS, else $OMP_NUM_THREADS, else all cores]
     #[arg(long, value_name = "N", global = true, env = "QFORMER_THREADS",
-        value_parser = value_parser!(u16).range(1..=1024))]
+        value_parser = threads::parser())]
     threads: Option<u16>,
     /// Show neither progress nor notes; warnings and errors are shown
     #[arg(long, short, global = true)]
@@ -75,13 +78,13 @@ impl Remarks {
     /// Tells of something that is as it should be.
     pub(crate) fn note(self, what: impl Display) {
         if let Self::Shown = self {
-            eprintln!("note: {what}");
+            say(format_args!("note: {what}"));
         }
     }
 
     /// Tells of something that may not be meant so.
     pub(crate) fn warning(self, what: impl Display) {
-        eprintln!("warning: {what}");
+        say(format_args!("warning: {what}"));
     }
 }
 
@@ -98,19 +101,19 @@ fn main() -> ExitCode {
     match panic::catch_unwind(AssertUnwindSafe(|| run(&session, command))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            eprintln!("error: {error}");
+            say(format_args!("error: {error}"));
             ExitCode::from(error.exit_code())
         }
         Err(_) => {
-            let message = PANIC.lock().unwrap_or_else(PoisonError::into_inner);
-            eprintln!("error: a fault of qformer itself; please report this line: {message}");
+            let message = mem::take(&mut *PANIC.lock().unwrap_or_else(PoisonError::into_inner));
+            say(format_args!("error: a fault of qformer itself; please report this line: {message}"));
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(session: &Session, command: Command) -> Result<ExitCode> {
-    start_threads(session.threads)?;
+    threads::start(session.threads)?;
     let remarks = if session.quiet { Remarks::Quiet } else { Remarks::Shown };
     let done = match command {
         // It may also be stopped.
@@ -125,28 +128,4 @@ fn run(session: &Session, command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => demo::run(&arguments, remarks),
     };
     done.map(|()| ExitCode::SUCCESS)
-}
-
-/// Starts the threads that compute.
-fn start_threads(asked: Option<u16>) -> Result<()> {
-    let set = |name| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    let threads = asked
-        .or_else(|| set("RAYON_NUM_THREADS"))
-        .or_else(|| set("OMP_NUM_THREADS"))
-        // Rayon's name for all cores.
-        .unwrap_or(0);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.into())
-        .build_global()
-        .map_err(|error| Error::device(format!("cannot start {threads} threads: {error}")))
-}
-
-/// Writes a result to the standard output. A reader that has seen enough is no failure.
-pub(crate) fn print(text: &str) -> Result<()> {
-    match io::stdout().lock().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::io("the standard output".as_ref(), "write to", error))
-        }
-        _ => Ok(()),
-    }
 }

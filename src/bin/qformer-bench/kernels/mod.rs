@@ -47,17 +47,17 @@ pub(crate) struct Kernels<'a, B: Measured> {
     /// Spent on each case.
     pub(crate) seconds: f64,
     /// Shows a line of the table.
-    pub(crate) say: &'a dyn Fn(&str),
+    pub(crate) tell: &'a dyn Fn(&str) -> Result<()>,
     pub(crate) results: Vec<Value>,
 }
 
 impl<B: Measured> Kernels<'_, B> {
     /// All cases.
     pub(crate) fn run(mut self) -> Result<Vec<Value>> {
-        (self.say)(&format!(
+        (self.tell)(&format!(
             "\n{:<30} {:<38} {:>11} {:>9} {:>9} {:>9}",
             "operation", "shape", "median µs", "GB/s", "GFLOP/s", "of limit"
-        ));
+        ))?;
         products::measure(&mut self)?;
         attention::measure(&mut self)?;
         rows::measure(&mut self)?;
@@ -65,9 +65,9 @@ impl<B: Measured> Kernels<'_, B> {
         pairs::measure(&mut self)?;
         parameters::measure(&mut self)?;
         if self.limits.cache_bytes.is_some() {
-            (self.say)(
+            (self.tell)(
                 "* the operands fit in the second-level cache, as they may between operations of a pass",
-            );
+            )?;
         }
         Ok(self.results)
     }
@@ -85,13 +85,13 @@ impl<B: Measured> Kernels<'_, B> {
         let least = (flops / self.limits.flops).max(bytes / self.limits.bytes_per_second);
         let cached = self.limits.cache_bytes.is_some_and(|cache| bytes <= cache as f64);
         let gflops = if flops > 0.0 { format!("{:.0}", flops / median / 1e9) } else { String::new() };
-        (self.say)(&format!(
+        (self.tell)(&format!(
             "{operation:<30} {shape:<38} {:>11.1} {:>9.1} {gflops:>9} {:>8.1}%{}",
             median * 1e6,
             bytes / median / 1e9,
             100.0 * least / median,
             if cached { " *" } else { "" }
-        ));
+        ))?;
         self.results.push(json!({
             "operation": operation, "shape": shape, "runs": times.count(),
             "median_s": median, "min_s": times.minimum(), "max_s": times.maximum(),

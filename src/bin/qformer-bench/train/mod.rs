@@ -41,7 +41,7 @@ pub(crate) struct Training<'a, B: Measured> {
     pub(crate) seconds: f64,
     pub(crate) limits: Limits,
     /// Shows a line of the report.
-    pub(crate) say: &'a dyn Fn(&str),
+    pub(crate) tell: &'a dyn Fn(&str) -> Result<()>,
 }
 
 /// Whether a step is LAVIS's, or one whose losses can be foretold.
@@ -90,10 +90,10 @@ impl<B: Measured> Training<'_, B> {
             None => Inputs::random(&config, self.batch_size, config.image_tokens()),
         };
         let batch = inputs.batch(&config)?;
-        eprintln!("checking a step …");
+        crate::say("checking a step …");
         let checks = check::check(&self.device, &config, &source)?;
         for (name, error) in &checks {
-            (self.say)(&format!("{name:<28} differs by {error:.1e} from double precision"));
+            (self.tell)(&format!("{name:<28} differs by {error:.1e} from double precision"))?;
         }
         let losses = self.first_losses(&config, &source, &batch)?;
         let options = options(&config, Randomness::AsTrained, ContrastiveGradient::OneSided);
@@ -114,26 +114,26 @@ impl<B: Measured> Training<'_, B> {
 
         let images = batch.images() as f64;
         let median = steps.median();
-        (self.say)(&format!(
+        (self.tell)(&format!(
             "\ntraining, batch {}: {:.3} s a step ({:.3}–{:.3}), {:.2} samples/s",
             batch.images(),
             median,
             steps.minimum(),
             steps.maximum(),
             images / median
-        ));
+        ))?;
         for (name, seconds) in PARTS.iter().zip(&parts) {
-            (self.say)(&format!("  {name:<18} {seconds:>9.4} s {:>5.1}%", 100.0 * seconds / sum(&parts)));
+            (self.tell)(&format!("  {name:<18} {seconds:>9.4} s {:>5.1}%", 100.0 * seconds / sum(&parts)))?;
         }
-        (self.say)(&format!(
+        (self.tell)(&format!(
             "  {:.1} GFLOP a sample done, {:.1} as LAVIS does it; {:.0} GFLOP/s, {:.0}% of peak",
             flops.done / images / 1e9,
             flops.of_lavis / images / 1e9,
             flops.done / median / 1e9,
             100.0 * flops.done / median / self.limits.flops
-        ));
+        ))?;
         for (purpose, bytes) in &memory {
-            (self.say)(&format!("  {purpose:<26} {:>9.1} MB", *bytes as f64 / 1e6));
+            (self.tell)(&format!("  {purpose:<26} {:>9.1} MB", *bytes as f64 / 1e6))?;
         }
         Ok(json!({
             "batch_size": batch.images(), "runs": steps.count(),

@@ -126,7 +126,7 @@ impl LiveLine {
             self.bar.set_position(record.step as u64);
             self.bar.set_message(text);
         } else if let (Remarks::Shown, true) = (self.remarks, record.step.is_multiple_of(self.every)) {
-            eprintln!("  {text}");
+            crate::say(format_args!("  {text}"));
         }
     }
 }

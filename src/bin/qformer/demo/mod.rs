@@ -146,7 +146,7 @@ impl Stages {
         let begun = Instant::now();
         let result = work()?;
         if let Remarks::Shown = self.remarks {
-            eprintln!("{what:<64}{:>6.1} s", begun.elapsed().as_secs_f64());
+            crate::say(format_args!("{what:<64}{:>6.1} s", begun.elapsed().as_secs_f64()));
         }
         Ok(result)
     }

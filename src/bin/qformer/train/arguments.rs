@@ -14,8 +14,8 @@ use toml::{Table, Value};
 ///
 /// The folder --output becomes a run: config.toml with every setting, metrics.jsonl with a line a step,
 /// curves.svg, and checkpoints, each a folder that this program and transformers open. One Ctrl-C (or
-/// SIGTERM) ends the run after a checkpoint, with exit code 75; --resume continues it as if it had never
-/// stopped.
+/// SIGTERM, or a terminal that is closed, unless begun by nohup) ends the run after a checkpoint, with exit
+/// code 75; --resume continues it as if it had never stopped.
 #[derive(Args)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -35,6 +35,24 @@ pub(crate) struct Arguments {
     /// run if there is none
     #[arg(long)]
     pub(super) resume: bool,
+}
+
+impl Arguments {
+    /// Refuses paths that `config.toml` cannot keep.
+    pub(super) fn check_paths(&self) -> Result<()> {
+        let (model, data) = (&self.model, &self.data);
+        let single = [
+            ("model", &model.model),
+            ("bert", &model.bert),
+            ("vision-model", &model.vision_model),
+            ("image-root", &data.images.image_root),
+            ("captions", &data.captions),
+        ];
+        let lists = [("data", &data.images.data), ("features", &data.features)];
+        let single = single.into_iter().flat_map(|(flag, path)| path.iter().map(move |path| (flag, path)));
+        let lists = lists.into_iter().flat_map(|(flag, paths)| paths.iter().map(move |path| (flag, path)));
+        single.chain(lists).try_for_each(|(flag, path)| kept(flag, path).map(drop))
+    }
 }
 
 /// Where a run's model comes from.
@@ -187,22 +205,32 @@ pub(super) fn table(settings: &impl Serialize) -> Result<Table> {
 pub(super) fn with_absolute_paths(mut table: Table) -> Result<Table> {
     for (key, value) in &mut table {
         if key != "preset" && key != "split" {
-            make_absolute(value)?;
+            make_absolute(key, value)?;
         }
     }
     Ok(table)
 }
 
-fn make_absolute(value: &mut Value) -> Result<()> {
+fn make_absolute(flag: &str, value: &mut Value) -> Result<()> {
     match value {
         Value::String(path) => {
-            let whole = absolute(&*path).map_err(|error| Error::io(path.as_ref(), "find", error))?;
-            *path = whole.to_string_lossy().into_owned();
+            *path = kept(flag, path.as_ref())?;
         }
-        Value::Array(paths) => paths.iter_mut().try_for_each(make_absolute)?,
+        Value::Array(paths) => paths.iter_mut().try_for_each(|path| make_absolute(flag, path))?,
         _ => {}
     }
     Ok(())
+}
+
+/// A path as `config.toml` keeps it: absolute, and a string.
+fn kept(flag: &str, path: &Path) -> Result<String> {
+    let whole = absolute(path).map_err(|error| Error::io(path, "find", error))?;
+    whole.into_os_string().into_string().map_err(|whole| {
+        Error::usage(format!(
+            "--{flag}: {whole:?} is not UTF-8, as config.toml has to be, which keeps the path; rename it, or give \
+             a link to it"
+        ))
+    })
 }
 
 /// Refuses flags that contradict what the run in `folder` was begun with.

@@ -1,12 +1,15 @@
 //! What a run was begun by and on.
 
 use crate::device::Opened;
+use std::ffi::OsString;
 use std::fs;
 use toml::{Table, Value};
 
 /// The table of `config.toml`; what cannot be told is left away.
 pub(super) fn provenance(device: &Opened) -> Table {
-    let command: Vec<Value> = std::env::args().map(Value::String).collect();
+    // For people to read: what is not UTF-8 is shown as well as it can be.
+    let shown = |argument: OsString| Value::String(argument.to_string_lossy().into_owned());
+    let command = std::env::args_os().map(shown).collect();
     let gpu = match device {
         Opened::Cpu(_) => None,
         Opened::Cuda(device) => Some(device.name().to_owned()),

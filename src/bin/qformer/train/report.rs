@@ -12,7 +12,7 @@ pub(super) fn tell(report: &Report, first: usize, every: usize, remarks: Remarks
     let (step, steps) = (report.record.step, report.steps);
     let is_shown = step == first || step == steps || step.is_multiple_of(every);
     if let (true, Remarks::Shown) = (is_shown, remarks) {
-        eprintln!("{}", line(report));
+        crate::say(line(report));
     }
 }
 

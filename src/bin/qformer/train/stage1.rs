@@ -6,10 +6,10 @@ use super::arguments::{
 };
 use super::provenance::provenance;
 use super::{begin, report, stop};
-use crate::Remarks;
 use crate::data::DataArguments;
 use crate::device::{Device, Opened};
 use crate::shell::quoted;
+use crate::{Remarks, say};
 use clap::ValueEnum;
 use qformer::data::{Dataset, Kind};
 use qformer::ops::Backend;
@@ -35,6 +35,7 @@ struct Begun {
 /// Does what the arguments ask for.
 pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
     let folder = &arguments.output;
+    arguments.check_paths()?;
     let continued = arguments.resume && Run::exists(folder);
     let stored = if continued { Some(Run::config(folder)?) } else { None };
     let device = match (&stored, arguments.device) {
@@ -177,8 +178,9 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
             Ok(ExitCode::SUCCESS)
         }
         Ending::Stopped => {
-            eprintln!("stopped after step {}, which is saved; continue with", trainer.steps_done());
-            eprintln!("  qformer train stage1 --output {} --resume", quoted(&folder));
+            let step = trainer.steps_done();
+            say(format_args!("stopped after step {step}, which is saved; continue with"));
+            say(format_args!("  qformer train stage1 --output {} --resume", quoted(&folder)));
             Ok(ExitCode::from(stop::STOPPED))
         }
     }
