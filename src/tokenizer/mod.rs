@@ -198,7 +198,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Fails if there is nothing to read in `text` (it is empty, blank, or all control characters),
-    /// if it is longer than 1 MiB or has 64 KiB without a space or punctuation, or if `max_length` is less
+    /// if it is longer than 1 MiB or has 256 KiB without a space or punctuation, or if `max_length` is less
     /// than 3.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<Vec<u32>> {
         self.ids(text, max_length).map_err(|what| Error::value(format!("the text {what}")))

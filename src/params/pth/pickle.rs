@@ -15,7 +15,7 @@ use crate::params::safetensors::DIMENSIONS;
 /// Most operations.
 const OPERATIONS: usize = 10_000_000;
 /// Most values on the stack, in the memo, and in all.
-const VALUES: usize = 1 << 20;
+const VALUES: usize = 1 << 19;
 
 /// A complaint, without its place.
 pub(super) type Result<T> = std::result::Result<T, String>;
