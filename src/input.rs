@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 const PRINTED_CHARACTERS: usize = 200;
 
 /// Most values (numbers, texts, objects, …) that [`parse_json`] accepts, a bound on its memory.
-const VALUES: usize = 1 << 20;
+const VALUES: usize = 1 << 18;
 
 /// Deepest nesting of objects and arrays that [`parse_json`] accepts.
 const NESTING: usize = 16;

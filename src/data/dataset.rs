@@ -7,21 +7,13 @@ use rayon::prelude::*;
 
 use super::features::Features;
 use super::records::{self, Listing};
+use super::text_list::{Caption, Captions, TextList};
 use super::webdataset::Shards;
-use super::{Source, clean_caption};
+use super::{Source, clean_caption, coco};
 use crate::error::{Error, Result};
 use crate::output::{counted, folder_of};
 use crate::tensor::HostTensor;
 use crate::vision::image::{ImageProcessor, Rgb};
-
-/// A text about an image: an example to learn from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caption {
-    /// Which image of the data set.
-    pub image: u32,
-    /// As the data set has it; what is learnt from is [`Dataset::text`].
-    pub text: String,
-}
 
 /// What the images of a data set are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +33,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Dataset {
     images: Images,
-    captions: Vec<Caption>,
+    captions: Captions,
     /// Of names and captions.
     fingerprint: u32,
 }
@@ -50,13 +42,13 @@ pub struct Dataset {
 enum Images {
     Files {
         folder: PathBuf,
-        names: Vec<String>,
+        names: TextList,
     },
-    Shards(Shards, usize),
+    Shards(Shards),
     /// Names are empty where the captions file has none.
     Features {
         features: Features,
-        names: Vec<String>,
+        names: TextList,
     },
 }
 
@@ -69,21 +61,17 @@ impl Dataset {
     pub fn open(source: &Source) -> Result<Self> {
         match source {
             Source::Jsonl(path) => {
-                let listing = records::listing(path, records::read(path)?)?;
+                let listing = records::merged(path, records::read(path)?)?;
                 Self::of_files(path, folder_of(path), listing)
             }
             Source::Coco { annotations, images, split } => {
-                let listing = records::read_coco(annotations, split.as_deref())?;
+                let listing = coco::read(annotations, split.as_deref())?;
                 Self::of_files(annotations, images, listing)
             }
             Source::WebDataset(paths) => {
                 let Some(first) = paths.first() else { return Err(Error::usage("no tar shard is given")) };
-                let (shards, texts) = Shards::open(paths)?;
-                let images = Images::Shards(shards, texts.len());
-                let texts = texts.into_iter().enumerate();
-                let captions =
-                    texts.flat_map(|(image, texts)| texts.into_iter().map(move |text| (image, text)));
-                Self::new(first, images, captions.collect())
+                let (shards, captions) = Shards::open(paths)?;
+                Self::new(first, Images::Shards(shards), captions)
             }
             Source::Features { features, captions } => Self::of_features(features, captions),
         }
@@ -96,29 +84,23 @@ impl Dataset {
 
     fn of_features(paths: &[PathBuf], captions: &Path) -> Result<Self> {
         let features = Features::open(paths)?;
-        let records = records::read(captions)?;
-        if records.len() != features.images() {
+        let Listing { names, captions: texts } = records::read(captions)?;
+        if names.len() != features.images() {
             return Err(Error::input(
                 captions,
                 format_args!(
                     "has {}, but the features have {}; line i holds the captions of row i",
-                    counted(records.len(), "line"),
+                    counted(names.len(), "line"),
                     counted(features.images(), "row")
                 ),
             ));
-        }
-        let (mut names, mut texts) = (Vec::new(), Vec::new());
-        for (image, record) in records.into_iter().enumerate() {
-            names.push(record.image.unwrap_or_default());
-            texts.extend(record.captions.into_vec().into_iter().map(|text| (image, text)));
         }
         features.check_names(captions, &names)?;
         Self::new(captions, Images::Features { features, names }, texts)
     }
 
-    fn new(path: &Path, images: Images, captions: Vec<(usize, String)>) -> Result<Self> {
-        let captions = captions.into_iter().map(|(image, text)| Caption { image: image as u32, text });
-        let mut dataset = Self { images, captions: captions.collect(), fingerprint: 0 };
+    fn new(path: &Path, images: Images, captions: Captions) -> Result<Self> {
+        let mut dataset = Self { images, captions, fingerprint: 0 };
         if dataset.images() == 0 {
             return Err(Error::input(path, "holds no image"));
         }
@@ -137,7 +119,7 @@ impl Dataset {
             hasher.update(text.as_bytes());
         };
         (0..self.images()).for_each(|image| add(image, &self.name(image)));
-        self.captions.iter().for_each(|Caption { image, text }| add(*image as usize, text));
+        self.captions.iter().for_each(|Caption { image, text }| add(image as usize, text));
         hasher.finalize()
     }
 
@@ -145,7 +127,7 @@ impl Dataset {
     pub fn images(&self) -> usize {
         match &self.images {
             Images::Files { names, .. } => names.len(),
-            Images::Shards(_, samples) => *samples,
+            Images::Shards(shards) => shards.samples(),
             Images::Features { features, .. } => features.images(),
         }
     }
@@ -154,9 +136,9 @@ impl Dataset {
     /// whose captions name no image, `features.safetensors row 3`.
     pub fn name(&self, image: usize) -> String {
         match &self.images {
-            Images::Files { names, .. } => names[image].clone(),
-            Images::Shards(shards, _) => shards.name(image),
-            Images::Features { features, names } => match &*names[image] {
+            Images::Files { names, .. } => names.get(image).to_owned(),
+            Images::Shards(shards) => shards.name(image),
+            Images::Features { features, names } => match names.get(image) {
                 "" => features.name(image),
                 name => name.to_owned(),
             },
@@ -164,7 +146,7 @@ impl Dataset {
     }
 
     /// The examples, in the data set's order. A sample of a tar shard without a text has a blank one.
-    pub fn captions(&self) -> &[Caption] {
+    pub fn captions(&self) -> &Captions {
         &self.captions
     }
 
@@ -174,7 +156,7 @@ impl Dataset {
     /// # Panics
     /// Panics if the data set has no such caption.
     pub fn text(&self, caption: usize) -> Cow<'_, str> {
-        let text = &self.captions[caption].text;
+        let text = self.captions.text(caption);
         match self.kind() {
             Kind::Pictures => Cow::Owned(clean_caption(text)),
             Kind::Features { .. } => Cow::Borrowed(text),
@@ -184,7 +166,7 @@ impl Dataset {
     /// What the images are.
     pub fn kind(&self) -> Kind {
         match &self.images {
-            Images::Files { .. } | Images::Shards(..) => Kind::Pictures,
+            Images::Files { .. } | Images::Shards(_) => Kind::Pictures,
             Images::Features { features, .. } => {
                 Kind::Features { tokens: features.tokens, width: features.width }
             }
@@ -223,8 +205,8 @@ impl Dataset {
     pub fn picture(&self, image: usize) -> Result<Rgb> {
         self.check_image(image)?;
         match &self.images {
-            Images::Files { folder, names } => Rgb::read(&folder.join(&names[image])),
-            Images::Shards(shards, _) => shards.picture(image),
+            Images::Files { folder, names } => Rgb::read(&folder.join(names.get(image))),
+            Images::Shards(shards) => shards.picture(image),
             Images::Features { features, .. } => Err(Error::usage(format!(
                 "{} is of features, not of a picture; open a data set of pictures, or read the features",
                 features.name(image)

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::text_list::TextList;
 use crate::error::{Error, Result};
 use crate::input::printable;
 use crate::output::counted;
@@ -105,11 +106,11 @@ impl Features {
 
     /// Checks that the rows which `qformer encode` wrote are of the images of these names, blank where
     /// one is unknown. Names that came from elsewhere say nothing: they may be other paths of the same.
-    pub(super) fn check_names(&self, captions: &Path, names: &[String]) -> Result<()> {
+    pub(super) fn check_names(&self, captions: &Path, names: &TextList) -> Result<()> {
         for (shard, &start) in self.shards.iter().zip(&self.starts) {
             let metadata = shard.metadata();
             let (Some(list), true) = (metadata.get(NAMES), metadata.contains_key(ENCODER)) else { continue };
-            let own: Vec<String> = serde_json::from_str(list).unwrap_or_default();
+            let own: TextList = serde_json::from_str(list).unwrap_or_default();
             for (row, (own, name)) in own.iter().zip(names.iter().skip(start)).enumerate() {
                 if !name.is_empty() && name != own {
                     let what = format!(

@@ -5,6 +5,7 @@
 
 mod augmentation;
 mod caption;
+mod coco;
 mod dataset;
 mod draws;
 mod features;
@@ -13,14 +14,16 @@ mod producer;
 mod rand_augment;
 mod records;
 mod source;
+mod text_list;
 mod webdataset;
 
 pub use augmentation::Augmentation;
 pub use caption::clean_caption;
-pub use dataset::{Caption, Dataset, Kind};
+pub use dataset::{Dataset, Kind};
 pub use features::{ENCODER, NAMES, VISION_OUTPUT};
 pub use loader::{Loaded, Loader, LoaderOptions, Order};
 pub use source::Source;
+pub use text_list::{Caption, Captions};
 
 use crate::tensor::HostTensor;
 use serde::{Deserialize, Serialize};

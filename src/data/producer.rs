@@ -74,7 +74,7 @@ impl Preparation {
     }
 
     fn image_of(&self, place: Place) -> u32 {
-        self.dataset.captions()[place.caption as usize].image
+        self.dataset.captions().image(place.caption as usize)
     }
 
     fn prepare(&self, place: Place) -> std::result::Result<Sample, String> {

@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde::Deserialize;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer};
 use tar::Archive;
 
 use super::records::Texts;
+use super::text_list::Captions;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::vision::image::{EXTENSIONS, MAX_FILE, Rgb};
@@ -20,6 +21,9 @@ const BLOCK: u64 = 512;
 
 /// Longest text or description read of a sample, in bytes.
 const TEXT_BYTES: u64 = 1 << 20;
+
+/// Longest name of an entry, in bytes: that of a path.
+const NAME_BYTES: usize = 4096;
 
 /// The samples of all shards, in their order.
 #[derive(Debug)]
@@ -45,31 +49,55 @@ struct Sample {
     image: Option<(String, Range<u64>)>,
     text: Option<String>,
     /// Of its `.json`.
-    captions: Option<Vec<String>>,
+    captions: Option<Captions>,
 }
 
 /// What is read of a sample's `.json`.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Description {
-    caption: Option<Texts>,
+    caption: Option<OwnTexts>,
+}
+
+/// The texts of one image.
+struct OwnTexts(Captions);
+
+impl<'de> Deserialize<'de> for OwnTexts {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        let mut captions = Captions::default();
+        Texts { image: 0, captions: &mut captions }.deserialize(json)?;
+        Ok(Self(captions))
+    }
 }
 
 impl Shards {
     /// Indexes the shards; returns them with every sample's texts, a blank one where it has none.
-    pub(super) fn open(paths: &[PathBuf]) -> Result<(Self, Vec<Vec<String>>)> {
+    pub(super) fn open(paths: &[PathBuf]) -> Result<(Self, Captions)> {
         let indexed: Vec<Result<Vec<Sample>>> = paths.par_iter().map(|path| index(path)).collect();
-        let (mut samples, mut texts) = (Vec::new(), Vec::new());
+        let (mut samples, mut texts) = (Vec::new(), Captions::default());
         for (shard, found) in indexed.into_iter().enumerate() {
             for Sample { name, image, text, captions } in found? {
+                let number = samples.len() as u32;
+                let pushed = match (text, captions) {
+                    (Some(text), _) => texts.push(number, &text),
+                    (None, Some(captions)) => {
+                        captions.iter().try_for_each(|caption| texts.push(number, caption.text))
+                    }
+                    (None, None) => texts.push(number, ""),
+                };
+                pushed.map_err(|what| Error::input(&paths[shard], what))?;
                 let (entry, image) = match image {
                     Some((entry, place)) => (entry, Some(place)),
                     None => (name, None),
                 };
                 samples.push(Place { shard, entry, image });
-                texts.push(text.map(|text| vec![text]).or(captions).unwrap_or_else(|| vec![String::new()]));
             }
         }
         Ok((Self { paths: paths.to_vec(), samples }, texts))
+    }
+
+    /// Number of samples.
+    pub(super) fn samples(&self) -> usize {
+        self.samples.len()
     }
 
     /// `shard.tar/entry`
@@ -116,7 +144,11 @@ fn index(path: &Path) -> Result<Vec<Sample>> {
         if end > length {
             break;
         }
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let name = entry.path_bytes();
+        if name.len() > NAME_BYTES {
+            return Err(Error::input(path, format_args!("has a name longer than {NAME_BYTES} bytes")));
+        }
+        let name = String::from_utf8_lossy(&name).into_owned();
         let Some((sample, ending)) = split_name(&name) else { continue };
         if !entry.header().entry_type().is_file() {
             continue;
@@ -134,10 +166,11 @@ fn index(path: &Path) -> Result<Vec<Sample>> {
             image if EXTENSIONS.contains(&image) && sample.image.is_none() => {
                 sample.image = Some((name, start..start + size));
             }
-            "txt" => sample.text = Some(String::from_utf8_lossy(&read()?).into_owned()),
+            "txt" => sample.text = Some(text_of(&read()?)),
             "json" => {
                 let description: Option<Description> = serde_json::from_slice(&read()?).ok();
-                sample.captions = description.and_then(|json| json.caption).map(Texts::into_vec);
+                sample.captions =
+                    description.and_then(|json| json.caption).map(|OwnTexts(captions)| captions);
             }
             _ => {}
         }
@@ -148,6 +181,17 @@ fn index(path: &Path) -> Result<Vec<Sample>> {
     }
     samples.retain(|sample| sample.image.is_some() || sample.text.is_some() || sample.captions.is_some());
     Ok(samples)
+}
+
+/// Bytes as text, of which not more than was read is kept, though what is not UTF-8 takes more room.
+fn text_of(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    if let Some((end, _)) =
+        text.char_indices().find(|(start, character)| start + character.len_utf8() > bytes.len())
+    {
+        text.truncate(end);
+    }
+    text
 }
 
 /// A sample's name, the entry's up to the first dot of its last part, and what follows the dot.

@@ -14,12 +14,18 @@ use crate::input::printable;
 
 type Parsed<T> = std::result::Result<T, String>;
 
-/// Most characters of a word that is looked up in the vocabulary; the time this takes grows with the
-/// square.
-const CHARACTERS_PER_WORD: usize = 1000;
+/// Most characters of a word that is looked up in the vocabulary, BERT's number; the time this takes grows
+/// with the square.
+const CHARACTERS_PER_WORD: usize = 100;
 
-/// Most tokens of a vocabulary.
-const TOKENS: usize = 1 << 20;
+/// Most tokens of a vocabulary: BERT's largest, that of a hundred languages, has 119547.
+const TOKENS: usize = 1 << 17;
+
+/// Most added tokens.
+const ADDED: usize = 1 << 10;
+
+/// Longest added token, in bytes.
+const ADDED_BYTES: usize = 256;
 
 /// A WordPiece tokenizer whose parts agree with each other.
 pub(super) struct Definition {
@@ -64,7 +70,10 @@ impl Definition {
             model["max_input_chars_per_word"].as_u64().and_then(|count| usize::try_from(count).ok());
         let Some(characters_per_word) = characters.filter(|count| (1..=CHARACTERS_PER_WORD).contains(count))
         else {
-            return Err(format!("max_input_chars_per_word is not from 1 to {CHARACTERS_PER_WORD}"));
+            let value = printable(&model["max_input_chars_per_word"].to_string());
+            return Err(format!(
+                "max_input_chars_per_word is {value}, not from 1 to BERT's {CHARACTERS_PER_WORD}"
+            ));
         };
         let Some(unknown) = model["unk_token"].as_str() else {
             return Err("unk_token is not a string".into());
@@ -81,7 +90,7 @@ impl Definition {
     /// The tokenizer of a `vocab.txt` and its `tokenizer_config.json` (or null).
     pub(super) fn from_vocabulary(text: &str, config: &Value) -> Parsed<Self> {
         if text.lines().count() > TOKENS {
-            return Err(format!("more than {TOKENS} tokens"));
+            return Err(format!("has more than {TOKENS} tokens"));
         }
         let flag = |name: &str| match &config[name] {
             Value::Null => Ok(None),
@@ -149,6 +158,9 @@ impl Definition {
         let Some(list) = list.as_array() else {
             return Err("added_tokens is not a list".into());
         };
+        if list.len() > ADDED {
+            return Err(format!("has more than {ADDED} added tokens"));
+        }
         let mut tokens = list.iter().map(added_token).collect::<Parsed<Vec<_>>>()?;
         tokens.sort_by_key(|(id, _)| *id);
         let mut seen = HashSet::new();
@@ -178,7 +190,7 @@ impl Definition {
     fn add_begin_of_sentence(&mut self, config: &Value) {
         let token = &config["bos_token"];
         let Some(content) = token.as_str().or_else(|| token["content"].as_str()) else { return };
-        if content.is_empty() {
+        if content.is_empty() || content.len() > ADDED_BYTES {
             return;
         }
         let is_added = self.added.iter().any(|added| added.content == content);
@@ -224,6 +236,9 @@ fn vocabulary(ids: &Value) -> Parsed<Vec<String>> {
     let Some(ids) = ids.as_object() else {
         return Err("the model's vocab is not an object".into());
     };
+    if ids.len() > TOKENS {
+        return Err(format!("has more than {TOKENS} tokens"));
+    }
     let mut tokens = vec![None; ids.len()];
     for (token, id) in ids {
         let place = id.as_u64().and_then(|id| usize::try_from(id).ok()).and_then(|id| tokens.get_mut(id));
@@ -264,6 +279,9 @@ fn added_token(json: &Value) -> Parsed<(u64, AddedToken)> {
     };
     if content.is_empty() {
         return Err(format!("the added token {id} is empty"));
+    }
+    if content.len() > ADDED_BYTES {
+        return Err(format!("the added token {id} is longer than {ADDED_BYTES} bytes"));
     }
     let flag = |name: &str| {
         json[name].as_bool().ok_or_else(|| format!("{name} of added token {id} is not true or false"))

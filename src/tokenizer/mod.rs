@@ -1,5 +1,6 @@
 //! BERT's WordPiece tokenizer: captions to token ids.
 
+mod cut;
 mod definition;
 mod tiny;
 
@@ -16,6 +17,7 @@ use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::output::{write_atomically, write_json};
+use cut::Cuts;
 use definition::Definition;
 
 pub(crate) use tiny::vocabulary_size as tiny_vocabulary_size;
@@ -34,7 +36,7 @@ pub const FILE_NAMES: [&str; 4] =
 pub const START: &str = "[DEC]";
 
 /// Largest file read, in bytes.
-const FILE_BYTES: u64 = 32 << 20;
+const FILE_BYTES: u64 = 8 << 20;
 
 /// Longest text encoded, in bytes.
 const TEXT_BYTES: usize = 1 << 20;
@@ -44,6 +46,7 @@ const TEXT_BYTES: usize = 1 << 20;
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
+    cuts: Cuts,
     first: u32,
     last: u32,
     start: u32,
@@ -57,7 +60,7 @@ impl Tokenizer {
     /// added to the vocabulary if it is not in it.
     ///
     /// # Errors
-    /// Fails if neither file can be read or is larger than 32 MiB, if the tokenizer is of another
+    /// Fails if neither file can be read or is larger than 8 MiB, if the tokenizer is of another
     /// kind (another model, normaliser, pre-tokenizer or template, named in the message), or if its
     /// ids are not 0, 1, 2, … without gap.
     pub fn load(directory: &Path) -> Result<Self> {
@@ -66,6 +69,7 @@ impl Tokenizer {
         if input::exists(&path) {
             let json = input::parse_json(&path, &input::read_text(&path, FILE_BYTES)?)?;
             let definition = Definition::from_json(&json, &config);
+            drop(json);
             return Self::new(&path, definition.map_err(|what| Error::input(&path, what))?);
         }
         let path = directory.join(VOCABULARY_FILE_NAME);
@@ -138,10 +142,10 @@ impl Tokenizer {
         let word_pieces = definition.vocabulary.len();
         let (first, last, start) = (definition.first, definition.last, definition.start());
         // The library panics on some inputs that its own checks let through.
-        let inner = catch_unwind(AssertUnwindSafe(|| build(definition)))
+        let (inner, cuts) = catch_unwind(AssertUnwindSafe(|| build(definition)))
             .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
             .map_err(|error| Error::input(path, input::printable(&error.to_string())))?;
-        Ok(Self { path: path.to_owned(), inner, first, last, start, vocabulary_size, word_pieces })
+        Ok(Self { path: path.to_owned(), inner, cuts, first, last, start, vocabulary_size, word_pieces })
     }
 
     /// Number of token ids; they are 0, 1, 2, … without gap.
@@ -194,7 +198,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Fails if there is nothing to read in `text` (it is empty, blank, or all control characters),
-    /// if it is longer than 1 MiB, or if `max_length` is less than 3.
+    /// if it is longer than 1 MiB or has 256 KiB without a space or punctuation, or if `max_length` is less
+    /// than 3.
     pub fn encode(&self, text: &str, max_length: usize) -> Result<Vec<u32>> {
         self.ids(text, max_length).map_err(|what| Error::value(format!("the text {what}")))
     }
@@ -226,15 +231,23 @@ impl Tokenizer {
         if text.len() > TEXT_BYTES {
             return Err(format!("is {} bytes long; at most {TEXT_BYTES} are read", text.len()));
         }
-        let encoding = catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(text, false)))
-            .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
-            .map_err(|error| format!("cannot be tokenized: {}", input::printable(&error.to_string())))?;
-        let words = encoding.get_ids();
-        if words.is_empty() {
+        let wanted = max_length - 2;
+        let mut ids = vec![self.first];
+        let mut rest = text;
+        while ids.len() <= wanted && !rest.is_empty() {
+            let (piece, after) = self.cuts.split(rest)?;
+            let encoding = catch_unwind(AssertUnwindSafe(|| self.inner.encode_fast(piece, false)))
+                .unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
+                .map_err(|error| format!("cannot be tokenized: {}", input::printable(&error.to_string())))?;
+            let words = encoding.get_ids();
+            ids.extend_from_slice(&words[..words.len().min(wanted + 1 - ids.len())]);
+            rest = after;
+        }
+        if ids.len() == 1 {
             return Err("is blank; there is nothing to encode".into());
         }
-        let words = &words[..words.len().min(max_length - 2)];
-        Ok([&[self.first], words, &[self.last]].concat())
+        ids.push(self.last);
+        Ok(ids)
     }
 }
 
@@ -247,8 +260,9 @@ fn configuration(directory: &Path) -> Result<Value> {
     }
 }
 
-/// The library's tokenizer of a checked definition.
-fn build(definition: Definition) -> tokenizers::Result<tokenizers::Tokenizer> {
+/// The library's tokenizer of a checked definition, and where texts for it can be cut.
+fn build(definition: Definition) -> tokenizers::Result<(tokenizers::Tokenizer, Cuts)> {
+    let cuts = Cuts::new(&definition.added, &definition.normalizer)?;
     // An empty vocabulary of the library's own map type, which it does not export.
     let mut vocabulary = WordPiece::read_bytes(b"")?;
     vocabulary.extend(definition.vocabulary.into_iter().zip(0..));
@@ -262,5 +276,5 @@ fn build(definition: Definition) -> tokenizers::Result<tokenizers::Tokenizer> {
     tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
     tokenizer.with_decoder(Some(WordPieceDecoder::default()));
     tokenizer.add_tokens(definition.added)?;
-    Ok(tokenizer)
+    Ok((tokenizer, cuts))
 }

@@ -83,7 +83,8 @@ pub(crate) fn tar(entries: &[(&str, &[u8])]) -> Vec<u8> {
 
 /// Names with captions, in the data set's order.
 pub(crate) fn examples(dataset: &Dataset) -> Vec<(String, String)> {
-    let of = |caption: &qformer::data::Caption| (dataset.name(caption.image as usize), caption.text.clone());
+    let of =
+        |caption: qformer::data::Caption<'_>| (dataset.name(caption.image as usize), caption.text.to_owned());
     dataset.captions().iter().map(of).collect()
 }
 

@@ -16,7 +16,10 @@ fn a_broken_line_is_named_by_its_number() {
         ("{", "bad JSON: EOF"),
         ("", "bad JSON"),
         (r#"{"image": "a.png"}"#, "missing field `caption`"),
-        (r#"{"image": "a.png", "caption": 5}"#, "caption is neither a text nor a list of texts"),
+        (
+            r#"{"image": "a.png", "caption": 5}"#,
+            "integer `5`, expected a caption that is a text or a list of texts",
+        ),
         (r#"{"image": "a.png", "caption": "a"} {"image": "a.png", "caption": "a"}"#, "trailing characters"),
         ("{\"image\": \"a\u{1b}[31m\", \"caption\": \"a\"}", "bad JSON: control character"),
     ] {
@@ -99,7 +102,7 @@ fn annotations_of_no_image_are_refused() {
     for (json, fragment) in [
         (
             r#"{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 2, "caption": "x"}]}"#,
-            "annotation 0 is of Number(2)",
+            "annotation 0 is of image 2, which is the id of no image",
         ),
         (r#"{"images": [{"id": 1}]}"#, "image 0 has neither"),
         (

@@ -86,5 +86,5 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
 }
 
 fn json_array(names: &[String]) -> String {
-    serde_json::Value::from(names).to_string()
+    serde_json::to_string(names).expect("texts")
 }

@@ -235,17 +235,23 @@ impl<'a> Shards<'a> {
 
     /// Writes the captions of all rows, as they are learnt from.
     fn write_captions(&self, unreadable: &Unreadable) -> Result<()> {
-        let mut texts = vec![Vec::new(); self.dataset.images()];
-        for (index, caption) in self.dataset.captions().iter().enumerate() {
-            texts[caption.image as usize].push(self.dataset.text(index));
-        }
+        let captions = self.dataset.captions();
+        let order = captions.by_image();
+        let is_before = |image: usize| move |&index: &u32| (captions.image(index as usize) as usize) < image;
         let path = self.folder.join(CAPTIONS);
         write_atomically(&path, |file| {
-            for image in readable(0..self.dataset.images(), unreadable) {
-                let line = json!({ "image": self.dataset.name(image), "caption": texts[image] });
-                writeln!(file, "{line}").map_err(|error| Error::io(&path, "write", error))?;
-            }
-            Ok(())
+            let mut write = |image: usize| {
+                let own =
+                    order.partition_point(is_before(image))..order.partition_point(is_before(image + 1));
+                write!(file, "{{\"caption\":[")?;
+                for (place, &index) in order[own].iter().enumerate() {
+                    let comma = if place == 0 { "" } else { "," };
+                    write!(file, "{comma}{}", json!(self.dataset.text(index as usize)))?;
+                }
+                writeln!(file, "],\"image\":{}}}", json!(self.dataset.name(image)))
+            };
+            readable(0..self.dataset.images(), unreadable)
+                .try_for_each(|image| write(image).map_err(|error| Error::io(&path, "write", error)))
         })
     }
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::safetensors::Dtype;
 
-use super::safetensors::{DIMENSIONS, NAME_BYTES, TENSORS, read_exact_at};
+use super::safetensors::{NAME_BYTES, TENSORS, read_exact_at};
 use crate::error::{Error, Result};
 use crate::input::printable;
 use value::{Pickle, Tensor, Value};
@@ -121,11 +121,7 @@ impl Archive<'_> {
     fn tensors(&self, pickle: &Pickle<'_>) -> Result<BTreeMap<String, Entry>> {
         let no_dict = || Error::input(self.path, "holds no dict of tensors, by itself or under \"model\"");
         let Value::Dict(whole) = pickle.root() else { return Err(no_dict()) };
-        let text = |id| match *pickle.get(id) {
-            Value::Text(text) => Some(text),
-            _ => None,
-        };
-        let model = whole.iter().rev().find(|[key, _]| text(*key) == Some("model"));
+        let model = whole.iter().rev().find(|[key, _]| pickle.text(*key) == Some("model"));
         let state = match model.map(|&[_, value]| pickle.get(value)) {
             Some(Value::Dict(model)) => model,
             _ => whole,
@@ -134,19 +130,19 @@ impl Archive<'_> {
         let mut tensors = BTreeMap::new();
         let mut elements = 0_u64;
         for &[key, value] in state {
-            let Value::Tensor(tensor) = pickle.get(value) else { continue };
-            let name = text(key).filter(|name| name.len() <= NAME_BYTES);
+            let &Value::Tensor(tensor) = pickle.get(value) else { continue };
+            let name = pickle.text(key).filter(|name| name.len() <= NAME_BYTES);
             let name = name.ok_or_else(|| {
                 Error::input(self.path, format_args!("a tensor without a name of at most {NAME_BYTES} bytes"))
             })?;
             let wrong = |what: String| {
                 Error::input(self.path, format_args!("tensor \"{}\": {what}", printable(name)))
             };
-            let Value::Storage(storage) = pickle.get(tensor.storage) else {
-                panic!("checked when it was read")
+            let &Value::Storage(storage) = pickle.get(tensor.storage) else {
+                unreachable!("checked when it was read")
             };
-            let place = self.place(storage, &mut storages).map_err(wrong)?;
-            let entry = entry(tensor, storage, place).map_err(wrong)?;
+            let place = self.place(pickle, storage, &mut storages).map_err(wrong)?;
+            let entry = entry(pickle, tensor, storage, place).map_err(wrong)?;
             elements = elements.saturating_add(entry.shape.iter().product::<usize>() as u64);
             if elements / ELEMENTS_PER_BYTE > self.length {
                 return Err(wrong("the tensors hold far more elements than the file".into()));
@@ -164,17 +160,19 @@ impl Archive<'_> {
     /// Where a storage is; `known` holds those asked for before.
     fn place<'p>(
         &self,
-        storage: &value::Storage<'p>,
+        pickle: &Pickle<'p>,
+        storage: value::Storage,
         known: &mut BTreeMap<&'p str, Arc<Storage>>,
     ) -> std::result::Result<Arc<Storage>, String> {
-        let key = storage.key;
+        let elements = pickle.size(storage.elements);
+        let key = pickle.text(storage.key).expect("checked when it was read");
         let entry = self.entries.get(&format!("{}/data/{key}", self.folder));
         let &zip::Entry { begin, bytes, crc } =
             entry.ok_or_else(|| format!("there is no storage \"{}\"", printable(key)))?;
-        if storage.elements.checked_mul(element_bytes(storage.dtype)) != Some(bytes) {
+        if elements.checked_mul(element_bytes(storage.dtype)) != Some(bytes) {
             return Err(format!(
-                "its storage has {bytes} bytes, not {} elements of {}",
-                storage.elements, storage.dtype
+                "its storage has {bytes} bytes, not {elements} elements of {}",
+                storage.dtype
             ));
         }
         let new = || Arc::new(Storage { begin, bytes, crc, verified: AtomicBool::new(false) });
@@ -188,20 +186,22 @@ fn element_bytes(dtype: Dtype) -> u64 {
 
 /// A tensor that lies within its storage.
 fn entry(
-    tensor: &Tensor,
-    storage: &value::Storage<'_>,
+    pickle: &Pickle<'_>,
+    tensor: Tensor,
+    storage: value::Storage,
     place: Arc<Storage>,
 ) -> std::result::Result<Entry, String> {
-    let Tensor { offset, shape, strides, .. } = tensor;
-    if shape.len() != strides.len() || shape.len() > DIMENSIONS {
+    let (offset, stored) = (pickle.size(tensor.offset), pickle.size(storage.elements));
+    let (shape, strides) = (&pickle.sizes(tensor.shape), &pickle.sizes(tensor.strides));
+    if shape.len() != strides.len() {
         return Err(format!("has {} extents and {} strides", shape.len(), strides.len()));
     }
-    let end = end(*offset, shape, strides).filter(|&end| end <= storage.elements);
+    let end = end(offset, shape, strides).filter(|&end| end <= stored);
     let elements = shape.iter().try_fold(1_u64, |product, &extent| product.checked_mul(extent));
     let (Some(_), Some(_)) = (end, elements) else {
         return Err(format!(
-            "shape {shape:?} with strides {strides:?} from element {offset} on is not within the {} of its storage",
-            storage.elements
+            "shape {shape:?} with strides {strides:?} from element {offset} on is not within the {stored} of its \
+             storage"
         ));
     };
     let fits = |numbers: &[u64]| numbers.iter().map(|&n| usize::try_from(n)).collect();

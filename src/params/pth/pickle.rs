@@ -3,16 +3,19 @@
 //! A pickle is a program that builds values on a stack and may call anything that it can name. Here
 //! the names that PyTorch's state dicts need stand for data, no other name is taken, and there is
 //! nothing to be called. All values lie in one flat list and refer to each other by their place in it,
-//! so taking one from the memo copies nothing, and nesting of any depth needs no recursion.
+//! so taking one from the memo copies nothing, and nesting of any depth needs no recursion. Storages and
+//! tensors too refer to their parts, so that no operation takes more memory than a value and the places
+//! that were pushed for it.
 
 use std::collections::HashMap;
 
 use super::value::{Global, Id, Pickle, Storage, Tensor, Value};
+use crate::params::safetensors::DIMENSIONS;
 
 /// Most operations.
 const OPERATIONS: usize = 10_000_000;
 /// Most values on the stack, in the memo, and in all.
-const VALUES: usize = 1 << 20;
+const VALUES: usize = 1 << 19;
 
 /// A complaint, without its place.
 pub(super) type Result<T> = std::result::Result<T, String>;
@@ -183,7 +186,7 @@ impl<'p> Machine<'p> {
     fn pop_many(&mut self, count: usize) -> Result<Vec<Id>> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.len().checked_sub(count) {
-            Some(height) if height >= floor => Ok(self.stack.split_off(height)),
+            Some(height) if height >= floor => Ok(self.stack.drain(height..).collect()),
             _ => Err("takes values that are not on its stack".into()),
         }
     }
@@ -194,7 +197,7 @@ impl<'p> Machine<'p> {
 
     fn pop_mark(&mut self) -> Result<Vec<Id>> {
         let height = self.marks.pop().ok_or("takes a mark that is not there")?;
-        Ok(self.stack.split_off(height))
+        Ok(self.stack.drain(height..).collect())
     }
 
     /// The value on top, which stays.
@@ -305,8 +308,13 @@ impl<'p> Machine<'p> {
         }
     }
 
-    fn as_sizes(&self, id: Id) -> Result<Vec<u64>> {
-        self.as_tuple(id)?.iter().map(|&id| self.as_size(id)).collect()
+    /// Checks that the value is a shape or strides.
+    fn check_sizes(&self, id: Id) -> Result<()> {
+        let sizes = self.as_tuple(id)?;
+        if sizes.len() > DIMENSIONS {
+            return Err(format!("has a tensor of {} dimensions; at most {DIMENSIONS} are read", sizes.len()));
+        }
+        sizes.iter().try_for_each(|&size| self.as_size(size).map(drop))
     }
 
     /// ("storage", type, key, device, elements)
@@ -321,8 +329,9 @@ impl<'p> Machine<'p> {
         if self.as_text(kind)? != "storage" {
             return Err("refers to what is no storage".into());
         }
-        let storage = Storage { dtype, key: self.as_text(key)?, elements: self.as_size(elements)? };
-        self.push(Value::Storage(Box::new(storage)))
+        self.as_text(key)?;
+        self.as_size(elements)?;
+        self.push(Value::Storage(Storage { dtype, key, elements }))
     }
 
     /// What a call would give, of the calls that a state dict needs.
@@ -342,9 +351,10 @@ impl<'p> Machine<'p> {
                 if !matches!(self.get(storage), Value::Storage(_)) {
                     return Err("has a tensor without a storage".into());
                 }
-                let (shape, strides) = (self.as_sizes(shape)?, self.as_sizes(strides)?);
-                let tensor = Tensor { storage, offset: self.as_size(offset)?, shape, strides };
-                self.push(Value::Tensor(Box::new(tensor)))
+                self.check_sizes(shape)?;
+                self.check_sizes(strides)?;
+                self.as_size(offset)?;
+                self.push(Value::Tensor(Tensor { storage, offset, shape, strides }))
             }
             (Global::RebuildParameter, &[tensor, _, _]) if matches!(self.get(tensor), Value::Tensor(_)) => {
                 self.push_id(tensor)

@@ -23,23 +23,25 @@ pub(super) enum Value<'p> {
     List(Vec<Id>),
     Dict(Vec<[Id; 2]>),
     Global(Global),
-    Storage(Box<Storage<'p>>),
-    Tensor(Box<Tensor>),
+    Storage(Storage),
+    Tensor(Tensor),
 }
 
-/// A storage: `elements` numbers of `dtype` in the archive's entry `data/KEY`.
-pub(super) struct Storage<'p> {
+/// A storage: `elements` (an integer) numbers of `dtype` in the archive's entry `data/KEY` (a text).
+#[derive(Clone, Copy)]
+pub(super) struct Storage {
     pub(super) dtype: Dtype,
-    pub(super) key: &'p str,
-    pub(super) elements: u64,
+    pub(super) key: Id,
+    pub(super) elements: Id,
 }
 
-/// A view of a storage; offset and strides in elements.
+/// A view of a storage; offset (an integer) and strides (a tuple of them, as the shape) in elements.
+#[derive(Clone, Copy)]
 pub(super) struct Tensor {
     pub(super) storage: Id,
-    pub(super) offset: u64,
-    pub(super) shape: Vec<u64>,
-    pub(super) strides: Vec<u64>,
+    pub(super) offset: Id,
+    pub(super) shape: Id,
+    pub(super) strides: Id,
 }
 
 /// The names that a pickle may use, as data.
@@ -88,5 +90,29 @@ impl<'p> Pickle<'p> {
     /// The value at `id`.
     pub(super) fn get(&self, id: Id) -> &Value<'p> {
         &self.values[id as usize]
+    }
+
+    /// The text at `id`, if it is one.
+    pub(super) fn text(&self, id: Id) -> Option<&'p str> {
+        match *self.get(id) {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The number at `id`, one that was checked to be a size when it was read.
+    pub(super) fn size(&self, id: Id) -> u64 {
+        match *self.get(id) {
+            Value::Integer(number) => u64::try_from(number).expect("checked when it was read"),
+            _ => unreachable!("checked when it was read"),
+        }
+    }
+
+    /// The numbers of the tuple at `id`, checked to be one of sizes when it was read.
+    pub(super) fn sizes(&self, id: Id) -> Vec<u64> {
+        match self.get(id) {
+            Value::Tuple(items) => items.iter().map(|&item| self.size(item)).collect(),
+            _ => unreachable!("checked when it was read"),
+        }
     }
 }

@@ -22,6 +22,8 @@ pub(in crate::params) const DIMENSIONS: usize = 8;
 pub(in crate::params) const NAME_BYTES: usize = 512;
 /// Most free-form metadata, keys and values, in bytes: room for the names of a million images.
 pub(super) const METADATA_BYTES: usize = 32 << 20;
+/// Most keys of the metadata, each of which takes far more memory than the file's shortest.
+pub(super) const METADATA_KEYS: usize = 1 << 12;
 
 /// What a header says, checked against the length of its file.
 pub(super) struct Header {
@@ -223,6 +225,11 @@ impl<'de> Deserialize<'de> for Metadata {
                     }
                     if metadata.contains_key(&key) {
                         return Err(duplicate_key(&key));
+                    }
+                    if metadata.len() == METADATA_KEYS {
+                        return Err(de::Error::custom(format_args!(
+                            "more than {METADATA_KEYS} keys of metadata"
+                        )));
                     }
                     metadata.insert(key, value);
                 }

@@ -61,7 +61,7 @@ impl<'a> NewTensor<'a> {
 /// for, added.
 ///
 /// # Errors
-/// Fails if two tensors have one name, if there is more metadata than 32 MiB, if a dtype is not F32, F16
+/// Fails if two tensors have one name, if there is more metadata than 32 MiB or 4095 keys, if a dtype is not F32, F16
 /// or BF16, if a finite value does not fit its dtype, if a `fill` fails, or if the operating system
 /// refuses to write.
 pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<NewTensor<'_>>) -> Result<()> {
@@ -84,6 +84,13 @@ fn new_header(metadata: &BTreeMap<String, String>, tensors: &[NewTensor<'_>]) ->
         let limit = header::METADATA_BYTES;
         return Err(Error::usage(format!(
             "{metadata_bytes} bytes of metadata; at most {limit} are read again"
+        )));
+    }
+    if metadata.len() >= header::METADATA_KEYS {
+        let limit = header::METADATA_KEYS;
+        return Err(Error::usage(format!(
+            "{} keys of metadata; fewer than {limit} are read again",
+            metadata.len()
         )));
     }
     let mut format = Map::new();
