@@ -1,14 +1,15 @@
 //! The frozen image encoder: EVA-CLIP's pre-norm vision transformer, as BLIP-2 runs it (all blocks
 //! but the last of the original, no head), up to but not including its last norm.
 
+pub use super::block::VisionBlock;
+
 use crate::arena::Cursor;
 use crate::config::{Config, VisionConfig};
 use crate::device::{M, V};
 use crate::error::{Error, Result};
-use crate::layers::linear::Fused;
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::Linear;
 use crate::ops::Backend;
-use crate::ops::attention::{Attention, AttentionForward, Mask, PlacedSequences, Sequences, check_heads};
+use crate::ops::attention::{Sequences, check_heads};
 use crate::ops::embedding::EmbeddingForward;
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus};
@@ -32,23 +33,6 @@ pub struct Parameters<T> {
     pub blocks: Vec<VisionBlock<T>>,
 }
 
-/// One block: x + attention(norm1(x)), then x + mlp(norm2(x)).
-#[derive(Clone, Debug)]
-pub struct VisionBlock<T> {
-    /// [1, W]
-    pub norm1: LayerNorm<T>,
-    /// Queries, keys and values side by side [3·W, W]
-    pub qkv: Linear<T>,
-    /// [W, W]
-    pub projection: Linear<T>,
-    /// [1, W]
-    pub norm2: LayerNorm<T>,
-    /// [F, W]
-    pub fc1: Linear<T>,
-    /// [W, F]
-    pub fc2: Linear<T>,
-}
-
 impl Parameters<Spec> {
     /// `vision_model.*` but for `post_layernorm`.
     pub fn spec(config: &VisionConfig) -> Self {
@@ -70,21 +54,6 @@ impl Parameters<Spec> {
     }
 }
 
-impl VisionBlock<Spec> {
-    fn spec(config: &VisionConfig, index: usize) -> Self {
-        let (width, inner, epsilon) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
-        let name = |part: &str| format!("vision_model.encoder.layers.{index}.{part}");
-        Self {
-            norm1: LayerNorm::spec(&name("layer_norm1"), width, epsilon),
-            qkv: Linear::spec(&name("self_attn.qkv"), 3 * width, width),
-            projection: Linear::spec(&name("self_attn.projection"), width, width),
-            norm2: LayerNorm::spec(&name("layer_norm2"), width, epsilon),
-            fc1: Linear::spec(&name("mlp.fc1"), inner, width),
-            fc2: Linear::spec(&name("mlp.fc2"), width, inner),
-        }
-    }
-}
-
 impl<T> Tree<T> for Parameters<T> {
     type With<U> = Parameters<U>;
 
@@ -98,23 +67,8 @@ impl<T> Tree<T> for Parameters<T> {
     }
 }
 
-impl<T> Tree<T> for VisionBlock<T> {
-    type With<U> = VisionBlock<U>;
-
-    fn map<'t, U>(&'t self, leaf: &mut dyn FnMut(&'t T) -> U) -> VisionBlock<U> {
-        VisionBlock {
-            norm1: self.norm1.map(leaf),
-            qkv: self.qkv.map(leaf),
-            projection: self.projection.map(leaf),
-            norm2: self.norm2.map(leaf),
-            fc1: self.fc1.map(leaf),
-            fc2: self.fc2.map(leaf),
-        }
-    }
-}
-
 /// What the encoder works in.
-struct VisionActs<'a, B: Backend> {
+pub(super) struct VisionActs<'a, B: Backend> {
     /// [B·(N − 1), 3·patch²]
     patches: M<'a, B>,
     /// The class embedding, then all patches' embeddings [1 + B·(N − 1), W]
@@ -124,15 +78,15 @@ struct VisionActs<'a, B: Backend> {
     /// [1, B·N]: rows of the position table
     places: ViewMut<'a, B, u32>,
     /// The residual stream [B·N, W]: before and after a half of a block, in turns
-    x: [M<'a, B>; 2],
+    pub(super) x: [M<'a, B>; 2],
     /// [B·N, W]
-    normed: M<'a, B>,
+    pub(super) normed: M<'a, B>,
     /// [B·N, 3·W]
-    qkv: M<'a, B>,
+    pub(super) qkv: M<'a, B>,
     /// [B·N, W]
-    context: M<'a, B>,
+    pub(super) context: M<'a, B>,
     /// [B·N, F]
-    inner: M<'a, B>,
+    pub(super) inner: M<'a, B>,
 }
 
 impl<'a, B: Backend> VisionActs<'a, B> {
@@ -217,14 +171,15 @@ impl<B: Backend> VisionEncoder<B> {
     /// The same with parameters from anywhere.
     ///
     /// # Errors
-    /// Fails as the source does, if the heads of attention are too wide for the device, and if there is not
-    /// enough memory.
+    /// Fails as [`Config::validate`] and the source do, if the heads of attention are too wide for the device,
+    /// and if there is not enough memory.
     pub fn from_source(
         device: B,
         config: &Config,
         source: &dyn TensorSource,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        config.validate()?;
         check_heads::<B>("the image encoder", config.vision.head_dim())?;
         let weights = Weights::load(&device, &Parameters::spec(&config.vision), source, progress)?;
         Ok(Self { device, config: config.vision.clone(), weights, workspace: Workspace::default() })
@@ -250,7 +205,14 @@ impl<B: Backend> VisionEncoder<B> {
     /// # Errors
     /// Fails if there is not enough.
     pub fn reserve(&self, images: usize) -> Result<()> {
-        self.lease(&Sequences::uniform(images, self.config.image_tokens()), images).map(drop)
+        let tokens = self.config.image_tokens();
+        // Rows are counted in 32 bits.
+        if images.checked_mul(tokens).is_none_or(|rows| u32::try_from(rows).is_err()) {
+            return Err(Error::usage(format!(
+                "{images} images of {tokens} tokens are more than are encoded at a time; use a smaller batch"
+            )));
+        }
+        self.lease(&Sequences::uniform(images, tokens), images).map(drop)
     }
 
     /// Bytes that images are encoded in: as many as the most at a time took, which are kept.
@@ -356,41 +318,5 @@ impl<B: Backend> VisionEncoder<B> {
             }
         }
         patches
-    }
-}
-
-impl<B: Backend> VisionBlock<V<'_, B>> {
-    /// From `acts.x[0]` to `acts.x[0]`.
-    fn forward(
-        &self,
-        b: &B,
-        config: &VisionConfig,
-        sequences: PlacedSequences<'_, B>,
-        acts: &mut VisionActs<'_, B>,
-    ) -> Result<()> {
-        let (width, heads) = (config.hidden_size, config.num_attention_heads);
-        let scale = 1.0 / (config.head_dim() as f64).sqrt();
-        let [x, half] = &mut acts.x;
-        self.norm1.forward(b, x.view(), None, acts.normed.reborrow())?;
-        self.qkv.forward(b, acts.normed.view(), acts.qkv.reborrow())?;
-        let part = |i: usize| acts.qkv.view().columns(i * width..(i + 1) * width);
-        b.attention_forward(
-            Attention { sequences, heads, mask: Mask::None, scale, dropout: None },
-            AttentionForward {
-                q: part(0),
-                k: part(1),
-                v: part(2),
-                prefix: None,
-                out: acts.context.reborrow(),
-                lse: None,
-            },
-        )?;
-        let on_x = Fused { activation: None, residual: Some(x.view()), pre_activation: None };
-        self.projection.fused_forward(b, acts.context.view(), on_x, half.reborrow())?;
-        self.norm2.forward(b, half.view(), None, acts.normed.reborrow())?;
-        let activated = Fused { activation: Some(config.hidden_act), residual: None, pre_activation: None };
-        self.fc1.fused_forward(b, acts.normed.view(), activated, acts.inner.reborrow())?;
-        let on_half = Fused { activation: None, residual: Some(half.view()), pre_activation: None };
-        self.fc2.fused_forward(b, acts.inner.view(), on_half, x.reborrow())
     }
 }

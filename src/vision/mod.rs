@@ -1,5 +1,6 @@
 //! Images: from files to the pixel values the image encoder takes.
 
+mod block;
 mod decode;
 pub mod encoder;
 pub mod identity;
