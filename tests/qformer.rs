@@ -9,7 +9,7 @@ use qformer::config::{Activation, Config};
 use qformer::device::Real;
 use qformer::language::decoding::Decoding;
 use qformer::qformer::Abilities;
-use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer};
+use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer, VisionEncoder};
 use random::{RandomWeights, random};
 use reference::Reference;
 
@@ -272,6 +272,19 @@ fn of_no_images_and_of_no_texts_there_is_an_empty_answer() {
     let decoding = Decoding::default().within(20);
     assert_eq!(captioner.caption(&none, &decoding).unwrap(), Vec::<Vec<qformer::Caption>>::new());
     assert_eq!(captioner.caption_loss(&none, &[], &[]).unwrap(), []);
+}
+
+#[test]
+fn sizes_that_make_no_model_are_refused() {
+    let mut config = config(SHAPES[0]);
+    config.qformer.num_attention_heads = 0;
+    let abilities = Abilities { text: true, retrieval: true };
+    let model =
+        QFormer::from_source(Cpu::<f32>::new(), config.clone(), abilities, &RandomWeights, &mut |_, _| ());
+    let encoder = VisionEncoder::from_source(Cpu::<f32>::new(), &config, &RandomWeights, &mut |_, _| ());
+    for error in [model.err().unwrap(), encoder.err().unwrap()] {
+        assert!(error.to_string().contains("qformer_config.num_attention_heads is 0"), "{error}");
+    }
 }
 
 #[test]

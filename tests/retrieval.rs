@@ -123,6 +123,10 @@ fn of_no_photographs_there_is_no_output() {
     let encoder = VisionEncoder::load(Cpu::<f32>::new(), golden().join("model")).unwrap();
     let none = encoder.encode(&HostTensor::new(&[0, 3, 56, 56], Vec::new()).unwrap()).unwrap();
     assert_eq!(none.shape(), [0, 17, 64]);
+    for images in [usize::MAX, 1 << 40] {
+        let error = encoder.reserve(images).unwrap_err().to_string();
+        assert!(error.contains(&images.to_string()) && error.contains("smaller batch"), "{error}");
+    }
     let model = QFormer::load(Cpu::<f32>::new(), golden().join("model")).unwrap();
     assert_eq!(model.encode_image(&none).unwrap().query_output.shape(), [0, 8, 128]);
     for shape in [&[1, 3, 56, 55][..], &[1, 1, 56, 56], &[3, 56, 56], &[]] {

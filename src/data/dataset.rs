@@ -134,6 +134,9 @@ impl Dataset {
 
     /// What the data set calls an image: its path as it stands there, `shard.tar/entry`, or, of features
     /// whose captions name no image, `features.safetensors row 3`.
+    ///
+    /// # Panics
+    /// Panics if the data set has no such image.
     pub fn name(&self, image: usize) -> String {
         match &self.images {
             Images::Files { names, .. } => names.get(image).to_owned(),

@@ -115,6 +115,7 @@ impl<B: Backend> Captioner<B> {
     }
 
     /// Captions for each image of `vision_output` [I, N, W], before its last norm; the best first.
+    /// [`Decoding::load`] tells how the checkpoint means them to be found.
     ///
     /// # Errors
     /// Fails if the features are not of this model's shape, if the decoding is not valid or asks for

@@ -107,8 +107,8 @@ impl<B: Backend> QFormer<B> {
     /// The same with parameters from anywhere.
     ///
     /// # Errors
-    /// Fails as the source does, if the heads of attention are too wide for the device, and if there is not
-    /// enough memory.
+    /// Fails as [`Config::validate`] and the source do, if the heads of attention are too wide for the device,
+    /// and if there is not enough memory.
     pub fn from_source(
         device: B,
         config: Config,
@@ -116,6 +116,7 @@ impl<B: Backend> QFormer<B> {
         source: &dyn TensorSource,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        config.validate()?;
         check_heads::<B>("the Q-Former", config.qformer.head_dim())?;
         let specs = Parameters::spec(&config, abilities);
         let weights = Weights::load(&device, &specs, source, progress)?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! RUN/checkpoints/step-00000100/
-//!   config.json, processor and tokenizer files
+//!   config.json, generation_config.json, processor and tokenizer files
 //!   README.md                the model card
 //!   model.safetensors        trained tensors that transformers knows; model-00001-of-00002.safetensors where
 //!                            an image encoder belongs to the run, which then is the second shard

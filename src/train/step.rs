@@ -42,6 +42,7 @@ impl<B: Backend> Stage1<B> {
     /// Fails if the model cannot be trained with these options or on this device, as the source does, and if
     /// there is not enough memory.
     pub fn new(device: B, config: Config, options: Stage1Options, source: &dyn TensorSource) -> Result<Self> {
+        config.validate()?;
         options.check(&config)?;
         check_heads::<B>("the Q-Former", config.qformer.head_dim())?;
         let spec = Stage1Parameters::spec(&config, options.matching);

@@ -78,14 +78,15 @@ impl<B: Backend> VisionEncoder<B> {
     /// The same with parameters from anywhere.
     ///
     /// # Errors
-    /// Fails as the source does, if the heads of attention are too wide for the device, and if there is not
-    /// enough memory.
+    /// Fails as [`Config::validate`] and the source do, if the heads of attention are too wide for the device,
+    /// and if there is not enough memory.
     pub fn from_source(
         device: B,
         config: &Config,
         source: &dyn TensorSource,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        config.validate()?;
         check_heads::<B>("the image encoder", config.vision.head_dim())?;
         let weights = Weights::load(&device, &Parameters::spec(&config.vision), source, progress)?;
         Ok(Self { device, config: config.vision.clone(), weights, workspace: Workspace::default() })
@@ -111,6 +112,13 @@ impl<B: Backend> VisionEncoder<B> {
     /// # Errors
     /// Fails if there is not enough.
     pub fn reserve(&self, images: usize) -> Result<()> {
+        let tokens = self.config.image_tokens();
+        // Rows are counted in 32 bits.
+        if images.checked_mul(tokens).is_none_or(|rows| u32::try_from(rows).is_err()) {
+            return Err(Error::usage(format!(
+                "{images} images of {tokens} tokens are more than are encoded at a time; use a smaller batch"
+            )));
+        }
         self.workspace.reserve(&self.device, &self.config, &VisionPass { images })
     }
 

@@ -122,8 +122,7 @@ pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(Model<'_>) -> Result<R>
     let open = Checkpoint::open(folder)?;
     let source = NamedCheckpoint::new(&open)?;
     let decoding = Decoding::load(folder, config.qformer.max_position_embeddings)?;
-    let model = model(&config, images::processor_or_blip2(folder, &config)?, folder, &decoding, &source)?;
-    take(Model { has_encoder: encoder::is_in(&source), ..model })
+    take(model(&config, images::processor_or_blip2(folder, &config)?, folder, &decoding, &source)?)
 }
 
 fn model<'a>(
