@@ -35,6 +35,7 @@ mod card;
 mod checkpoint;
 mod contrastive;
 pub mod curves;
+mod lock;
 mod matching;
 mod memory;
 mod metrics;
@@ -57,7 +58,7 @@ mod trunk;
 mod weights;
 
 pub use batch::Batch;
-pub use checkpoint::{Saved, State};
+pub use checkpoint::{FileSum, Saved, State};
 pub use memory::{MemoryPlan, StepSize};
 pub use metrics::Record;
 pub use model::{Companions, Model};
