@@ -40,6 +40,18 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
     Ok((file, metadata.len()))
 }
 
+/// [`open`] of a file that has to lie where `path` says: a symbolic link would make a folder that somebody else
+/// wrote reach files outside it.
+///
+/// # Errors
+/// Fails as [`open`] does, and if `path` is a symbolic link.
+pub(crate) fn open_own(path: &Path) -> Result<(File, u64)> {
+    if path.is_symlink() {
+        return Err(Error::input(path, "is a symbolic link; put the file itself there"));
+    }
+    open(path)
+}
+
 /// Whether there is anything at `path`, be it a symbolic link to nothing: opening that, unlike taking
 /// the file for absent, tells what is wrong.
 pub(crate) fn exists(path: &Path) -> bool {
@@ -51,6 +63,16 @@ pub(crate) fn exists(path: &Path) -> bool {
 /// # Errors
 /// Fails as [`open`] does, and if the file is larger or is not UTF-8.
 pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_bytes(path, limit)?).map_err(|error| {
+        Error::input(path, format_args!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+    })
+}
+
+/// Reads a file of at most `limit` bytes.
+///
+/// # Errors
+/// Fails as [`open`] does, and if the file is larger.
+pub(crate) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let (file, length) = open(path)?;
     let mut bytes = Vec::new();
     // One byte past the limit tells a file that grew after its length was taken.
@@ -59,9 +81,7 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     if length > limit {
         return Err(Error::input(path, format_args!("{length} bytes long; at most {limit} are read")));
     }
-    String::from_utf8(bytes).map_err(|error| {
-        Error::input(path, format_args!("not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
-    })
+    Ok(bytes)
 }
 
 /// Parses JSON as [`serde_json`] does, but refuses an object that holds a key twice (where readers

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
 use super::text_list::TextList;
 use crate::error::{Error, Result};
 use crate::input::printable;
@@ -14,6 +16,9 @@ pub const VISION_OUTPUT: &str = "vision_output";
 pub const ENCODER: &str = "encoder";
 /// Key of the metadata that holds the images' names, a JSON array.
 pub const NAMES: &str = "images";
+
+/// Values of an image's features that its sample has, which lie side by side.
+const SAMPLE: usize = 32;
 
 /// Feature files, read as one.
 #[derive(Debug)]
@@ -126,6 +131,31 @@ impl Features {
             }
         }
         Ok(())
+    }
+
+    /// The checksum `names` of names and captions, continued by a sample of every image's features.
+    pub(super) fn fingerprint(&self, names: u32) -> Result<u32> {
+        let samples: Vec<u32> =
+            (0..self.images()).into_par_iter().map(|image| self.sample(image)).collect::<Result<_>>()?;
+        let mut hasher = crc32fast::Hasher::new_with_initial(names);
+        samples.iter().for_each(|sample| hasher.update(&sample.to_le_bytes()));
+        Ok(hasher.finalize())
+    }
+
+    /// A checksum of some values of an image's features, at a place of its own.
+    fn sample(&self, image: usize) -> Result<u32> {
+        let (shard, row) = self.place(image);
+        let elements = self.tokens * self.width;
+        let parts = elements.div_ceil(SAMPLE);
+        // Neighbours are far from each other, as multiples of the golden ratio are.
+        let part = ((image as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % parts;
+        let first = row * elements + part * SAMPLE;
+        let range = first..(first + SAMPLE).min((row + 1) * elements);
+        let mut hasher = crc32fast::Hasher::new();
+        shard.read_f32_range(VISION_OUTPUT, range, |_, block| {
+            block.iter().for_each(|value| hasher.update(&value.to_le_bytes()));
+        })?;
+        Ok(hasher.finalize())
     }
 
     /// Appends an image's features [N, W] to `values`.

@@ -18,6 +18,9 @@ use crate::vision::image::ImageProcessor;
 /// Batches that wait for the step.
 const AHEAD: usize = 2;
 
+/// The last epoch that a run can begin in; from there on, sums of epochs and examples are still in range.
+const MAX_EPOCH: u64 = u32::MAX as u64;
+
 /// How batches are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoaderOptions {
@@ -92,6 +95,12 @@ impl Loader {
             return Err(Error::value(format!(
                 "the run stands at example {} of an epoch, but the data set has {count}; it is another",
                 from.example
+            )));
+        }
+        if from.epoch > MAX_EPOCH {
+            return Err(Error::value(format!(
+                "the run stands in epoch {}; none gets beyond {MAX_EPOCH}",
+                from.epoch
             )));
         }
         if options.batch_size == 0 || options.text_length < 3 {

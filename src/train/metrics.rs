@@ -2,15 +2,22 @@
 
 use super::Losses;
 use crate::error::{Error, Result};
-use crate::output::write_atomically;
+use crate::input;
+use crate::output::{counted, path_aside, write_atomically};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Name of the file.
 pub(super) const FILE_NAME: &str = "metrics.jsonl";
+
+/// Longest line of the file that is read, in bytes.
+const LINE_BYTES: u64 = 1 << 20;
+/// What the name of a file begins with that had lines which cannot be read.
+const DAMAGED: &str = "damaged-";
 
 /// What a step found out.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,17 +89,16 @@ pub(super) struct Metrics {
 
 impl Metrics {
     /// Opens the file at `path` of a run that goes on after step `saved`, or that begins. Of a file that is
-    /// there, what was written later goes: those steps are done again.
-    pub(super) fn open(path: PathBuf, saved: Option<usize>) -> Result<Self> {
-        let cannot_write = |error| Error::io(&path, "write", error);
-        let history = match saved {
-            Some(step) if path.exists() => rewind(&path, step)?,
-            _ => {
-                File::create(&path).map_err(cannot_write)?;
-                Vec::new()
-            }
-        };
-        let file = OpenOptions::new().append(true).open(&path).map_err(cannot_write)?;
+    /// there, what was written later goes: those steps are done again. Where lines are damaged, `warn` is told
+    /// by what name the file stays as it was.
+    ///
+    /// # Errors
+    /// Fails if the run begins though the file tells of a checkpoint, if it is not a file of the run's own, and if it
+    /// cannot be read or written.
+    pub(super) fn open(path: PathBuf, saved: Option<usize>, warn: &mut dyn FnMut(String)) -> Result<Self> {
+        let history = if input::exists(&path) { rewind(&path, saved, warn)? } else { Vec::new() };
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        let file = file.map_err(|error| Error::io(&path, "write", error))?;
         Ok(Self { path, file, history })
     }
 
@@ -109,27 +115,66 @@ impl Metrics {
     }
 }
 
-/// Removes from the file the lines after step `step`, and a last one that is torn; returns what the others
-/// say of steps.
-fn rewind(path: &Path, step: usize) -> Result<Vec<Record>> {
-    let text = fs::read(path).map_err(|error| Error::io(path, "read", error))?;
+/// Removes from the file the lines after step `saved`, all if there is none, and what is damaged; returns what the
+/// others say of steps.
+fn rewind(path: &Path, saved: Option<usize>, warn: &mut dyn FnMut(String)) -> Result<Vec<Record>> {
+    let cannot_read = |error| Error::io(path, "read", error);
+    let (file, length) = input::open_own(path)?;
+    let mut lines = BufReader::new(file.take(length));
     let mut history = Vec::new();
-    let mut kept = Vec::new();
-    for line in text.split_inclusive(|&byte| byte == b'\n') {
-        let Ok(json) = serde_json::from_slice::<Value>(line) else { continue };
-        let is_later = json["step"].as_u64().is_some_and(|of| of > step as u64);
-        if is_later || !line.ends_with(b"\n") {
-            continue;
+    let (mut kept, mut damaged): (Vec<Range<u64>>, usize) = (Vec::new(), 0);
+    let (mut begin, mut line) = (0, Vec::new());
+    while begin < length {
+        line.clear();
+        let read = lines.by_ref().take(LINE_BYTES).read_until(b'\n', &mut line).map_err(cannot_read)?;
+        let end = begin + read as u64;
+        if read == 0 || (end == length && !line.ends_with(b"\n")) {
+            // The last line of a run that was killed.
+            break;
         }
-        if json["event"] == "train_step" {
-            history.extend(serde_json::from_value::<Record>(json));
+        match serde_json::from_slice::<Value>(&line) {
+            Err(_) => damaged += 1,
+            Ok(json) => {
+                if saved.is_none() && json["event"] == "checkpoint" {
+                    return Err(Error::input(path, checkpoints_lost(&json)));
+                }
+                if saved.is_some_and(|saved| json["step"].as_u64().is_none_or(|step| step <= saved as u64)) {
+                    if json["event"] == "train_step" {
+                        history.extend(serde_json::from_value::<Record>(json));
+                    }
+                    match kept.last_mut() {
+                        Some(last) if last.end == begin => last.end = end,
+                        _ => kept.push(begin..end),
+                    }
+                }
+            }
         }
-        kept.extend_from_slice(line);
+        begin = end;
     }
-    if kept != text {
-        write_atomically(path, |file| {
-            file.write_all(&kept).map_err(|error| Error::io(path, "write", error))
+    if damaged > 0 {
+        let aside = path_aside(path, DAMAGED);
+        let put_aside = fs::hard_link(path, &aside).or_else(|_| fs::copy(path, &aside).map(drop));
+        put_aside.map_err(|error| Error::io(&aside, "write", error))?;
+        let (damaged, aside) = (counted(damaged, "line"), aside.file_name().unwrap_or_default().display());
+        warn(format!("{}: left out {damaged} that cannot be read; {aside} is as it was", path.display()));
+    }
+    if kept.iter().map(|range| range.end - range.start).sum::<u64>() != length {
+        let mut file = lines.into_inner().into_inner();
+        write_atomically(path, |new| {
+            kept.into_iter().try_for_each(|Range { start, end }| {
+                file.seek(SeekFrom::Start(start)).map_err(cannot_read)?;
+                let copied = std::io::copy(&mut (&file).take(end - start), new);
+                copied.map(drop).map_err(|error| Error::io(path, "write", error))
+            })
         })?;
     }
     Ok(history)
+}
+
+fn checkpoints_lost(event: &Value) -> String {
+    format!(
+        "tells of the checkpoint after step {}, but the run's checkpoints are gone; put them back, or begin another run in \
+         another folder",
+        event["step"]
+    )
 }

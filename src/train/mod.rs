@@ -35,6 +35,7 @@ mod card;
 mod checkpoint;
 mod contrastive;
 pub mod curves;
+mod lock;
 mod matching;
 mod memory;
 mod metrics;
@@ -55,7 +56,7 @@ mod trainer;
 mod weights;
 
 pub use batch::Batch;
-pub use checkpoint::{Saved, State};
+pub use checkpoint::{FileSum, Saved, State};
 pub use memory::{MemoryPlan, StepSize};
 pub use metrics::Record;
 pub use model::{Companions, Model};

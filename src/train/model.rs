@@ -2,15 +2,18 @@
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::input;
 use crate::language::decoding::Decoding;
 use crate::output::write_atomically;
 use crate::params::TensorSource;
 use crate::tokenizer::{self, Tokenizer};
 use crate::vision::image::ImageProcessor;
 use serde_json::{Value, json};
-use std::fs;
 use std::io::Write;
 use std::path::Path;
+
+/// Longest file of a tokenizer that is taken over, in bytes; the tokenizer itself reads no longer ones.
+const FILE_BYTES: u64 = 32 << 20;
 
 /// What is trained: from a checkpoint's folder, from random numbers, or from a run's checkpoint.
 pub struct Model<'a> {
@@ -65,8 +68,7 @@ impl Companions {
             let Some(path) = tokenizer.map(|folder| folder.join(name)).filter(|path| path.exists()) else {
                 continue;
             };
-            let bytes = fs::read(&path).map_err(|error| Error::io(&path, "read", error))?;
-            files.push((name.to_owned(), bytes));
+            files.push((name.to_owned(), input::read_bytes(&path, FILE_BYTES)?));
         }
         if let Some(settings) = tokenizer.map(Tokenizer::completed_settings).transpose()?.flatten() {
             files.retain(|(name, _)| name != tokenizer::CONFIG_FILE_NAME);

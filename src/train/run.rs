@@ -1,61 +1,66 @@
 //! A run's folder.
 
 use super::checkpoint::{self, Saved};
+use super::lock::{self, Lock};
 use super::metrics;
 use crate::error::{Error, Result};
 use crate::input;
-use crate::output::write_atomically;
+use crate::output::{create_folder, folder_of, remove_abandoned, synchronise, write_atomically};
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Name of the file with a run's settings.
 const CONFIG_FILE_NAME: &str = "config.toml";
 
-/// What a file that is being written is called until it is whole ([`write_atomically`]).
-const PARTIAL: &str = ".qformer-";
 /// Largest file of settings read, in bytes.
 const CONFIG_BYTES: u64 = 1 << 20;
 
-/// A run's folder: `config.toml`, `metrics.jsonl`, `curves.svg` and `checkpoints`.
-#[derive(Debug)]
+/// A run's folder: `config.toml`, `metrics.jsonl`, `curves.svg` and `checkpoints`. As long as there is a clone of this
+/// value, no other process can train in the folder.
+#[derive(Clone, Debug)]
 pub struct Run {
     folder: PathBuf,
     /// Where it computes, if its settings say so.
     device: Option<String>,
     saved: Option<Saved>,
+    /// Whether this process began it.
+    is_new: bool,
+    _lock: Arc<Lock>,
 }
 
 impl Run {
     /// A new run in `folder`, which is made if it is not there; `config` becomes its `config.toml`.
     ///
     /// # Errors
-    /// Fails if the folder holds anything or cannot be written to.
+    /// Fails if the folder holds anything, if another process is training in it, or if it cannot be written to.
     pub fn create(folder: &Path, config: &toml::Table) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(|error| Error::io(folder, "create", error))?;
-        remove_partial(folder)?;
-        let mut entries = folder.read_dir().map_err(|error| Error::io(folder, "list", error))?;
-        if entries.next().is_some() {
-            return Err(Error::usage(format!(
-                "{} is not empty; give another --output, or --resume to continue the run in it",
-                folder.display()
-            )));
-        }
+        create_folder(folder)?;
+        remove_abandoned(folder);
+        // Once more with the lock: another process may have begun a run meanwhile.
+        expect_empty(folder)?;
+        let lock = Lock::take(folder)?;
+        expect_empty(folder)?;
         let path = folder.join(CONFIG_FILE_NAME);
         write_atomically(&path, |file| {
             file.write_all(config.to_string().as_bytes()).map_err(|error| Error::io(&path, "write", error))
         })?;
-        Ok(Self { folder: folder.to_owned(), device: device_of(config), saved: None })
+        let (folder, device) = (folder.to_owned(), device_of(config));
+        Ok(Self { folder, device, saved: None, is_new: true, _lock: Arc::new(lock) })
     }
 
-    /// Takes back the run in `folder` that could not begin, so that another can.
+    /// Takes back a run that could not begin, so that another can; one that was reopened stays as it is.
     ///
     /// # Errors
     /// Fails if the operating system refuses to remove its files.
-    pub fn discard(folder: &Path) -> Result<()> {
-        remove_partial(folder)?;
-        for name in [CONFIG_FILE_NAME, metrics::FILE_NAME, checkpoint::ENCODER_FILE_NAME] {
-            let path = folder.join(name);
+    pub fn discard(self) -> Result<()> {
+        if !self.is_new {
+            return Ok(());
+        }
+        // The lock is held until all else is gone.
+        for name in [metrics::FILE_NAME, checkpoint::ENCODER_FILE_NAME, CONFIG_FILE_NAME, lock::FILE_NAME] {
+            let path = self.folder.join(name);
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(Error::io(&path, "remove", error));
@@ -83,15 +88,20 @@ impl Run {
         })
     }
 
-    /// The run that was begun in `folder`, with its newest whole checkpoint; `warn` is told of newer ones
-    /// that are not whole.
+    /// The run that was begun in `folder`, with its newest whole checkpoint; those that are not whole are put
+    /// aside, and `warn` is told.
     ///
     /// # Errors
-    /// Fails if there are checkpoints and none is whole.
+    /// Fails if another process is training in the folder, if there are checkpoints and none is whole, and if there
+    /// are files in the newest that do not belong to it.
     pub fn reopen(folder: &Path, warn: &mut dyn FnMut(String)) -> Result<Self> {
-        remove_partial(folder)?;
+        let lock = Lock::take(folder)?;
+        remove_abandoned(folder);
+        // Whoever began it may have been stopped before this.
+        synchronise(folder_of(folder))?;
         let device = device_of(&Self::config(folder)?);
-        Ok(Self { folder: folder.to_owned(), device, saved: checkpoint::newest(folder, warn)? })
+        let saved = checkpoint::newest(folder, warn)?;
+        Ok(Self { folder: folder.to_owned(), device, saved, is_new: false, _lock: Arc::new(lock) })
     }
 
     /// Where it is.
@@ -114,13 +124,23 @@ fn device_of(config: &toml::Table) -> Option<String> {
     config.get("device").and_then(toml::Value::as_str).map(str::to_owned)
 }
 
-/// Removes what writing left that was interrupted.
-fn remove_partial(folder: &Path) -> Result<()> {
-    for entry in folder.read_dir().map_err(|error| Error::io(folder, "list", error))? {
-        let path = entry.map_err(|error| Error::io(folder, "list", error))?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PARTIAL)) {
-            fs::remove_file(&path).map_err(|error| Error::io(&path, "remove", error))?;
-        }
+/// Refuses a folder that holds anything but the lock.
+fn expect_empty(folder: &Path) -> Result<()> {
+    let failed = |error| Error::io(folder, "list", error);
+    let entries = folder.read_dir().map_err(failed)?.collect::<std::io::Result<Vec<_>>>().map_err(failed)?;
+    if entries.iter().all(|entry| entry.file_name() == lock::FILE_NAME) {
+        return Ok(());
     }
-    Ok(())
+    let shown = folder.display();
+    Err(match (Run::exists(folder), folder.join(checkpoint::FOLDER_NAME).exists()) {
+        (true, _) => Error::usage(format!(
+            "{shown} is not empty; give another --output, or --resume to continue the run in it"
+        )),
+        (false, true) => Error::usage(format!(
+            "{shown} has checkpoints, but {CONFIG_FILE_NAME} with the run's settings is gone; put it back and --resume, or \
+             begin another run from a checkpoint by --model {shown}/{}/latest and another --output",
+            checkpoint::FOLDER_NAME
+        )),
+        (false, false) => Error::usage(format!("{shown} is not empty; give another --output")),
+    })
 }

@@ -131,7 +131,7 @@ impl Settings {
         if let Some((flag, value)) = counts.iter().find(|(_, value)| *value == 0) {
             return fail(flag, value, "it has to be 1 or more");
         }
-        if self.batch_size * self.accum_freq < 2 {
+        if self.batch_size.saturating_mul(self.accum_freq) < 2 {
             let allowed = "ITC and ITM compare examples, so a step takes 2 or more";
             return fail("batch-size", &self.batch_size, allowed);
         }

@@ -1,7 +1,7 @@
 //! A run of stage 1: data to steps, steps to a folder.
 
 use super::card::model_card;
-use super::checkpoint::{self, Frozen, Moments, State, Tensors};
+use super::checkpoint::{self, Frozen, Moments, Saved, State, Tensors};
 use super::metrics::{self, Line, Metrics, Record};
 use super::model::{Companions, Model};
 use super::run::Run;
@@ -44,8 +44,10 @@ pub struct Trainer<B: Backend> {
     companions: Companions,
     /// Tensors that transformers knows.
     known: BTreeSet<String>,
-    folder: PathBuf,
+    run: Run,
     metrics: Metrics,
+    /// What there is to know before the first step.
+    warnings: Vec<String>,
     /// Steps done.
     step: usize,
     /// Where the next step's data begin.
@@ -129,14 +131,12 @@ impl<B: Backend + Clone> Trainer<B> {
             image_tokens: config.image_tokens(),
             text_tokens: settings.text_length,
         })?;
-        let fingerprint = dataset.fingerprint();
-        let state = run.saved().map(|saved| &saved.state);
-        if state.is_some_and(|state| state.dataset != fingerprint) {
-            return Err(Error::value(
-                "the data set is not the one that the run was begun with: its names or captions differ; restore it, or begin another run",
-            ));
+        let fingerprint = dataset.fingerprint()?;
+        if let Some(saved) = run.saved() {
+            expect_same(saved, &settings, &dataset, fingerprint)?;
         }
-        let State { global_step: step, position, unreadable, .. } = state.cloned().unwrap_or_default();
+        let state = run.saved().map(|saved| saved.state.clone());
+        let State { global_step: step, position, unreadable, .. } = state.unwrap_or_default();
         let options = LoaderOptions {
             batch_size: settings.batch_size,
             order: settings.order,
@@ -150,7 +150,9 @@ impl<B: Backend + Clone> Trainer<B> {
         let loader = Loader::start(dataset, (processor, tokenizer), options, position, &unreadable)?;
         let known = part_names(&Parameters::spec(&config, Abilities { text: true, retrieval: true }));
         let saved = run.saved().map(|saved| saved.state.global_step);
-        let metrics = Metrics::open(run.folder().join(metrics::FILE_NAME), saved)?;
+        let mut warnings = Vec::new();
+        let path = run.folder().join(metrics::FILE_NAME);
+        let metrics = Metrics::open(path, saved, &mut |warning| warnings.push(warning))?;
         let mut trainer = Self {
             device,
             config,
@@ -162,26 +164,27 @@ impl<B: Backend + Clone> Trainer<B> {
             fingerprint,
             companions,
             known,
-            folder: run.folder().to_owned(),
+            run,
             metrics,
+            warnings,
             step,
             position,
             unreadable,
             saved: None,
             since: (step, Instant::now()),
         };
-        if let Some(saved) = run.saved() {
+        if let Some(saved) = trainer.run.saved() {
             let moments = Moments::open(&saved.folder)?;
             trainer.stage1.weights_mut().load_moments(&trainer.device, &moments)?;
             trainer.saved = Some((step, saved.folder.clone()));
         }
-        let event = if run.saved().is_some() { "run_resume" } else { "run_start" };
+        let event = if saved.is_some() { "run_resume" } else { "run_start" };
         trainer.metrics.write(&json!({
             "event": event,
             "schema": 1,
             "version": env!("CARGO_PKG_VERSION"),
             "params": trainer.stage1.weights().count(),
-            "device": run.device(),
+            "device": trainer.run.device(),
             "world_size": 1,
             "captions": captions,
             "step": step,
@@ -211,7 +214,7 @@ impl<B: Backend + Clone> Trainer<B> {
             norm = self.device.enter(|| self.stage1.update(self.settings.adamw(), rate, step))?;
         }
         if !norm.is_finite() {
-            let path = non_finite::write_batch(&self.folder, step, &batches, &names)?;
+            let path = non_finite::write_batch(self.run.folder(), step, &batches, &names)?;
             self.metrics
                 .write(&json!({ "event": "non_finite", "step": step, "batch": path.to_string_lossy() }))?;
             self.metrics.synchronise()?;
@@ -264,15 +267,18 @@ impl<B: Backend + Clone> Trainer<B> {
         Ok(read)
     }
 
-    /// Writes a checkpoint and the curves; returns the checkpoint's folder.
+    /// Writes a checkpoint and the curves, unless there is one of this step; returns the checkpoint's folder.
     ///
     /// # Errors
     /// Fails if the operating system refuses to write; the earlier checkpoints stay.
     pub fn save(&mut self) -> Result<PathBuf> {
+        if let Some((_, path)) = self.saved.as_ref().filter(|(step, _)| *step == self.step) {
+            return Ok(path.clone());
+        }
         let seed = self.settings.seed;
-        let (position, dataset, checksums) = (self.position, self.fingerprint, BTreeMap::new());
+        let (position, dataset, files) = (self.position, self.fingerprint, BTreeMap::new());
         let unreadable = self.unreadable.clone();
-        let state = State { global_step: self.step, position, seed, dataset, unreadable, checksums };
+        let state = State { global_step: self.step, position, seed, dataset, unreadable, files };
         let (weights, device) = (self.stage1.weights(), &self.device);
         let tensors = Tensors {
             model: weights.tensors(device, |name| self.known.contains(name)),
@@ -283,7 +289,7 @@ impl<B: Backend + Clone> Trainer<B> {
         self.metrics.synchronise()?;
         let card = model_card(&self.settings, self.step, self.metrics.history.last(), tensors.frozen);
         let saved = checkpoint::save(
-            &self.folder,
+            self.run.folder(),
             state,
             (&self.config, &self.companions, &card),
             tensors,
@@ -301,8 +307,9 @@ impl<B: Backend + Clone> Trainer<B> {
     }
 
     fn draw(&self) -> Result<()> {
-        let path = self.folder.join(CURVES_FILE_NAME);
-        let title = self.folder.file_name().unwrap_or_default().to_string_lossy();
+        let folder = self.run.folder();
+        let path = folder.join(CURVES_FILE_NAME);
+        let title = folder.file_name().unwrap_or_default().to_string_lossy();
         let svg = curves::svg(&title, self.settings.steps, &self.metrics.history);
         write_atomically(&path, |file| {
             file.write_all(svg.as_bytes()).map_err(|error| Error::io(&path, "write", error))
@@ -310,7 +317,8 @@ impl<B: Backend + Clone> Trainer<B> {
     }
 
     /// Does all steps that are left, with a checkpoint every so often and after the last; `watch` is shown
-    /// every step. Ends early with a checkpoint once `stop` is set.
+    /// every step. Ends early with a checkpoint once `stop` is set. Where nothing is left to do, what
+    /// [`Settings::keep`] does not keep is removed.
     ///
     /// # Errors
     /// As [`Self::step`] and [`Self::save`].
@@ -328,9 +336,7 @@ impl<B: Backend + Clone> Trainer<B> {
                 self.save()?;
             }
         };
-        if self.saved.as_ref().is_none_or(|(step, _)| *step != self.step) {
-            self.save()?;
-        }
+        checkpoint::tidy(&self.save()?, self.settings.keep)?;
         let reason = if ending == Ending::Done { "done" } else { "stopped" };
         self.metrics.write(&json!({
             "event": "run_end",
@@ -339,6 +345,11 @@ impl<B: Backend + Clone> Trainer<B> {
             "bad_samples": self.bad_samples(),
         }))?;
         Ok(ending)
+    }
+
+    /// What there is to know before the first step: what was damaged, and is left out.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Bytes of the device's memory by purpose, of which there is no more in any step.
@@ -370,4 +381,32 @@ impl<B: Backend + Clone> Trainer<B> {
     pub fn saved(&self) -> Option<&std::path::Path> {
         self.saved.as_ref().map(|(_, path)| &**path)
     }
+}
+
+/// Refuses to go on from `saved` with other data or another seed, and from a place where the run cannot have been.
+fn expect_same(saved: &Saved, settings: &Settings, dataset: &Dataset, fingerprint: u32) -> Result<()> {
+    let State { global_step, position, seed, dataset: begun_with, .. } = saved.state;
+    if begun_with != fingerprint {
+        return Err(Error::value(
+            "the data set is not the one that the run was begun with: its names, captions or features differ; restore \
+             it, or begin another run",
+        ));
+    }
+    let wrong = |what: String| Err(Error::input(&saved.folder, what));
+    if seed != settings.seed {
+        return wrong(format!("is of a run with seed {seed}, but config.toml has {}", settings.seed));
+    }
+    if global_step > settings.steps {
+        return wrong(format!("is after step {global_step} of a run that has {}", settings.steps));
+    }
+    // More may have been met than learnt from, if some cannot be read.
+    let learnt = global_step as u128 * settings.batch_size as u128 * settings.accum_freq as u128;
+    let met = u128::from(position.epoch) * dataset.captions().len() as u128 + u128::from(position.example);
+    if met < learnt {
+        let Position { epoch, example } = position;
+        return wrong(format!(
+            "{global_step} steps have {learnt} examples, more than there are until position {example} of epoch {epoch}"
+        ));
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use crate::spool::Spool;
 use clap::Args;
 use qformer::data::{Dataset, ENCODER, NAMES, VISION_OUTPUT};
 use qformer::ops::Backend;
-use qformer::output::{counted, write_atomically};
+use qformer::output::{counted, create_folder, remove_abandoned, write_atomically};
 use qformer::params::safetensors::{self, Checkpoint, Dtype};
 use qformer::tensor::HostTensor;
 use qformer::train::MAX_BAD_SAMPLES;
@@ -20,7 +20,6 @@ use qformer::{Config, Error, ImageProcessor, Result, VisionEncoder};
 use rayon::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -133,10 +132,11 @@ impl<'a> Shards<'a> {
     /// encoder.
     fn claim(arguments: &'a Arguments, dataset: &'a Dataset, encoder: String) -> Result<Self> {
         let (folder, size) = (&*arguments.output, arguments.shard_size.get());
-        let fingerprint = dataset.fingerprint();
+        let fingerprint = dataset.fingerprint()?;
         let cut = format!("{} images, crc32:{fingerprint:08x}, {size} a shard", dataset.images());
         let marks = BTreeMap::from([(ENCODER.to_owned(), encoder), (DATASET.to_owned(), cut)]);
-        fs::create_dir_all(folder).map_err(|error| Error::io(folder, "create", error))?;
+        create_folder(folder)?;
+        remove_abandoned(folder);
         let cannot_list = |error| Error::io(folder, "list", error);
         for entry in folder.read_dir().map_err(cannot_list)? {
             let path = entry.map_err(cannot_list)?.path();

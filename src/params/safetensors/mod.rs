@@ -252,7 +252,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 /// Whether `name` can only be a file of the folder it is joined to.
-fn is_plain_file_name(name: &str) -> bool {
+pub(crate) fn is_plain_file_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     (1..=255).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.')
 }

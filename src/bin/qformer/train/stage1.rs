@@ -47,7 +47,11 @@ pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
     let (begun, run) = match &stored {
         Some(config) => {
             let begun = Begun::again(arguments, config)?;
-            (begun, Run::reopen(folder, &mut |fault| remarks.warning(fault))?)
+            let run = Run::reopen(folder, &mut |fault| remarks.warning(fault))?;
+            if run.saved().is_none() {
+                remarks.note("no checkpoint was written yet; beginning with the first step");
+            }
+            (begun, run)
         }
         None => {
             let begun = Begun::new(arguments)?;
@@ -149,7 +153,9 @@ fn section<T: DeserializeOwned>(folder: &Path, config: &Table, name: &str) -> Re
 }
 
 fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks) -> Result<ExitCode> {
-    let (folder, saved) = (run.folder().to_owned(), run.saved().map(|saved| saved.folder.clone()));
+    // Held until the end: the folder is this process's.
+    let held = run.clone();
+    let saved = held.saved().map(|saved| saved.folder.clone());
     let Begun { model, settings, dataset, .. } = begun;
     let (stop, every) = (stop::watch()?, settings.log_every_n_steps);
     let prepare = |model: Model<'_>| Trainer::new(device, settings.clone(), model, dataset.clone(), run);
@@ -157,10 +163,16 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
         Some(folder) => begin::reopen(folder, prepare),
         None => model.open(&settings, &dataset, remarks, prepare),
     };
-    if let (Err(_), None) = (&prepared, &saved) {
-        Run::discard(&folder)?;
+    let mut trainer = match prepared {
+        Ok(trainer) => trainer,
+        Err(error) => {
+            held.discard()?;
+            return Err(error);
+        }
+    };
+    for warning in trainer.warnings() {
+        remarks.warning(warning);
     }
-    let mut trainer = prepared?;
     if let Some(saved) = &saved {
         remarks.note(format_args!("continuing from {}", saved.display()));
     }
@@ -180,7 +192,7 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
         Ending::Stopped => {
             let step = trainer.steps_done();
             say(format_args!("stopped after step {step}, which is saved; continue with"));
-            say(format_args!("  qformer train stage1 --output {} --resume", quoted(&folder)));
+            say(format_args!("  qformer train stage1 --output {} --resume", quoted(held.folder())));
             Ok(ExitCode::from(stop::STOPPED))
         }
     }
