@@ -76,7 +76,12 @@ impl Workplace {
 
     /// The checkpoints of a run, and whatever else is in their folder.
     pub(crate) fn checkpoints(&self, output: &str) -> Vec<String> {
-        let entries = self.path(output).join("checkpoints").read_dir().unwrap();
+        self.entries(&format!("{output}/checkpoints"))
+    }
+
+    /// What is in a folder, sorted.
+    pub(crate) fn entries(&self, folder: &str) -> Vec<String> {
+        let entries = self.path(folder).read_dir().unwrap();
         let mut names: Vec<String> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
@@ -109,6 +114,17 @@ impl Workplace {
         }
         steps
     }
+}
+
+/// Changes what a checkpoint's trainer_state.json says, and its checksum with it.
+pub(crate) fn change_state(checkpoint: &Path, change: impl FnOnce(&mut Value)) {
+    let path = checkpoint.join("trainer_state.json");
+    let mut state: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    state.as_object_mut().unwrap().remove("crc32").unwrap();
+    change(&mut state);
+    let sum = crc32fast::hash(state.to_string().as_bytes());
+    state["crc32"] = format!("{sum:08x}").into();
+    fs::write(path, state.to_string()).unwrap();
 }
 
 /// Features as an image encoder might leave them.

@@ -5,9 +5,13 @@ mod arguments;
 #[path = "../support/bert.rs"]
 mod bert;
 mod common;
+#[cfg(target_os = "linux")]
+mod crash;
 mod faults;
+mod folders;
 mod golden;
 mod gpu;
+mod hostile;
 mod mistakes;
 #[path = "../support/paths.rs"]
 mod paths;

@@ -9,45 +9,65 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Kills the run that `train` begins or resumes `kills` times, lets it end, and compares it with one that nothing
-/// happened to; it is in the folder "killed".
+/// Kills at random moments the run that `train` begins or resumes, until it ends, and compares it with one that nothing
+/// happened to; then once more, until there were so many `kills`, or `QFORMER_KILLS`. It is in the folder "killed".
 fn is_unmoved_by_kills(
     place: &Workplace,
     steps: usize,
     kills: usize,
     train: impl Fn(&str, &[&str]) -> Command,
 ) {
+    let kills = std::env::var("QFORMER_KILLS").map_or(kills, |kills| kills.parse().unwrap());
     let begun = SystemTime::now();
     run(&mut train("whole", &[])).with(0, &[&format!("step {steps}/{steps}")]);
     let time = begun.elapsed().unwrap();
+    let expected = place.result("whole", steps);
     // Times that differ from test to test; a failure shows them.
     let mut random = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
-    let mut times = Vec::new();
-    while times.len() < kills {
-        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let after = time.mul_f64(0.5 * f64::from(random) / f64::from(u32::MAX));
-        let mut command = train("killed", &["--resume"]);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        sleep(after);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        times.push(after);
+    let mut killed = 0;
+    while killed < kills {
+        let _ = fs::remove_dir_all(place.path("killed"));
+        let mut times = Vec::new();
+        let is_done = loop {
+            if killed == kills {
+                break false;
+            }
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let after = time.mul_f64(0.5 * f64::from(random) / f64::from(u32::MAX));
+            let mut command = train("killed", &["--resume"]);
+            let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            sleep(after);
+            child.kill().unwrap();
+            let code = child.wait().unwrap().code();
+            assert!(matches!(code, None | Some(0)), "{code:?} after kills at {times:?} of {time:?}");
+            if code.is_some() {
+                break true;
+            }
+            times.push(after);
+            killed += 1;
+        };
+        if !is_done {
+            run(&mut train("killed", &["--resume"])).with(0, &[]);
+        }
+        let found = place.result("killed", steps);
+        for (found, expected) in found.0.iter().zip(&expected.0) {
+            assert!(found == expected, "{} differs after kills at {times:?} of {time:?}", found.0);
+        }
+        assert_eq!((found.0.len(), &found.1), (expected.0.len(), &expected.1), "{times:?} of {time:?}");
+        let events = lines(&place.path("killed/metrics.jsonl"));
+        let starts = events.iter().filter(|line| line["event"] == "run_start").count();
+        assert_eq!(starts, 1, "{times:?} of {time:?}");
+        // Nothing is left of what was being written.
+        let left = place.entries("killed");
+        assert!(!left.iter().any(|name| name.starts_with(".qformer-")), "{left:?}, {times:?} of {time:?}");
     }
-    run(&mut train("killed", &["--resume"])).with(0, &[]);
-    let (found, expected) = (place.result("killed", steps), place.result("whole", steps));
-    for (found, expected) in found.0.iter().zip(&expected.0) {
-        assert!(found == expected, "{} differs after kills at {times:?} of {time:?}", found.0);
-    }
-    assert_eq!((found.0.len(), found.1), (expected.0.len(), expected.1), "{times:?} of {time:?}");
-    let events = lines(&place.path("killed/metrics.jsonl"));
-    assert_eq!(events.iter().filter(|line| line["event"] == "run_start").count(), 1, "{times:?} of {time:?}");
 }
 
 #[test]
 fn a_run_killed_at_random_times_ends_with_the_same_bytes() {
     const STEPS: usize = 30;
     let place = Workplace::new();
-    is_unmoved_by_kills(&place, STEPS, 6, |output, more| place.train(output, STEPS, more));
+    is_unmoved_by_kills(&place, STEPS, 12, |output, more| place.train(output, STEPS, more));
     assert_eq!(place.checkpoints("killed"), ["latest", "step-00000027", "step-00000030"]);
     let latest = fs::read_link(place.path("killed/checkpoints/latest")).unwrap();
     assert_eq!(latest.to_str(), Some("step-00000030"));
@@ -60,7 +80,7 @@ fn a_run_on_augmented_pictures_killed_at_random_times_ends_with_the_same_bytes()
     write_pictures(&place);
     let mut data = OpenOptions::new().append(true).open(place.path("data.jsonl")).unwrap();
     data.write_all(b"{\"image\": \"captions.jsonl\", \"caption\": \"not a picture\"}\n").unwrap();
-    is_unmoved_by_kills(&place, STEPS, 4, |output, more| {
+    is_unmoved_by_kills(&place, STEPS, 6, |output, more| {
         let mut command = command();
         command.args(["train", "stage1", "--augment", "blip-train", "--batch-size", "3", "--lr", "1e-3"]);
         command.args(["--save-frequency", "2", "--log-every-n-steps", "1", "--steps", &STEPS.to_string()]);

@@ -66,7 +66,7 @@ fn a_folder_that_is_not_empty_is_left_alone() {
     let place = Workplace::new();
     fs::create_dir(place.path("run")).unwrap();
     fs::write(place.path("run/notes.txt"), "mine").unwrap();
-    run(&mut place.train("run", 3, &[])).with(2, &["is not empty", "--resume"]);
+    run(&mut place.train("run", 3, &[])).with(2, &["is not empty; give another --output"]);
     assert_eq!(place.path("run").read_dir().unwrap().count(), 1);
 }
 
