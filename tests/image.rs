@@ -120,6 +120,14 @@ fn pixel_values_equal_those_of_transformers() {
     }
 }
 
+#[test]
+fn settings_that_no_file_gives_are_those_of_a_checkpoint_of_blip2() {
+    let file = fs::read(golden("retrieval/model/preprocessor_config.json")).unwrap();
+    let checkpoint: Value = serde_json::from_slice(&file).unwrap();
+    assert_eq!(ImageProcessor::blip2(56).to_json(), checkpoint);
+    assert_eq!(processor(&json!({ "size": checkpoint["size"] })).unwrap().to_json(), checkpoint);
+}
+
 /// The generator of `golden/resize/make.py`.
 fn pseudo_random(count: usize) -> Vec<u8> {
     let mut state = 1u64;

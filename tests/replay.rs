@@ -154,6 +154,23 @@ fn replayed_captions_are_those_of_a_fresh_model() {
 }
 
 #[test]
+fn captions_are_right_when_their_memory_has_grown() {
+    let images = images("first");
+    let of = |beams, max_length| {
+        let search = Search::Beam { beams, length_penalty: 1.0 };
+        Decoding { search, max_length, min_length: 4, ..Decoding::default() }
+    };
+    // The same pass over the images every time, replayed from the third on; what it keeps moves with the fourth.
+    let decodings = [of(1, 5), of(1, 5), of(1, 5), of(4, 9), of(4, 9), of(1, 5)];
+    let fresh =
+        [&decodings[0], &decodings[3]].map(|decoding| captioner().caption(&images, decoding).unwrap());
+    let captioner = captioner();
+    for (decoding, which) in decodings.iter().zip([0, 0, 0, 1, 1, 0]) {
+        assert_eq!(captioner.caption(&images, decoding).unwrap(), fresh[which]);
+    }
+}
+
+#[test]
 fn replayed_losses_of_captions_have_the_bits_of_a_fresh_model() {
     // 33, 30 and 36 tokens, of which four fewer are foreseen: filled up to 32.
     let batches = [texts([14, 8, 8, 3], 0), texts([5, 20, 3, 2], 1), texts([9, 12, 5, 10], 2)];
@@ -239,6 +256,34 @@ fn replayed_steps_have_the_bits_of_steps_done_kernel_by_kernel() {
             assert_eq!(norm, direct.update(adamw(1e9 + step as f64), rate, step).unwrap());
         }
     }
+}
+
+#[test]
+fn an_update_with_other_constants_is_not_the_one_that_was_recorded() {
+    let options = options(Matching::Classifier, Recompute::None);
+    let [batch, ..] = batches();
+    let batch = std::slice::from_ref(&batch);
+    let adamw = |max_norm, weight_decay| AdamW {
+        beta1: 0.9,
+        beta2: 0.98,
+        epsilon: 1e-8,
+        weight_decay,
+        max_norm: Some(max_norm),
+    };
+    let (run, like_it, other) = (adamw(1e9, 0.05), adamw(2e9, 0.05), adamw(0.1, 0.5));
+    // What three updates make of a step.
+    let after = |constants: [AdamW; 3]| {
+        let mut model = stage1(&options);
+        model.differentiate(batch, 1).unwrap();
+        for (step, constants) in (1..).zip(constants) {
+            model.update(constants, 1e-2, step).unwrap();
+        }
+        let losses = model.differentiate(batch, 1).unwrap();
+        found(&model, &losses)
+    };
+    let changed = after([run, run, other]);
+    assert!(changed == after([run, like_it, other]), "what is recorded changes nothing");
+    assert!(changed != after([run, run, run]), "the other constants count");
 }
 
 #[test]

@@ -137,6 +137,17 @@ mod tests {
     }
 
     #[test]
+    fn as_many_crops_are_wide_as_are_high() {
+        let wide = |&example: &u32| {
+            let crop = Crop::draw(1000, 1000, &mut draws(example));
+            crop.width > crop.height
+        };
+        let wide = (0..2000).filter(wide).count();
+        // 1000, with a standard deviation of 22; 1140 if ratios were drawn evenly from 3:4 to 4:3.
+        assert!((930..1070).contains(&wide), "{wide}");
+    }
+
+    #[test]
     fn the_older_recipe_sees_the_same_crop_and_then_augments_it() {
         let (image, processor) = (gradient(40, 30), ImageProcessor::blip2(16));
         let view = |augmentation: Augmentation, example| {

@@ -115,6 +115,24 @@ fn an_epoch_has_every_readable_example_once_and_names_the_others() {
 }
 
 #[test]
+fn every_epoch_and_every_seed_has_an_order_of_its_own() {
+    let workplace = Workplace::new();
+    let dataset = features(&workplace, 12);
+    let orders = |seed| {
+        let options = LoaderOptions { batch_size: 12, seed, ..OPTIONS };
+        let loaded = batches(&mut start(&workplace, &dataset, options, Position::default()), 3);
+        loaded.into_iter().map(|loaded| loaded.examples.image_ids)
+    };
+    let orders: Vec<Vec<u32>> = orders(42).chain(orders(43)).collect();
+    for (index, order) in orders.iter().enumerate() {
+        assert!(orders[..index].iter().all(|other| other != order), "{orders:?}");
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..12).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn views_change_from_epoch_to_epoch_and_with_the_seed_unless_they_are_not_to() {
     let workplace = Workplace::new();
     workplace.picture("0.png", 3);

@@ -34,6 +34,7 @@ impl<D: TestDevice> Key<D> {
 #[derive(Clone)]
 struct Norm {
     dropout: Dropout,
+    epsilon: f64,
     x: Matrix,
     residual: Matrix,
     weight: Matrix,
@@ -76,7 +77,8 @@ impl Norm {
     fn random<D: TestDevice>(rows: usize, width: usize, dropout: Dropout) -> Self {
         let mut random = Random::new(1);
         let mut matrix = |rows| rounded::<D>(&random.matrix(rows, width));
-        Self { dropout, x: matrix(rows), residual: matrix(rows), weight: matrix(1), bias: matrix(1) }
+        let (x, residual, weight, bias) = (matrix(rows), matrix(rows), matrix(1), matrix(1));
+        Self { dropout, epsilon: EPSILON, x, residual, weight, bias }
     }
 
     fn plain(&self) -> Output {
@@ -88,7 +90,7 @@ impl Norm {
             .flat_map(|r| {
                 let mean = sum.row(r).iter().sum::<f64>() / width as f64;
                 let variance = sum.row(r).iter().map(|s| (s - mean).powi(2)).sum::<f64>() / width as f64;
-                [mean, (variance + EPSILON).sqrt().recip()]
+                [mean, (variance + self.epsilon).sqrt().recip()]
             })
             .collect();
         let statistics = Matrix { rows, cols: 2, values: statistics };
@@ -110,7 +112,7 @@ impl Norm {
                 residual: Some(Tensor::pitched(&self.residual).view()),
                 weight: Tensor::pitched(&self.weight).view(),
                 bias: Tensor::pitched(&self.bias).view(),
-                epsilon: EPSILON,
+                epsilon: self.epsilon,
                 sum: Some(sum.view_mut()),
                 statistics: Some(statistics.view_mut()),
                 y: y.view_mut(),
@@ -129,7 +131,7 @@ impl Norm {
                 residual: None,
                 weight: Tensor::pitched(&self.weight).view(),
                 bias: Tensor::pitched(&self.bias).view(),
-                epsilon: EPSILON,
+                epsilon: self.epsilon,
                 sum: None,
                 statistics: None,
                 y: y.view_mut(),
@@ -196,6 +198,30 @@ fn forward_matches_a_plain_computation() {
     forward_matches::<Cuda>();
 }
 
+fn epsilon_counts_on<D: TestDevice + LayerNormOp>() {
+    for width in [8, 31, 1408, 1544] {
+        let mut norm = Norm { epsilon: 0.01, ..Norm::random::<D>(3, width, Dropout::None) };
+        // A constant row, whose deviation is that of ε alone, and one of a deviation near ε's root.
+        for c in 0..width {
+            norm.x.set(0, c, 0.5);
+            norm.residual.set(0, c, 0.25);
+            norm.x.set(1, c, norm.x.at(1, c) / 16.0);
+            norm.residual.set(1, c, norm.residual.at(1, c) / 16.0);
+        }
+        let (got, want) = (norm.forward::<D>(), norm.plain());
+        let inverse = |output: &Output| Matrix::from_fn(3, 1, |r, _| output.statistics.at(r, 1));
+        assert_close("inverse", &inverse(&got), &inverse(&want), tolerance::<f32>());
+        assert_rounded::<D>("y", &got.y, &want.y);
+    }
+}
+
+#[test]
+fn epsilon_is_added_to_the_variance() {
+    epsilon_counts_on::<Cpu<f64>>();
+    epsilon_counts_on::<Cpu<f32>>();
+    epsilon_counts_on::<Cuda>();
+}
+
 #[test]
 fn a_large_mean_costs_no_precision_beyond_that_of_the_input() {
     let mut norm = Norm::random::<Cpu<f32>>(3, 768, Dropout::None);
@@ -217,6 +243,7 @@ fn whole_numbers_are_normalised_exactly() {
         let filled = |value| Matrix::filled(1, width, value);
         let norm = Norm {
             dropout: Dropout::None,
+            epsilon: EPSILON,
             x: Matrix::from_fn(rows, width, |r, c| if (r + c) % 2 == 0 { 1.0 } else { 3.0 }),
             residual: Matrix::filled(rows, width, 2.0),
             weight: filled(3.0),

@@ -39,46 +39,49 @@ fn largest(n: usize, value: impl Fn(usize) -> f64, allowed: impl Fn(usize) -> bo
     (0..n).filter(|&j| allowed(j)).reduce(better).map_or(NO_NEGATIVE, |j| j as u32)
 }
 
-fn forward_matches<D: TestDevice + ContrastiveOp>() {
-    for shape in SHAPES {
-        let case = Case::random::<D>(shape);
-        let [images, _, texts, _] = shape;
-        let got = case.forward::<D>(Choice::Hardest);
-        let (want, reference) = (case.plain(|x| x), case.plain(D::round));
-        assert_eq!(got.winner, want.winner, "{shape:?}");
-        let loss = |directions: [f64; 2]| Matrix::filled(1, 1, directions.iter().sum::<f64>() / 2.0);
-        // With one pair the loss is 0, of which nothing is a small part.
-        if images * texts > 1 {
-            D::assert_near("loss", &got.loss, &loss(want.directions), &loss(reference.directions));
-        } else {
-            assert!(got.loss.at(0, 0).abs() < 1e-6);
-        }
-        let positive = |i: usize, t: usize| case.image_ids[i] == case.text_ids[t];
-        for (d, statistics) in [&got.image_statistics, &got.text_statistics].into_iter().enumerate() {
-            let log_sum_exp = Matrix::from_fn(1, statistics.cols, |_, j| statistics.at(0, j));
-            D::assert_near("log-sum-exp", &log_sum_exp, &want.log_sum_exp[d], &reference.log_sum_exp[d]);
-            for j in 0..statistics.cols {
-                let of_line = if d == 0 {
-                    (0..texts).filter(|&t| positive(j, t)).count()
-                } else {
-                    (0..images).filter(|&i| positive(i, j)).count()
-                };
-                assert_eq!(statistics.at(1, j), of_line as f64, "positives");
-            }
-        }
-        let similarity = |i: usize, t: usize| want.similarity.at(i, t);
-        let text_of = |i, all| largest(texts, |t| similarity(i, t), |t| all || !positive(i, t));
-        let image_of = |t, all| largest(images, |i| similarity(i, t), |i| all || !positive(i, t));
-        let negative_texts: Vec<u32> = (0..images).map(|i| text_of(i, false)).collect();
-        let negative_images: Vec<u32> = (0..texts).map(|t| image_of(t, false)).collect();
-        assert_eq!(got.negative_texts, negative_texts, "{shape:?}");
-        assert_eq!(got.negative_images, negative_images, "{shape:?}");
-        let recalled = [
-            (0..images).filter(|&i| positive(i, text_of(i, true) as usize)).count() as u32,
-            (0..texts).filter(|&t| positive(image_of(t, true) as usize, t)).count() as u32,
-        ];
-        assert_eq!(got.recalled, recalled, "{shape:?}");
+/// The forward pass gives what the definition does.
+fn is_plain<D: TestDevice + ContrastiveOp>(case: &Case) {
+    let (images, texts) = (case.images(), case.texts.rows);
+    let shape = [images, case.count(), texts, case.texts.cols];
+    let got = case.forward::<D>(Choice::Hardest);
+    let (want, reference) = (case.plain(|x| x), case.plain(D::round));
+    assert_eq!(got.winner, want.winner, "{shape:?}");
+    let loss = |directions: [f64; 2]| Matrix::filled(1, 1, directions.iter().sum::<f64>() / 2.0);
+    // With one pair the loss is 0, of which nothing is a small part.
+    if images * texts > 1 {
+        D::assert_near("loss", &got.loss, &loss(want.directions), &loss(reference.directions));
+    } else {
+        assert!(got.loss.at(0, 0).abs() < 1e-6);
     }
+    let positive = |i: usize, t: usize| case.image_ids[i] == case.text_ids[t];
+    for (d, statistics) in [&got.image_statistics, &got.text_statistics].into_iter().enumerate() {
+        let log_sum_exp = Matrix::from_fn(1, statistics.cols, |_, j| statistics.at(0, j));
+        D::assert_near("log-sum-exp", &log_sum_exp, &want.log_sum_exp[d], &reference.log_sum_exp[d]);
+        for j in 0..statistics.cols {
+            let of_line = if d == 0 {
+                (0..texts).filter(|&t| positive(j, t)).count()
+            } else {
+                (0..images).filter(|&i| positive(i, j)).count()
+            };
+            assert_eq!(statistics.at(1, j), of_line as f64, "positives");
+        }
+    }
+    let similarity = |i: usize, t: usize| want.similarity.at(i, t);
+    let text_of = |i, all| largest(texts, |t| similarity(i, t), |t| all || !positive(i, t));
+    let image_of = |t, all| largest(images, |i| similarity(i, t), |i| all || !positive(i, t));
+    let negative_texts: Vec<u32> = (0..images).map(|i| text_of(i, false)).collect();
+    let negative_images: Vec<u32> = (0..texts).map(|t| image_of(t, false)).collect();
+    assert_eq!(got.negative_texts, negative_texts, "{shape:?}");
+    assert_eq!(got.negative_images, negative_images, "{shape:?}");
+    let recalled = [
+        (0..images).filter(|&i| positive(i, text_of(i, true) as usize)).count() as u32,
+        (0..texts).filter(|&t| positive(image_of(t, true) as usize, t)).count() as u32,
+    ];
+    assert_eq!(got.recalled, recalled, "{shape:?}");
+}
+
+fn forward_matches<D: TestDevice + ContrastiveOp>() {
+    SHAPES.into_iter().for_each(|shape| is_plain::<D>(&Case::random::<D>(shape)));
 }
 
 #[test]
@@ -266,6 +269,29 @@ fn of_equal_queries_the_first_gets_the_gradient() {
     assert!((0..12).all(|q| (q % 4 == 0) == dqueries.row(q).iter().any(|&d| d != 0.0)));
 }
 
+fn the_first_of_equals_is_chosen_by<D: TestDevice + ContrastiveOp>() {
+    // The model's sizes with texts of two blocks, each other kind of kernel, and images of more than one block.
+    let shapes =
+        [[7, 32, 131, 256], [13, 8, 21, 40], [9, 16, 19, 72], [5, 64, 7, 24], [6, 48, 7, 19], [9, 7, 8, 13]];
+    for [images, count, texts, width] in shapes {
+        let mut case = Case::random::<D>([images, count, texts, width]);
+        // An image is one of three, a text one of five, and the second half of an image's queries the first.
+        let (queries, captions) = (case.queries.clone(), case.texts.clone());
+        case.queries = Matrix::from_fn(images * count, width, |r, e| {
+            queries.at(r / count % 3 * count + r % count % count.div_ceil(2), e)
+        });
+        case.texts = Matrix::from_fn(texts, width, |t, e| captions.at(t % 5, e));
+        is_plain::<D>(&case);
+    }
+}
+
+#[test]
+fn of_equals_the_first_is_chosen() {
+    the_first_of_equals_is_chosen_by::<Cpu<f64>>();
+    the_first_of_equals_is_chosen_by::<Cpu<f32>>();
+    the_first_of_equals_is_chosen_by::<Cuda>();
+}
+
 /// χ² of counts against expected ones.
 fn chi_squared(counts: &[f64], expected: &[f64]) -> f64 {
     counts.iter().zip(expected).map(|(n, e)| (n - e).powi(2) / e).sum()
@@ -396,7 +422,8 @@ fn the_gpu_gives_the_same_bits_twice() {
 /// Hopper has kernels of its own: where the GPU is simulated, those for every GPU need an older one.
 #[test]
 fn losses_and_gradients_are_right_before_hopper() {
-    let tests = ["contrastive::forward_matches", "contrastive::the_gpu", "contrastive::nan_reaches"];
+    let tests =
+        ["forward_matches", "of_equals", "the_gpu", "nan_reaches"].map(|name| format!("contrastive::{name}"));
     let output =
         Command::new(std::env::current_exe().unwrap()).args(tests).env("SIMGPU_CC", "80").output().unwrap();
     let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));

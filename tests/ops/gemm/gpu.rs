@@ -242,6 +242,37 @@ fn a_gradient_of_the_weight_alone_is_the_same() {
     assert_eq!(dweight.read(), linear.backward::<Cuda>(&dy, Write::Replace, &before).weight);
 }
 
+/// A small layer of many rows, which blocks share, and more columns than a block adds up the parts of, in no whole
+/// vectors. That it comes in parts on twelve multiprocessors is for a test of `WeightKernels::choose` to say.
+#[test]
+fn parts_of_a_gradient_of_a_weight_are_added_up() {
+    let [rows, inputs, outputs] = [1536, 518, 6];
+    let linear = whole_linear(&mut Random::new(17), [rows, inputs, outputs]);
+    let dy = whole(&mut Random::new(18), rows, outputs);
+    // Rows that start at multiples of 16 bytes.
+    let aligned = |matrix: &Matrix| {
+        let cols = matrix.cols.next_multiple_of(8);
+        Matrix::from_fn(rows, cols, |r, c| if c < matrix.cols { matrix.at(r, c) } else { f64::NAN })
+    };
+    let (mut x, mut gradient) = (Tensor::rows(&aligned(&linear.x)), Tensor::rows(&aligned(&dy)));
+    let mut dweight = Tensor::<Cuda, f32>::pitched(&linear.weight);
+    let mut dbias = Tensor::<Cuda, f32>::pitched(&linear.bias);
+    Cuda::get()
+        .gemm_backward(GemmBackward {
+            x: x.view().columns(0..inputs),
+            weight: Tensor::pitched(&linear.weight).view(),
+            dy: gradient.view().columns(0..outputs),
+            activation: None,
+            dx: None,
+            dweight: dweight.view_mut(),
+            dbias: Some(dbias.view_mut()),
+        })
+        .unwrap();
+    let want = linear.backward::<Cpu<f64>>(&dy, Write::Replace, &linear);
+    assert_eq!(dweight.read(), want.weight);
+    assert_eq!(dbias.read(), want.bias);
+}
+
 #[test]
 fn a_product_is_the_same_bits_every_time() {
     for shape @ [rows, _, outputs] in
@@ -282,6 +313,15 @@ fn pass_apart(tests: &[&str], environment: &[(&str, &OsStr)]) -> String {
 fn run_on_four_multiprocessors(capability: &str) {
     let environment = [("SIMGPU_CC", capability), ("SIMGPU_MULTIPROCESSORS", "4")];
     pass_apart(&["gemm::gpu::"], &environment.map(|(name, value)| (name, OsStr::new(value))));
+}
+
+/// On twelve, blocks share the rows of the test above.
+#[test]
+fn parts_are_added_up_on_few_multiprocessors() {
+    for capability in ["80", "90"] {
+        let environment = [("SIMGPU_CC", capability), ("SIMGPU_MULTIPROCESSORS", "12")];
+        pass_apart(&["gemm::gpu::parts_of"], &environment.map(|(name, value)| (name, OsStr::new(value))));
+    }
 }
 
 #[test]

@@ -205,5 +205,8 @@ mod tests {
         // Enough tiles, or rows that do not start at multiples of 16 bytes.
         assert_eq!(choose([3072, 768], 32 * 256, true, H200).1, 1);
         assert_eq!(choose([768, 768], 32 * 256, false, H200), (Kernels::Mma(&mma::UNALIGNED), 1));
+        // What tests/ops/gemm/gpu.rs has the parts added up of.
+        assert_eq!(choose([6, 518], 1536, true, ((9, 0), 12)), (Kernels::Sm90a(&sm90a::SQUARE), 2));
+        assert_eq!(choose([6, 518], 1536, true, ((8, 0), 12)), (Kernels::Mma(&mma::LARGE), 3));
     }
 }
