@@ -260,7 +260,7 @@ fn parts_of_a_gradient_of_a_weight_are_added_up() {
     Cuda::get()
         .gemm_backward(GemmBackward {
             x: x.view().columns(0..inputs),
-            weight: Tensor::pitched(&linear.weight).view(),
+            weight: Tensor::pitched(&linear.weight).weight(),
             dy: gradient.view().columns(0..outputs),
             activation: None,
             dx: None,
