@@ -11,7 +11,14 @@ pub(super) const FILE_NAME: &str = ".lock";
 /// Keeps other processes from training in a folder, until it is dropped or its process has ended, however that was.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // By itself it would stay with a process that is just being started and has the file open, too.
+        let _ = self.file.unlock();
+    }
 }
 
 impl Lock {
@@ -36,7 +43,7 @@ impl Lock {
             }
             // A run that could not begin removes its lock: this may be one that is gone.
             if is_at(&file, &path) {
-                return Ok(Self { _file: file });
+                return Ok(Self { file });
             }
         }
     }

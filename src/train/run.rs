@@ -37,9 +37,8 @@ impl Run {
     /// Fails if the folder holds anything, if another process is training in it, or if it cannot be written to.
     pub fn create(folder: &Path, config: &toml::Table) -> Result<Self> {
         create_folder(folder)?;
-        remove_abandoned(folder);
+        Self::check_free(folder)?;
         // Once more with the lock: another process may have begun a run meanwhile.
-        expect_empty(folder)?;
         let lock = Lock::take(folder)?;
         expect_empty(folder)?;
         let path = folder.join(CONFIG_FILE_NAME);
@@ -48,6 +47,18 @@ impl Run {
         })?;
         let (folder, device) = (folder.to_owned(), device_of(config));
         Ok(Self { folder, device, saved: None, is_new: true, _lock: Arc::new(lock) })
+    }
+
+    /// Checks that a run can be [created](Self::create) in `folder`.
+    ///
+    /// # Errors
+    /// Fails if the folder holds anything.
+    pub fn check_free(folder: &Path) -> Result<()> {
+        if !folder.exists() {
+            return Ok(());
+        }
+        remove_abandoned(folder);
+        expect_empty(folder)
     }
 
     /// Takes back a run that could not begin, so that another can; one that was reopened stays as it is.

@@ -1,7 +1,7 @@
 //! A run of stage 1: data to steps, steps to a folder.
 
 use super::card::model_card;
-use super::checkpoint::{self, Frozen, Moments, Saved, State, Tensors};
+use super::checkpoint::{self, Frozen, Moments, State, Tensors};
 use super::metrics::{self, Line, Metrics, Record};
 use super::model::{Companions, Model};
 use super::run::Run;
@@ -133,7 +133,7 @@ impl<B: Backend + Clone> Trainer<B> {
         })?;
         let fingerprint = dataset.fingerprint()?;
         if let Some(saved) = run.saved() {
-            expect_same(saved, &settings, &dataset, fingerprint)?;
+            saved.check_place(&settings, &dataset, fingerprint)?;
         }
         let state = run.saved().map(|saved| saved.state.clone());
         let State { global_step: step, position, unreadable, .. } = state.unwrap_or_default();
@@ -381,32 +381,4 @@ impl<B: Backend + Clone> Trainer<B> {
     pub fn saved(&self) -> Option<&std::path::Path> {
         self.saved.as_ref().map(|(_, path)| &**path)
     }
-}
-
-/// Refuses to go on from `saved` with other data or another seed, and from a place where the run cannot have been.
-fn expect_same(saved: &Saved, settings: &Settings, dataset: &Dataset, fingerprint: u32) -> Result<()> {
-    let State { global_step, position, seed, dataset: begun_with, .. } = saved.state;
-    if begun_with != fingerprint {
-        return Err(Error::value(
-            "the data set is not the one that the run was begun with: its names, captions or features differ; restore \
-             it, or begin another run",
-        ));
-    }
-    let wrong = |what: String| Err(Error::input(&saved.folder, what));
-    if seed != settings.seed {
-        return wrong(format!("is of a run with seed {seed}, but config.toml has {}", settings.seed));
-    }
-    if global_step > settings.steps {
-        return wrong(format!("is after step {global_step} of a run that has {}", settings.steps));
-    }
-    // More may have been met than learnt from, if some cannot be read.
-    let learnt = global_step as u128 * settings.batch_size as u128 * settings.accum_freq as u128;
-    let met = u128::from(position.epoch) * dataset.captions().len() as u128 + u128::from(position.example);
-    if met < learnt {
-        let Position { epoch, example } = position;
-        return wrong(format!(
-            "{global_step} steps have {learnt} examples, more than there are until position {example} of epoch {epoch}"
-        ));
-    }
-    Ok(())
 }

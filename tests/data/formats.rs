@@ -187,6 +187,25 @@ fn a_fingerprint_tells_names_captions_and_their_order_apart() {
 }
 
 #[test]
+fn a_fingerprint_tells_features_and_their_order_apart() {
+    let workplace = Workplace::new();
+    let lines = ["a", "b", "c", "d"].map(|name| format!("{{\"image\": {name:?}, \"caption\": \"x\"}}\n"));
+    let captions = workplace.write("captions.jsonl", lines.concat());
+    let fingerprint = |rows: &[(usize, usize)]| {
+        let file = |&(rows, first)| workplace.features(&format!("{rows}-{first}.safetensors"), rows, first);
+        let features = rows.iter().map(file).collect();
+        let dataset = Dataset::open(&Source::Features { features, captions: captions.clone() }).unwrap();
+        dataset.fingerprint().unwrap()
+    };
+    let base = fingerprint(&[(4, 0)]);
+    // How they are cut changes nothing.
+    assert_eq!(base, fingerprint(&[(1, 0), (3, 1)]));
+    for other in [&[(4, 1)][..], &[(3, 1), (1, 0)], &[(3, 0), (1, 4)]] {
+        assert_ne!(base, fingerprint(other), "{other:?}");
+    }
+}
+
+#[test]
 fn a_format_is_told_by_the_ending() {
     let workplace = Workplace::new();
     let of = |names: &[&str]| {

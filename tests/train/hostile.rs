@@ -7,6 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+/// What a stranger writes into a checkpoint's state.
+type Change = fn(&mut Value);
+
 /// What is said of the run in `folder`, whose checkpoint of step 3 is whole: the warnings, or the error.
 fn told(folder: &Path) -> String {
     let mut warnings = Vec::new();
@@ -43,7 +46,6 @@ fn every_byte_of_the_state_is_covered() {
         torn[at] ^= 1 << (at % 7);
         fs::write(checkpoint.join("trainer_state.json"), torn).unwrap();
         let told = told(&place.path("run"));
-        // A number's case or a space for another changes nothing that it says.
         assert!(told.contains("trainer_state.json"), "byte {at}: {told:?}");
         fs::rename(place.path("run/checkpoints/torn-step-00000006"), &checkpoint).unwrap();
     }
@@ -53,7 +55,6 @@ fn every_byte_of_the_state_is_covered() {
 fn a_checkpoint_has_all_its_files_and_no_others() {
     let place = Workplace::new();
     run(&mut place.train("run", 6, &[])).with(0, &[]);
-    type Change = fn(&mut Value);
     let changes: [(&str, Change, &str); 8] = [
         ("empty", |state| state["files"] = json!({}), "its list of files lacks config.json"),
         (
@@ -124,7 +125,7 @@ fn files_of_a_run_are_files_of_its_folder() {
 fn a_place_where_the_run_cannot_be_is_refused() {
     let place = Workplace::new();
     run(&mut place.train("run", 6, &[])).with(0, &[]);
-    let changes: [(&str, fn(&mut Value), &str); 5] = [
+    let changes: [(&str, Change, &str); 5] = [
         (
             "epoch",
             |state| state["position"]["epoch"] = json!(u64::MAX),

@@ -67,7 +67,7 @@ fn is_unmoved_by_kills(
 fn a_run_killed_at_random_times_ends_with_the_same_bytes() {
     const STEPS: usize = 30;
     let place = Workplace::new();
-    is_unmoved_by_kills(&place, STEPS, 12, |output, more| place.train(output, STEPS, more));
+    is_unmoved_by_kills(&place, STEPS, 20, |output, more| place.train(output, STEPS, more));
     assert_eq!(place.checkpoints("killed"), ["latest", "step-00000027", "step-00000030"]);
     let latest = fs::read_link(place.path("killed/checkpoints/latest")).unwrap();
     assert_eq!(latest.to_str(), Some("step-00000030"));
@@ -80,7 +80,7 @@ fn a_run_on_augmented_pictures_killed_at_random_times_ends_with_the_same_bytes()
     write_pictures(&place);
     let mut data = OpenOptions::new().append(true).open(place.path("data.jsonl")).unwrap();
     data.write_all(b"{\"image\": \"captions.jsonl\", \"caption\": \"not a picture\"}\n").unwrap();
-    is_unmoved_by_kills(&place, STEPS, 6, |output, more| {
+    is_unmoved_by_kills(&place, STEPS, 8, |output, more| {
         let mut command = command();
         command.args(["train", "stage1", "--augment", "blip-train", "--batch-size", "3", "--lr", "1e-3"]);
         command.args(["--save-frequency", "2", "--log-every-n-steps", "1", "--steps", &STEPS.to_string()]);

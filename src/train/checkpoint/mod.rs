@@ -20,6 +20,8 @@ mod save;
 mod state;
 
 use super::run::Run;
+use super::settings::Settings;
+use crate::data::{Dataset, Position};
 use crate::error::{Error, Result};
 use crate::params::safetensors::Checkpoint;
 use crate::params::{Part, TensorSource};
@@ -47,6 +49,38 @@ pub struct Saved {
     pub folder: PathBuf,
     /// Where the run stood.
     pub state: State,
+}
+
+impl Saved {
+    /// Refuses to go on with other data, whose fingerprint is `fingerprint`, or with another seed, and from a place
+    /// where the run cannot have been.
+    pub(super) fn check_place(&self, settings: &Settings, dataset: &Dataset, fingerprint: u32) -> Result<()> {
+        let State { global_step, position, seed, dataset: begun_with, .. } = self.state;
+        if begun_with != fingerprint {
+            return Err(Error::value(
+                "the data set is not the one that the run was begun with: its names, captions or features differ; restore \
+                 it, or begin another run",
+            ));
+        }
+        let wrong = |what: String| Err(Error::input(&self.folder, what));
+        if seed != settings.seed {
+            return wrong(format!("is of a run with seed {seed}, but config.toml has {}", settings.seed));
+        }
+        if global_step > settings.steps {
+            return wrong(format!("is after step {global_step} of a run that has {}", settings.steps));
+        }
+        // More may have been met than learnt from, if some cannot be read.
+        let learnt = global_step as u128 * settings.batch_size as u128 * settings.accum_freq as u128;
+        let met =
+            u128::from(position.epoch) * dataset.captions().len() as u128 + u128::from(position.example);
+        if met < learnt {
+            let Position { epoch, example } = position;
+            return wrong(format!(
+                "{global_step} steps have {learnt} examples, more than there are until position {example} of epoch {epoch}"
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// The moments in a checkpoint's folder.

@@ -177,7 +177,7 @@ impl<'a> Crash<'a> {
             1 => whole(end),
             2 => whole(synchronised + random.below(end - synchronised + 1)),
             3 => Contents { node, synchronised, end, fate: Fate::Zero },
-            _ => Contents { node, synchronised, end, fate: Fate::Torn(random.below(4) as u64) },
+            _ => Contents { node, synchronised, end, fate: Fate::Torn(random.below(1 << 16) as u64) },
         }
     }
 }

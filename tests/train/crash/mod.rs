@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 /// Steps of the run, a checkpoint every second one.
 const STEPS: usize = 8;
-/// Disks drawn where something is about to become certain, and within the writing of a file.
-const DRAWN: [usize; 2] = [40, 4];
+/// Different disks that are looked at.
+const DISKS: usize = 10_000;
 /// Disks that the program's own reader is shown.
 const SHOWN: usize = 1000;
 /// Disks from which the run is continued to its end.
@@ -57,34 +57,29 @@ fn path_of(step: usize) -> String {
     format!("run/checkpoints/step-{step:08}")
 }
 
-/// Disks after a crash at any moment, with the step of the last checkpoint told before it; without repetition.
-struct Disks {
-    drawn: usize,
-    states: Vec<(State, Option<usize>)>,
-}
+/// Disks after a crash at any moment, with the step of the last checkpoint told before it; all are different.
+struct Disks(Vec<(State, Option<usize>)>);
 
 impl Disks {
-    fn of(recording: &Recording, seed: u64) -> Self {
-        let mut random = Random(seed);
-        let (mut drawn, mut states, mut seen) = (0, Vec::new(), HashSet::new());
-        for at in 0..=recording.events.len() {
-            let told = recording.told.iter().rev().find(|(after, _)| *after <= at).map(|(_, step)| *step);
-            let crash = Crash::after(recording, at);
-            let is_data = at > 0 && matches!(recording.events[at - 1], Event::Data(..));
-            for _ in 0..DRAWN[usize::from(is_data)] {
-                let state = crash.draw(&mut random);
-                drawn += 1;
+    /// Draws one at every moment, then again, until there are `count`.
+    fn of(recording: &Recording, count: usize) -> Self {
+        let mut random = Random(1);
+        let (mut states, mut seen) = (Vec::new(), HashSet::new());
+        while states.len() < count {
+            for at in 0..=recording.events.len() {
+                let told = recording.told.iter().rev().find(|(after, _)| *after <= at).map(|(_, step)| *step);
+                let state = Crash::after(recording, at).draw(&mut random);
                 if seen.insert((state.clone(), told)) {
                     states.push((state, told));
                 }
             }
         }
-        Self { drawn, states }
+        Self(states)
     }
 
     /// How many break the promise.
     fn bad(&self, recording: &Recording) -> usize {
-        self.states.iter().filter(|(state, told)| judge(recording, state, *told).is_err()).count()
+        self.0.iter().filter(|(state, told)| judge(recording, state, *told).is_err()).count()
     }
 }
 
@@ -130,18 +125,15 @@ fn a_loss_of_power_at_any_moment_loses_no_checkpoint_that_was_told() {
     let place = Workplace::new();
     let (recording, _) = record(&place);
     assert_eq!(recording.told.iter().map(|(_, step)| *step).collect::<Vec<_>>(), [2, 4, 6, 8]);
-    let disks = Disks::of(&recording, 1);
-    assert!(disks.drawn >= 10_000, "only {} disks were drawn", disks.drawn);
-    println!("{} disks drawn, {} of them different", disks.drawn, disks.states.len());
-    for (state, told) in &disks.states {
+    let Disks(disks) = Disks::of(&recording, DISKS);
+    for (state, told) in &disks {
         if let Err(fault) = judge(&recording, state, *told) {
             panic!("{fault}: {state:#?}");
         }
     }
     // The rule is the program's.
     let (work, store) = (fast_folder(), fast_folder());
-    for (number, (state, told)) in disks.states.iter().step_by(disks.states.len().div_ceil(SHOWN)).enumerate()
-    {
+    for (number, (state, told)) in disks.iter().step_by(disks.len().div_ceil(SHOWN)).enumerate() {
         let folder = work.path().join(number.to_string());
         fs::create_dir(&folder).unwrap();
         recording.put(state, &folder, store.path());
@@ -149,8 +141,7 @@ fn a_loss_of_power_at_any_moment_loses_no_checkpoint_that_was_told() {
         fs::remove_dir_all(&folder).unwrap();
     }
     // And what it goes on from ends as if nothing had happened.
-    let begun: Vec<_> =
-        disks.states.iter().filter(|(state, _)| state.contains_key("run/config.toml")).collect();
+    let begun: Vec<_> = disks.iter().filter(|(state, _)| state.contains_key("run/config.toml")).collect();
     for number in 0..CONTINUED {
         let (state, _) = begun[(2 * number + 1) * begun.len() / (2 * CONTINUED)];
         let name = format!("continued-{number}");
@@ -185,7 +176,7 @@ fn disks_of_a_run_that_synchronises_less_lose_checkpoints() {
             Event::SyncFolder(of) => folder == Some(*of),
             _ => false,
         });
-        Disks::of(&less, 2).bad(&less)
+        Disks::of(&less, 500).bad(&less)
     });
     println!("{bad:?} disks break the promise");
     assert!(bad.iter().all(|&bad| bad > 0), "{bad:?}");

@@ -37,7 +37,13 @@ pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
     let folder = &arguments.output;
     arguments.check_paths()?;
     let continued = arguments.resume && Run::exists(folder);
-    let stored = if continued { Some(Run::config(folder)?) } else { None };
+    let stored = match continued {
+        true => Some(Run::config(folder)?),
+        false => {
+            Run::check_free(folder)?;
+            None
+        }
+    };
     let device = match (&stored, arguments.device) {
         (Some(config), given) => device_again(folder, config, given, remarks)?,
         (None, Some(given)) => given,
