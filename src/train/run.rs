@@ -15,7 +15,7 @@ const CONFIG_FILE_NAME: &str = "config.toml";
 /// What a file that is being written is called until it is whole ([`write_atomically`]).
 const PARTIAL: &str = ".qformer-";
 /// Largest file of settings read, in bytes.
-const CONFIG_BYTES: u64 = 1 << 20;
+const CONFIG_BYTES: u64 = 1 << 16;
 
 /// A run's folder: `config.toml`, `metrics.jsonl`, `curves.svg` and `checkpoints`.
 #[derive(Debug)]
