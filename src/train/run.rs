@@ -15,7 +15,7 @@ use std::sync::Arc;
 const CONFIG_FILE_NAME: &str = "config.toml";
 
 /// Largest file of settings read, in bytes.
-const CONFIG_BYTES: u64 = 1 << 20;
+const CONFIG_BYTES: u64 = 1 << 16;
 
 /// A run's folder: `config.toml`, `metrics.jsonl`, `curves.svg` and `checkpoints`. As long as there is a clone of this
 /// value, no other process can train in the folder.

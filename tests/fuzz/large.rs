@@ -5,11 +5,11 @@ use crate::memory::alone;
 use crate::pickles;
 use crate::targets::ALL;
 
-/// What is read of `input` has to be within the limits; `name` is the target's.
+/// What is read of `input` has to be within the limits; `name` is the target's. No other test may run, nor make
+/// its input.
 #[track_caller]
 fn is_borne(name: &str, input: &[u8]) {
     let target: &Target = ALL.iter().find(|target| target.name == name).unwrap();
-    let _alone = alone();
     assert_eq!(execute(target, &Folder::new(), input), Ok(()));
 }
 
@@ -28,6 +28,7 @@ fn list(before: &str, item: impl Fn(usize) -> String, count: usize, after: &str)
 
 #[test]
 fn a_shape_of_half_a_million_extents_is_not_copied_for_every_tensor() {
+    let _alone = alone();
     let shape = [b"(".to_vec(), b"h\x02".repeat(500_000), b"tq\x03".to_vec()].concat();
     let tensors = b"h\x00(h\x01K\x00h\x03h\x03h\x02h\x02tR".repeat(100);
     is_borne("pickle", &[pickles::beginning(), shape, tensors, b".".to_vec()].concat());
@@ -35,6 +36,7 @@ fn a_shape_of_half_a_million_extents_is_not_copied_for_every_tensor() {
 
 #[test]
 fn storages_and_tensors_from_one_tuple_take_no_more_than_others() {
+    let _alone = alone();
     is_borne("pickle", &[pickles::beginning(), b"h\x05Q".repeat(900_000), b".".to_vec()].concat());
     let arguments = b"(h\x01K\x00(h\x02h\x02h\x02h\x02h\x02h\x02h\x02h\x02tq\x03h\x03h\x02h\x02tq\x04";
     let tensors = b"h\x00h\x04R".repeat(900_000);
@@ -43,6 +45,7 @@ fn storages_and_tensors_from_one_tuple_take_no_more_than_others() {
 
 #[test]
 fn pickles_of_a_million_small_values_stay_small() {
+    let _alone = alone();
     for part in [b"}NNs" as &[u8], b"]Na", b"N\x85", b"N\x94", b"]", b"(", b"K\x00\x94", b"N"] {
         is_borne("pickle", &[b"\x80\x02", &*part.repeat(1 << 20), b"."].concat());
     }
@@ -50,6 +53,7 @@ fn pickles_of_a_million_small_values_stay_small() {
 
 #[test]
 fn a_header_of_many_metadata_or_tensors_stays_small() {
+    let _alone = alone();
     let with_length = |header: Vec<u8>| [&(header.len() as u64).to_le_bytes(), &*header].concat();
     let metadata = list(r#"{"__metadata__":{"#, |i| format!("\"{i:x}\":\"\""), 3_000_000, "}}");
     is_borne("safetensors", &with_length(metadata));
@@ -59,6 +63,7 @@ fn a_header_of_many_metadata_or_tensors_stays_small() {
 
 #[test]
 fn a_vocabulary_stays_small() {
+    let _alone = alone();
     let special = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]";
     for count in [1_000_000, (1 << 17) - 5] {
         is_borne(
@@ -79,6 +84,7 @@ fn a_vocabulary_stays_small() {
 
 #[test]
 fn a_text_is_tokenized_no_further_than_its_tokens_are_asked_for() {
+    let _alone = alone();
     for part in [
         "[",
         "]",
@@ -100,6 +106,7 @@ fn a_text_is_tokenized_no_further_than_its_tokens_are_asked_for() {
 
 #[test]
 fn lists_of_captions_take_no_more_than_their_files() {
+    let _alone = alone();
     let empty = |_| "\"\"".into();
     is_borne("coco", &list(r#"[{"image":"a.png","caption":["#, empty, 5_000_000, "]}]"));
     is_borne("jsonl", &list(r#"{"image":"a.png","caption":["#, |_| "0".into(), 8_000_000, "]}"));
@@ -119,6 +126,7 @@ fn lists_of_captions_take_no_more_than_their_files() {
 
 #[test]
 fn descriptions_of_samples_take_no_more_than_their_shard() {
+    let _alone = alone();
     let mut builder = tar::Builder::new(Vec::new());
     for (sample, item) in (0..16).zip(["\"\"", "0"].iter().cycle()) {
         let json = list(r#"{"caption":["#, |_| (*item).into(), 1_000_000 / (item.len() + 1), "]}");
@@ -132,6 +140,7 @@ fn descriptions_of_samples_take_no_more_than_their_shard() {
 
 #[test]
 fn settings_of_a_megabyte_stay_small() {
+    let _alone = alone();
     let names = |item: fn(usize) -> String| list("", item, 150_000, "");
     is_borne("config", &list("{", |i| format!("\"{i:x}\":0"), 90_000, "}"));
     is_borne("preprocessor", &list("{", |i| format!("\"{i:x}\":0"), 90_000, "}"));
