@@ -3,8 +3,9 @@ use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
 use qformer::device::{Cpu, Cuda};
 use qformer::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward, CrossEntropyOp, IGNORED};
 
-/// Rows and words: the model's, one of each, less than a vector, primes, and whole vectors.
-const SHAPES: [[usize; 2]; 5] = [[7, 30_523], [1, 1], [3, 5], [11, 2053], [2, 4096]];
+/// Rows and words: the model's, one of each, less than a vector, primes, whole vectors, and more rows than the block
+/// that takes their mean has threads.
+const SHAPES: [[usize; 2]; 6] = [[7, 30_523], [1, 1], [3, 5], [11, 2053], [2, 4096], [1031, 5]];
 /// How far the logits of words are apart.
 const SPREAD: f64 = 8.0;
 

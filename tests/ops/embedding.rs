@@ -133,9 +133,10 @@ fn adds_except_for_the_frozen_row<D: TestDevice + EmbeddingOp>() {
 
 #[test]
 fn the_gpu_has_the_same_gradients() {
-    // Occurrences near and far: more rows than are searched at a time, in tables of few rows and of many.
+    // Occurrences near and far: more rows than are searched at a time, in tables of few rows and of many; and more
+    // columns than a block has, in whole vectors and not.
     for (count, table_rows, width) in
-        [(2100, 700, 24), (1025, 3, 5), (200, 30523, 768), (1, 1, 1), (97, 13, 1408)]
+        [(2100, 700, 24), (1025, 3, 5), (200, 30523, 768), (1, 1, 1), (97, 13, 1408), (9, 4, 131)]
     {
         let mut random = Random::new(7);
         let ids: Vec<u32> = (0..count).map(|_| random.below(table_rows) as u32).collect();

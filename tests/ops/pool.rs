@@ -3,8 +3,9 @@ use crate::device::{Tensor, TestDevice, assert_rounded, rounded};
 use qformer::device::{Cpu, Cuda};
 use qformer::ops::pool::{PoolBackward, PoolForward, PoolOp};
 
-/// Groups, size of a group, width: the model's, one of each, primes, and a vector's width.
-const SHAPES: [[usize; 3]; 4] = [[8, 32, 768], [1, 1, 1], [5, 7, 13], [3, 1, 64]];
+/// Groups, size of a group, width: the model's, one of each, primes, a vector's width, and more columns than a
+/// block has, in whole vectors and not.
+const SHAPES: [[usize; 3]; 6] = [[8, 32, 768], [1, 1, 1], [5, 7, 13], [3, 1, 64], [2, 3, 1032], [2, 3, 131]];
 
 fn forward<D: TestDevice + PoolOp>(x: &Matrix, groups: usize) -> Matrix {
     let mut y = Tensor::<D>::output(groups, x.cols);
