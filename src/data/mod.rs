@@ -23,7 +23,7 @@ pub use dataset::{Dataset, Kind};
 pub use features::{ENCODER, NAMES, VISION_OUTPUT};
 pub use loader::{Loaded, Loader, LoaderOptions, Order};
 pub use source::Source;
-pub use text_list::{Caption, Captions};
+pub use text_list::{Caption, Captions, TextList};
 
 use crate::tensor::HostTensor;
 use serde::{Deserialize, Serialize};

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use serde::ser::{Serialize, Serializer};
 
 /// Texts between two that know where they begin.
 const BLOCK: usize = 16;
@@ -12,7 +13,7 @@ const TEXT_BYTES: usize = 1 << 20;
 
 /// Texts, one after the other: little more than four bytes and its own for each.
 #[derive(Debug, Default)]
-pub(super) struct TextList {
+pub struct TextList {
     bytes: String,
     lengths: Vec<u32>,
     /// Where every `BLOCK`th text begins.
@@ -21,7 +22,10 @@ pub(super) struct TextList {
 
 impl TextList {
     /// Appends `text`; the error is a sentence without its place.
-    pub(super) fn push(&mut self, text: &str) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// Fails if it is longer than a mebibyte.
+    pub fn push(&mut self, text: &str) -> Result<(), String> {
         if text.len() > TEXT_BYTES {
             return Err(format!("a text of {} bytes; at most {TEXT_BYTES} are read", text.len()));
         }
@@ -36,19 +40,29 @@ impl TextList {
         Ok(())
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// How many they are.
+    pub fn len(&self) -> usize {
         self.lengths.len()
     }
 
-    /// Text `index`, which has to be there.
-    pub(super) fn get(&self, index: usize) -> &str {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Text `index`.
+    ///
+    /// # Panics
+    /// Panics if there is none.
+    pub fn get(&self, index: usize) -> &str {
         let block = index / BLOCK;
         let before = &self.lengths[block * BLOCK..index];
         let start = self.starts[block] + before.iter().map(|&length| length as usize).sum::<usize>();
         &self.bytes[start..start + self.lengths[index] as usize]
     }
 
-    pub(super) fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
+    /// All of them, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
         (0..self.len()).map(|index| self.get(index))
     }
 }
@@ -59,6 +73,12 @@ fn push<T>(values: &mut Vec<T>, value: T) {
         values.reserve_exact((values.len() / 4).max(16));
     }
     values.push(value);
+}
+
+impl Serialize for TextList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
 }
 
 impl<'de> Deserialize<'de> for TextList {

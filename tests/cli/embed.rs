@@ -3,6 +3,7 @@
 use crate::common::*;
 use qformer::params::safetensors::Checkpoint;
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
@@ -130,44 +131,68 @@ fn a_reader_that_stops_early_is_no_failure() {
     ended(child.wait_with_output().unwrap()).succeeds();
 }
 
+/// Whether `embed` of these `inputs` ends well with so much memory. It is limited, as its peak cannot be measured from
+/// outside without missing it on a busy machine.
+#[cfg(target_os = "linux")]
+fn suffices(mebibytes: usize, output: &Path, inputs: &[&str]) -> bool {
+    let embed = command();
+    let limited = Command::new("sh")
+        .args(["-c", "ulimit -c 0; ulimit -d \"$0\"; exec \"$@\"", &(1024 * mebibytes).to_string()])
+        .arg(embed.get_program())
+        .args(["embed", "--threads", "1", "--model", &shown(&model()), "--output", &shown(output)])
+        .args(inputs)
+        .env("QFORMER_DEVICE", "cpu")
+        .output()
+        .unwrap();
+    limited.status.success()
+}
+
+/// The fewest mebibytes that are enough, by halving.
+#[cfg(target_os = "linux")]
+fn fewest_mebibytes(suffices: impl Fn(usize) -> bool) -> usize {
+    let (mut little, mut enough) = (0, 256);
+    assert!(suffices(enough));
+    while enough - little > 1 {
+        let middle = (little + enough) / 2;
+        *if suffices(middle) { &mut enough } else { &mut little } = middle;
+    }
+    enough
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn many_texts_take_little_more_memory_than_their_file() {
+    let folder = TempDir::new().unwrap();
+    let [few, many] = [16, 100_000].map(|count| {
+        let path = folder.path().join(format!("{count}.txt"));
+        fs::write(&path, "a\n".repeat(count)).unwrap();
+        shown(&path)
+    });
+    let output = folder.path().join("output.safetensors");
+    let enough = fewest_mebibytes(|mebibytes| suffices(mebibytes, &output, &["--texts-file", &few]));
+    // Of each its length, three tokens, where they end, and its place in the metadata; and some texts' activations.
+    let more = enough + 16;
+    assert!(suffices(more, &output, &["--texts-file", &many]), "{enough} MiB suffice for 16 texts");
+    assert_eq!(read(&output, "text_features").shape()[0], 100_000);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_thousand_images_take_no_more_memory_than_sixteen() {
     let folder = TempDir::new().unwrap();
     let image = folder.path().join("image.png");
     image::RgbImage::from_fn(56, 56, |x, y| image::Rgb([x as u8, y as u8, 0])).save(&image).unwrap();
-    // Memory is limited, as its peak cannot be measured from outside without missing it on a busy machine.
+    let image = shown(&image);
     let suffices = |mebibytes: usize, images: usize| {
         let output = folder.path().join(format!("{images}.safetensors"));
-        let embed = command();
-        let limited = Command::new("sh")
-            .args(["-c", "ulimit -c 0; ulimit -d \"$0\"; exec \"$@\"", &(1024 * mebibytes).to_string()])
-            .arg(embed.get_program())
-            .args([
-                "embed",
-                "--threads",
-                "1",
-                "--model",
-                &shown(&model()),
-                "--output",
-                &shown(&output),
-                "--images",
-            ])
-            .args(vec![&image; images])
-            .env("QFORMER_DEVICE", "cpu")
-            .output()
-            .unwrap();
-        if limited.status.success() {
+        let inputs = [&["--images"][..], &vec![&*image; images]].concat();
+        let is_enough = suffices(mebibytes, &output, &inputs);
+        if is_enough {
             assert_eq!(read(&output, "query_output").shape()[0], images);
         }
-        limited.status.success()
+        is_enough
     };
-    let (mut little, mut enough) = (0, 256);
-    assert!(suffices(enough, 16));
-    while enough - little > 1 {
-        let middle = (little + enough) / 2;
-        *if suffices(middle, 16) { &mut enough } else { &mut little } = middle;
-    }
+    let enough = fewest_mebibytes(|mebibytes| suffices(mebibytes, 16));
     // The query outputs and features of 1024 images would take 5 MiB, were they kept.
     assert!(suffices(enough + 4, 1024), "{enough} MiB suffice for 16 images, but not 4 more for 1024");
 }

@@ -8,8 +8,9 @@ use crate::spool::Spool;
 use clap::{ArgGroup, Args};
 use qformer::data::{NAMES, VISION_OUTPUT};
 use qformer::ops::Backend;
-use qformer::params::safetensors::{self, Dtype, NewTensor};
+use qformer::params::safetensors::{self, Dtype};
 use qformer::{Error, Result};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -48,14 +49,14 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
 }
 
 fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks) -> Result<()> {
+    let mut text_features = Spool::new(&arguments.output)?;
     let mut query_output = Spool::new(&arguments.output)?;
     let mut image_features = Spool::new(&arguments.output)?;
     let mut vision_output = arguments.save_vision_output.as_deref().map(Spool::new).transpose()?;
     let Loaded { model, texts, images, .. } = arguments.inputs.load(device, remarks)?;
-    let text_features = match texts.tokens.is_empty() {
-        true => None,
-        false => Some(model.encode_text(&texts.tokens)?),
-    };
+    for some in texts.parts() {
+        text_features.append(&model.encode_text(&texts.tokens(some))?)?;
+    }
     images.for_each_batch(arguments.inputs.batch.size, remarks, |batch| {
         if let Some(spool) = &mut vision_output {
             spool.append(batch)?;
@@ -67,8 +68,8 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
 
     let mut tensors = Vec::new();
     let mut metadata = BTreeMap::new();
-    if let Some(features) = &text_features {
-        tensors.push(NewTensor::from_slice("text_features", Dtype::F32, features.shape(), features.values()));
+    if texts.len() > 0 {
+        tensors.push(text_features.into_tensor("text_features", Dtype::F32)?);
         metadata.insert("texts".to_owned(), json_array(&texts.texts));
     }
     if !images.names.is_empty() {
@@ -85,6 +86,6 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
     safetensors::write(&arguments.output, &metadata, tensors)
 }
 
-fn json_array(names: &[String]) -> String {
+fn json_array(names: &impl Serialize) -> String {
     serde_json::to_string(names).expect("texts")
 }

@@ -5,10 +5,11 @@ use crate::device::Opened;
 use crate::inputs::{Inputs, Loaded, tell_of_matching};
 use crate::outputs::check_file_name;
 use clap::{ArgGroup, Args, ValueEnum};
+use qformer::data::TextList;
 use qformer::ops::Backend;
 use qformer::output::{self, printable, write_atomically};
 use qformer::qformer::Matching;
-use qformer::{Error, Result};
+use qformer::{Error, HostTensor, Result};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -64,7 +65,7 @@ impl From<Matching> for MatchingName {
 #[derive(Serialize)]
 struct Scores {
     images: Vec<String>,
-    texts: Vec<String>,
+    texts: TextList,
     matching: MatchingName,
     itc: Vec<Vec<f32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,8 +119,11 @@ impl Arguments {
             }
             Some(MatchingName::MaxSimilarity) => Matching::MaxSimilarity,
         };
-        let text_features = model.encode_text(&texts.tokens)?;
-        let count = texts.tokens.len();
+        let (count, mut features) = (texts.len(), Vec::new());
+        for some in texts.parts() {
+            features.extend(model.encode_text(&texts.tokens(some))?.into_values());
+        }
+        let text_features = HostTensor::new(&[count, model.config().image_text_hidden_size], features)?;
         let (mut itc, mut itm, mut logits) = (Vec::new(), Vec::new(), Vec::new());
         images.for_each_batch(self.inputs.batch.size, remarks, |batch| {
             let features = model.encode_image(batch)?.features.expect("a model that compares texts");
@@ -129,7 +133,16 @@ impl Arguments {
                 candidates(row, self.rerank).into_iter().map(move |text| (image, text))
             };
             let pairs: Vec<(usize, usize)> = rows.iter().enumerate().flat_map(of_image).collect();
-            let matches = model.match_score(batch, &texts.tokens, &pairs, matching)?;
+            // Only the texts of these pairs are read.
+            let mut read: Vec<usize> = pairs.iter().map(|&(_, text)| text).collect();
+            read.sort_unstable();
+            read.dedup();
+            let of_read = |&(image, text): &(usize, usize)| {
+                (image, read.binary_search(&text).expect("a text of a pair"))
+            };
+            let of_read: Vec<(usize, usize)> = pairs.iter().map(of_read).collect();
+            let tokens = texts.tokens(read.iter().copied());
+            let matches = model.match_score(batch, &tokens, &of_read, matching)?;
             let first = itm.len();
             itm.resize(first + rows.len(), vec![None; count]);
             logits.resize(first + rows.len(), vec![None; count]);
@@ -193,7 +206,7 @@ impl Scores {
                 let cell = |value: Option<f32>| value.map_or("        -".into(), |v| format!("{v:9.4}"));
                 let score = self.score.as_ref().map(|score| cell(score[image][text])).unwrap_or_default();
                 let (itm, itc) = (cell(self.itm[image][text]), cell(Some(self.itc[image][text])));
-                writeln!(table, "{itm}{itc}{score}  {}", printable(&self.texts[text]))
+                writeln!(table, "{itm}{itc}{score}  {}", printable(self.texts.get(text)))
                     .expect("written to memory");
             }
         }
