@@ -1,6 +1,6 @@
 //! Parameters as a device stores them: what their numbers are, and how they lie, is known at run time.
 
-use super::{Element, Number, NumberType, Shape, View, ViewMut, counted};
+use super::{Exclusive, Number, NumberType, Shape, Shared, View, ViewMut, counted};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -60,7 +60,7 @@ pub struct Weight<'a, D> {
     shape: Shape,
     dtype: NumberType,
     packing: Packing,
-    borrow: PhantomData<(&'a [u8], fn(D))>,
+    borrow: Shared<'a, D, u8>,
 }
 
 /// The same, to be written.
@@ -69,7 +69,7 @@ pub struct WeightMut<'a, D> {
     shape: Shape,
     dtype: NumberType,
     packing: Packing,
-    borrow: PhantomData<(&'a mut [u8], fn(D))>,
+    borrow: Exclusive<'a, D, u8>,
 }
 
 impl<D> Clone for Weight<'_, D> {
@@ -196,7 +196,7 @@ impl<'a, D> WeightMut<'a, D> {
     ///
     /// # Panics
     /// As [`Weight::matrix`].
-    pub fn into_matrix<E: Element + Number>(self) -> ViewMut<'a, D, E> {
+    pub fn into_matrix<E: Number>(self) -> ViewMut<'a, D, E> {
         let (pointer, shape) = (self.pointer.cast(), self.shape);
         let pitch = self.into_view().matrix::<E>().pitch();
         // SAFETY: borrowed exclusively for 'a; by rows, and of this type, as just asserted.

@@ -15,6 +15,17 @@ use std::time::{Duration, Instant};
 /// More steps than a test has time for.
 const ENDLESS: usize = 100_000;
 
+/// Lets a run hear that its terminal is closed, also where the tests themselves were begun by `nohup`.
+fn hears_hangups(command: &mut Command) -> &mut Command {
+    let listen = || {
+        // SAFETY: it touches no memory.
+        let before = unsafe { libc::signal(libc::SIGHUP, libc::SIG_DFL) };
+        if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: it is a system call, which may stand between fork and exec.
+    unsafe { command.pre_exec(listen) }
+}
+
 /// A run that was stopped by a signal: it ends by itself, and its last step is saved.
 #[track_caller]
 fn is_saved(child: Child, place: &Workplace, output: &str) {
@@ -45,7 +56,8 @@ fn every_signal_saves_though_nothing_the_run_tells_can_be_written() {
     for name in ["-TERM", "-INT", "-HUP"] {
         let (_, closed) = io::pipe().unwrap();
         let (output, folder) = (&name[1..], place.path(&name[1..]));
-        let mut child = place.train(output, ENDLESS, &[]).stderr(closed).spawn().unwrap();
+        let mut command = place.train(output, ENDLESS, &[]);
+        let mut child = hears_hangups(&mut command).stderr(closed).spawn().unwrap();
         await_lines(&mut child, &folder, 5);
         signal(&child, name);
         is_saved(child, &place, output);
@@ -82,7 +94,7 @@ fn a_run_whose_terminal_is_closed_saves() {
     };
     // SAFETY: these are system calls, which may stand between fork and exec.
     unsafe { command.pre_exec(lead_a_session) };
-    let mut child = command.spawn().unwrap();
+    let mut child = hears_hangups(&mut command).spawn().unwrap();
     drop(command);
     await_lines(&mut child, &place.path("run"), 5);
     drop(outside);
