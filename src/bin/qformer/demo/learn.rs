@@ -9,7 +9,7 @@ use qformer::language::decoding::Decoding;
 use qformer::ops::contrastive::ContrastiveGradient;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
-use qformer::train::{Companions, Hardness, Model, Record, Report, Run, Settings, Trainer};
+use qformer::train::{Companions, Hardness, Record, Report, Run, Settings, Trainer, TrainingStart};
 use qformer::{Config, Cpu, Error, ImageProcessor, Result, Tokenizer};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -66,7 +66,7 @@ pub(super) fn learn(
     let open = Checkpoint::open(begun)?;
     let source = NamedCheckpoint::new(&open)?;
     let decoding = Decoding::load(begun, config.qformer.max_position_embeddings)?;
-    let model = Model {
+    let model = TrainingStart {
         companions: Companions::gather(&config, &processor, Some(begun), Some(&decoding))?,
         tokenizer: Tokenizer::load(begun)?,
         config,

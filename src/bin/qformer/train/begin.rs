@@ -7,7 +7,7 @@ use qformer::language::decoding::Decoding;
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, TensorSource};
-use qformer::train::{Companions, Model, Settings, Stage1Parameters};
+use qformer::train::{Companions, Settings, Stage1Parameters, TrainingStart};
 use qformer::vision::encoder;
 use qformer::vision::image::ImageProcessor;
 use qformer::{Config, Error, Result, Tokenizer};
@@ -21,7 +21,7 @@ impl ModelArguments {
         settings: &Settings,
         dataset: &Dataset,
         remarks: Remarks,
-        take: impl FnOnce(Model<'_>) -> Result<R>,
+        take: impl FnOnce(TrainingStart<'_>) -> Result<R>,
     ) -> Result<R> {
         let bert = self.bert.as_deref().map(Bert::open).transpose()?;
         match (&self.model, self.preset.as_deref()) {
@@ -39,7 +39,7 @@ impl ModelArguments {
         settings: &Settings,
         dataset: &Dataset,
         remarks: Remarks,
-        take: impl FnOnce(Model<'_>) -> Result<R>,
+        take: impl FnOnce(TrainingStart<'_>) -> Result<R>,
     ) -> Result<R> {
         let config = Config::load(folder)?;
         let tokenizer = if has_tokenizer(folder) { folder } else { self.bert.as_deref().unwrap_or(folder) };
@@ -67,7 +67,7 @@ impl ModelArguments {
         settings: &Settings,
         dataset: &Dataset,
         remarks: Remarks,
-        take: impl FnOnce(Model<'_>) -> Result<R>,
+        take: impl FnOnce(TrainingStart<'_>) -> Result<R>,
     ) -> Result<R> {
         let is_tiny = preset == "tiny";
         let mut config = if is_tiny { Config::tiny() } else { Config::blip2_vit_g() };
@@ -117,7 +117,7 @@ fn expect_encoder(
 }
 
 /// Opens a run's own checkpoint, and hands it to `take`.
-pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(Model<'_>) -> Result<R>) -> Result<R> {
+pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(TrainingStart<'_>) -> Result<R>) -> Result<R> {
     let config = Config::load(folder)?;
     let open = Checkpoint::open(folder)?;
     let source = NamedCheckpoint::new(&open)?;
@@ -131,10 +131,10 @@ fn model<'a>(
     tokenizer: &Path,
     decoding: &Decoding,
     source: &'a dyn TensorSource,
-) -> Result<Model<'a>> {
+) -> Result<TrainingStart<'a>> {
     let companions = Companions::gather(config, &processor, Some(tokenizer), Some(decoding))?;
     let (config, tokenizer) = (config.clone(), Tokenizer::load(tokenizer)?);
-    Ok(Model { config, tokenizer, processor, companions, source, has_encoder: false })
+    Ok(TrainingStart { config, tokenizer, processor, companions, source, has_encoder: false })
 }
 
 fn has_tokenizer(folder: &Path) -> bool {

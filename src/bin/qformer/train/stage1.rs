@@ -13,7 +13,7 @@ use crate::{Remarks, say};
 use clap::ValueEnum;
 use qformer::data::{Dataset, Kind};
 use qformer::ops::Backend;
-use qformer::train::{Ending, Model, Run, Settings, Trainer};
+use qformer::train::{Ending, Run, Settings, Trainer, TrainingStart};
 use qformer::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -164,7 +164,8 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
     let saved = held.saved().map(|saved| saved.folder.clone());
     let Begun { model, settings, dataset, .. } = begun;
     let (stop, every) = (stop::watch()?, settings.log_every_n_steps);
-    let prepare = |model: Model<'_>| Trainer::new(device, settings.clone(), model, dataset.clone(), run);
+    let prepare =
+        |model: TrainingStart<'_>| Trainer::new(device, settings.clone(), model, dataset.clone(), run);
     let prepared = match &saved {
         Some(folder) => begin::reopen(folder, prepare),
         None => model.open(&settings, &dataset, remarks, prepare),

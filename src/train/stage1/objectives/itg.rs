@@ -13,9 +13,9 @@ use crate::qformer::language_head::LanguageHeadActs;
 use crate::tensor::ViewMut;
 
 /// What ITG works in; R rows predict.
-pub(super) struct CaptioningActs<'a, B: Backend> {
+pub(in crate::train::stage1) struct CaptioningActs<'a, B: Backend> {
     /// [1, R]: what they are to predict; rows that fill up count for nothing
-    pub(super) labels: ViewMut<'a, B, u32>,
+    pub(in crate::train::stage1) labels: ViewMut<'a, B, u32>,
     head: LanguageHeadActs<'a, B>,
     /// [1, R]
     lse: SM<'a, B>,
@@ -28,7 +28,11 @@ pub(super) struct CaptioningActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> CaptioningActs<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, rows: usize, config: &QFormerConfig) -> Self {
+    pub(in crate::train::stage1) fn carve(
+        cursor: &mut Cursor<'a, B>,
+        rows: usize,
+        config: &QFormerConfig,
+    ) -> Self {
         Self {
             labels: cursor.take(1, rows),
             head: LanguageHeadActs::carve(cursor, rows, config, Keep::ForBackward),
@@ -41,17 +45,17 @@ impl<'a, B: Backend> CaptioningActs<'a, B> {
 }
 
 /// The head with the word embeddings [V, D], which are its last layer.
-pub(super) struct Captioning<'a, B: Backend> {
-    pub(super) head: &'a LanguageHead<W<'a, B>>,
+pub(in crate::train::stage1) struct Captioning<'a, B: Backend> {
+    pub(in crate::train::stage1) head: &'a LanguageHead<W<'a, B>>,
     /// [V, D]
-    pub(super) words: W<'a, B>,
-    pub(super) activation: Activation,
-    pub(super) smoothing: f64,
+    pub(in crate::train::stage1) words: W<'a, B>,
+    pub(in crate::train::stage1) activation: Activation,
+    pub(in crate::train::stage1) smoothing: f64,
 }
 
 impl<B: Backend> Captioning<'_, B> {
     /// From the outputs that predict, `hidden` [R, D], to the mean loss over them [1, 1].
-    pub(super) fn forward(
+    pub(in crate::train::stage1) fn forward(
         &self,
         b: &B,
         hidden: V<'_, B>,
@@ -73,7 +77,7 @@ impl<B: Backend> Captioning<'_, B> {
 
     /// The gradient of `hidden`, into `dhidden` [R, D].
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
-    pub(super) fn backward(
+    pub(in crate::train::stage1) fn backward(
         &self,
         b: &B,
         weight: f64,

@@ -16,7 +16,7 @@ use std::path::Path;
 const FILE_BYTES: u64 = 32 << 20;
 
 /// What is trained: from a checkpoint's folder, from random numbers, or from a run's checkpoint.
-pub struct Model<'a> {
+pub struct TrainingStart<'a> {
     /// Sizes and constants.
     pub config: Config,
     /// Reads the captions.

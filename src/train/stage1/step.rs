@@ -1,14 +1,13 @@
 //! One step of stage 1: three losses and the gradients of all parameters.
 
 use super::acts::{Constants, SecondPhaseActs, WholeActs};
-use super::batch::Whole;
+use super::batch::GlobalBatch;
 use super::memory::{MemoryPlan, StepSize};
-use super::pass::Pass;
-use super::place::{Done, First, Place};
-use super::plan::{Alone, filled_up};
-use super::second::{Second, most_pairs};
-use super::weights::{self, Training};
-use super::{Batch, Losses, Stage1Options, Stage1Parameters, StepPart, TrainedWeights};
+use super::pass::StepContext;
+use super::place::{Done, FirstPhase, PairPassIndex};
+use super::plan::{FirstPhaseInputs, filled_up};
+use super::second::{PairPass, most_pairs};
+use super::{Batch, Losses, Stage1Options, Stage1Parameters, StepPart};
 use crate::config::Config;
 use crate::device::Write;
 use crate::error::Result;
@@ -19,13 +18,14 @@ use crate::ops::adamw::AdamW;
 use crate::ops::attention::check_heads;
 use crate::params::TensorSource;
 use crate::qformer::stack::StreamPlan;
+use crate::train::optimizer::{ParamSlot, TrainedWeights, Training};
 
 /// A Q-Former in training.
 pub struct Stage1<B: Backend> {
     device: B,
     config: Config,
     options: Stage1Options,
-    weights: TrainedWeights<B, Stage1Parameters<weights::Place>>,
+    weights: TrainedWeights<B, Stage1Parameters<ParamSlot>>,
     /// Of steps, whole or in parts.
     recorded: Recorded<B>,
     /// What is the same in every step.
@@ -69,12 +69,12 @@ impl<B: Backend> Stage1<B> {
     }
 
     /// The parameters, with their gradients.
-    pub fn weights(&self) -> &TrainedWeights<B, Stage1Parameters<weights::Place>> {
+    pub fn weights(&self) -> &TrainedWeights<B, Stage1Parameters<ParamSlot>> {
         &self.weights
     }
 
     /// The same, to go on from what was saved of them.
-    pub(super) fn weights_mut(&mut self) -> &mut TrainedWeights<B, Stage1Parameters<weights::Place>> {
+    pub(in crate::train) fn weights_mut(&mut self) -> &mut TrainedWeights<B, Stage1Parameters<ParamSlot>> {
         &mut self.weights
     }
 
@@ -145,14 +145,14 @@ impl<B: Backend> Stage1<B> {
     }
 
     fn run(&mut self, batches: &[Batch], step: usize, mut observer: Option<Done<'_>>) -> Result<Losses> {
-        let whole = Whole::of(batches)?;
+        let whole = GlobalBatch::of(batches)?;
         let is_recorded = observer.is_none();
         let mut done = |part| observer.as_mut().map_or(Ok(()), |done| done(part));
         let mut room = None;
         loop {
             match self.try_step(&whole, batches, step, (is_recorded, &mut done), room)? {
-                Found::Losses(losses) => return Ok(losses),
-                Found::Needs(rows) => {
+                StepOutcome::Losses(losses) => return Ok(losses),
+                StepOutcome::Needs(rows) => {
                     assert_eq!(room, None, "the same step needs {rows} rows, then more");
                     room = Some(rows);
                 }
@@ -163,12 +163,12 @@ impl<B: Backend> Stage1<B> {
     /// A step, with so much `room` for rows of text in its second phase, where that is known.
     fn try_step(
         &mut self,
-        whole: &Whole<'_>,
+        whole: &GlobalBatch<'_>,
         batches: &[Batch],
         step: usize,
         (is_recorded, done): (bool, Done<'_>),
         room: Option<usize>,
-    ) -> Result<Found> {
+    ) -> Result<StepOutcome> {
         self.weights.clear_gradients(&self.device)?;
         let Self { device: b, config, options, weights, constants, recorded, .. } = self;
         let b: &B = b;
@@ -176,7 +176,7 @@ impl<B: Backend> Stage1<B> {
         b.write_indices(&[options.seed, step as u32], constants.key.reborrow())?;
         let Training { weights: parameters, parameters: exact, mut gradients } = weights.training();
         let (parameters, exact) = (&parameters, &exact);
-        let pass = Pass { b, config, options, parameters, exact, constants, whole };
+        let pass = StepContext { b, config, options, parameters, exact, constants, whole };
 
         let (sizes, tokens) = ([whole.images(), batches.len()], whole.tokens());
         let mut whole_lease = self.whole.lease(b, (whole.images(), "images"), |c| {
@@ -184,11 +184,11 @@ impl<B: Backend> Stage1<B> {
         })?;
         let address = whole_lease.address();
         let mut all = WholeActs::carve(&mut whole_lease.cursor(), sizes, tokens, config);
-        let alones: Vec<Alone> =
-            batches.iter().map(|batch| Alone::of::<B>(&batch.texts, batch.rows(config))).collect();
+        let alones: Vec<FirstPhaseInputs> =
+            batches.iter().map(|batch| FirstPhaseInputs::of::<B>(&batch.texts, batch.rows(config))).collect();
         let firsts = || {
             let parts = batches.iter().zip(&alones).enumerate();
-            parts.map(|(index, (batch, alone))| First { index, batch, alone })
+            parts.map(|(index, (batch, alone))| FirstPhase { index, batch, alone })
         };
         let bytes = firsts().map(|first| {
             Arena::<B>::bytes(|c| {
@@ -197,7 +197,7 @@ impl<B: Backend> Stage1<B> {
         });
         let bytes = bytes.max().expect("one at least");
         let mut first_lease = self.first_phase.lease_bytes(b, (whole.largest(), "images"), bytes)?;
-        let lease_second = |second: &Second| {
+        let lease_second = |second: &PairPass| {
             self.second_phase.lease(b, (second.stream.images.len(), "images"), |c| {
                 SecondPhaseActs::carve(c, b, second, config, options);
             })
@@ -212,12 +212,12 @@ impl<B: Backend> Stage1<B> {
         };
         all.contrastive.write(b, &whole.image_ids)?;
         all.texts.write(b, &whole.texts)?;
-        if let Some(second) = Second::only::<B>(whole, room, batches[0].rows(config), options) {
+        if let Some(second) = PairPass::only::<B>(whole, room, batches[0].rows(config), options) {
             let first = firsts().next().expect("one at least");
             let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
             pass.write_first(first, &mut acts)?;
             let mut second_lease = lease_second(&second)?;
-            let plan = plan_of(StepWork::Whole {
+            let plan = plan_of(StepWork::OneMicroBatch {
                 first: first.plan().clone(),
                 second: second.clone(),
                 memory: second_lease.address(),
@@ -228,7 +228,7 @@ impl<B: Backend> Stage1<B> {
                 pass.fold_forward(&mut all.fold)?;
                 pass.first_forward(first, &mut acts, &mut all, done)?;
                 pass.contrast(&mut all, gradients.temperature.reborrow(), done)?;
-                let (only, second_acts) = (Place::ONLY, &mut second_acts);
+                let (only, second_acts) = (PairPassIndex::ONLY, &mut second_acts);
                 pass.second(&second, only, &mut acts, &mut all, second_acts, &mut gradients, done)?;
                 pass.first_backward(first, &mut acts, &mut all, &mut gradients, done)
             };
@@ -236,13 +236,13 @@ impl<B: Backend> Stage1<B> {
             // Reading waits for the device.
             let needed = all.findings.read_needed(b)?;
             if needed > second.plan.text_rows {
-                return Ok(Found::Needs(needed));
+                return Ok(StepOutcome::Needs(needed));
             }
-            return pass.losses(&all, &[Place::ONLY.share_of_pairs]).map(Found::Losses);
+            return pass.losses(&all, &[PairPassIndex::ONLY.share_of_pairs]).map(StepOutcome::Losses);
         }
 
         // The first phases come again; the pairs of a micro-batch are other ones, and others in number, every time.
-        let plan_of_first = |first: First<'_>, direction| {
+        let plan_of_first = |first: FirstPhase<'_>, direction| {
             let plan = first.plan().clone();
             let first_image = whole.images_of(first.index).start;
             plan_of(StepWork::FirstPhase { direction, index: first.index, first_image, plan })
@@ -270,7 +270,7 @@ impl<B: Backend> Stage1<B> {
             let (images, rows) = (whole.images_of(first.index), first.batch.rows(config));
             let passes = listed.passes::<B>(whole, images, most, rows, options);
             for (index, second) in passes.iter().enumerate() {
-                let place = Place {
+                let place = PairPassIndex {
                     batch: first.index,
                     pass: shares.len(),
                     write: if index == 0 { Write::Replace } else { Write::Add },
@@ -286,7 +286,7 @@ impl<B: Backend> Stage1<B> {
             replayed(plan_of_first(first, Direction::Backward), &mut work)?;
         }
         // Last, because reading waits for the device.
-        pass.losses(&all, &shares).map(Found::Losses)
+        pass.losses(&all, &shares).map(StepOutcome::Losses)
     }
 
     /// Lets the optimiser follow the gradients; returns their norm before it was clipped.
@@ -313,7 +313,7 @@ struct StepPlan {
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum StepWork {
     /// All of a step of one micro-batch.
-    Whole { first: StreamPlan, second: Second, memory: Address },
+    OneMicroBatch { first: StreamPlan, second: PairPass, memory: Address },
     /// The first phase of a micro-batch.
     FirstPhase { direction: Direction, index: usize, first_image: usize, plan: StreamPlan },
     /// ITC of all micro-batches.
@@ -327,7 +327,7 @@ enum Direction {
 }
 
 /// What became of a step.
-enum Found {
+enum StepOutcome {
     Losses(Losses),
     /// There was room for fewer rows of text in the second phase than these.
     Needs(usize),

@@ -1,8 +1,8 @@
 //! What is left behind where a loss or a gradient is not finite.
 
-use super::{Batch, Losses};
 use crate::error::{Error, Result};
 use crate::params::safetensors::{Dtype, NewTensor, write};
+use crate::train::{Batch, Losses};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

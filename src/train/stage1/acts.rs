@@ -1,11 +1,11 @@
 //! What a step works in: the part that spans its micro-batches, and the two phases of one of them.
 
-use super::captioning::CaptioningActs;
-use super::contrastive::{ContrastiveActs, FeatureActs};
-use super::matching::{MatchingActs, Told};
-use super::picked::PickedActs;
+use super::objectives::itc::{ContrastiveActs, FeatureActs};
+use super::objectives::itg::CaptioningActs;
+use super::objectives::itm::{MatchingActs, MatchingOutputs};
+use super::objectives::picked::PickedActs;
 use super::plan::{ImageRows, filled_up};
-use super::second::Second;
+use super::second::PairPass;
 use super::{Recompute, Stage1Options};
 use crate::config::Config;
 use crate::device::{M, SM, W};
@@ -38,7 +38,7 @@ pub(super) struct WholeActs<'a, B: Backend> {
     pub(super) fold: FoldActs<'a, B>,
     pub(super) contrastive: ContrastiveActs<'a, B>,
     pub(super) texts: TextsActs<'a, B>,
-    pub(super) findings: Findings<'a, B>,
+    pub(super) findings: StepOutputs<'a, B>,
 }
 
 impl<'a, B: Backend> WholeActs<'a, B> {
@@ -56,7 +56,7 @@ impl<'a, B: Backend> WholeActs<'a, B> {
                 tokens: cursor.take(1, filled_up::<B>(tokens)),
                 starts: cursor.take(1, images + 1),
             },
-            findings: Findings::carve(cursor, [images, batches]),
+            findings: StepOutputs::carve(cursor, [images, batches]),
         }
     }
 }
@@ -121,7 +121,7 @@ fn keys_values_width(config: &Config) -> usize {
 }
 
 /// What the second phase's passes find out, kept to be read when all of the step was asked for.
-pub(super) struct Findings<'a, B: Backend> {
+pub(super) struct StepOutputs<'a, B: Backend> {
     /// [1, passes]: of ITM
     matching: SM<'a, B>,
     /// [passes, 2]: of ITM
@@ -132,9 +132,9 @@ pub(super) struct Findings<'a, B: Backend> {
     needed: ViewMut<'a, B, u32>,
 }
 
-impl<'a, B: Backend> Findings<'a, B> {
+impl<'a, B: Backend> StepOutputs<'a, B> {
     fn carve(cursor: &mut Cursor<'a, B>, sizes: [usize; 2]) -> Self {
-        let (passes, batches) = (Second::most_passes::<B>(sizes), sizes[1]);
+        let (passes, batches) = (PairPass::most_passes::<B>(sizes), sizes[1]);
         Self {
             matching: cursor.take(1, passes),
             correct: cursor.take(passes, 2),
@@ -144,10 +144,10 @@ impl<'a, B: Backend> Findings<'a, B> {
     }
 }
 
-impl<B: Backend> Findings<'_, B> {
+impl<B: Backend> StepOutputs<'_, B> {
     /// Where ITM of a pass writes.
-    pub(super) fn told(&mut self, pass: usize) -> Told<'_, B> {
-        Told {
+    pub(super) fn told(&mut self, pass: usize) -> MatchingOutputs<'_, B> {
+        MatchingOutputs {
             loss: self.matching.reborrow().split_columns(pass).1.split_columns(1).0,
             correct: self.correct.reborrow().split_rows(pass).1.split_rows(1).0,
         }
@@ -244,7 +244,7 @@ impl<'a, B: Backend> SecondPhaseActs<'a, B> {
     pub(super) fn carve(
         cursor: &mut Cursor<'a, B>,
         b: &B,
-        second: &Second,
+        second: &PairPass,
         config: &Config,
         options: &Stage1Options,
     ) -> Self {

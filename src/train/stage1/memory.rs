@@ -2,14 +2,14 @@
 
 use super::acts::{Constants, FirstPhaseActs, SecondPhaseActs, WholeActs};
 use super::batch::MOST_BATCHES;
-use super::plan::{Alone, ImageRows};
-use super::second::{PairTokens, Second, most_pairs};
-use super::weights::VectorBytes;
+use super::plan::{FirstPhaseInputs, ImageRows};
+use super::second::{PairPass, TextRoom, most_pairs};
 use super::{Stage1Options, Stage1Parameters};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::ops::Backend;
+use crate::train::optimizer::VectorBytes;
 
 /// Most images of a micro-batch, and tokens of an image: enough for any machine, and few enough that
 /// sizes are counted in 64 bits.
@@ -81,15 +81,12 @@ impl MemoryPlan {
         let vectors = VectorBytes::planned::<B>(&Stage1Parameters::spec(config, options.matching));
         let rows = ImageRows { queries: config.num_query_tokens, tokens: image_tokens };
         let texts = vec![vec![0; text_tokens]; images];
-        let first = Alone::of::<B>(&texts, rows).plan;
+        let first = FirstPhaseInputs::of::<B>(&texts, rows).plan;
         let (pairs, captions) = (most_pairs::<B>(images), images * text_tokens);
         let least = if B::HOST_WAITS { captions } else { pairs * text_tokens };
-        let tokens = PairTokens {
-            of_pairs: [least, pairs * text_tokens],
-            of_captions: captions,
-            longest: text_tokens,
-        };
-        let second = Second::new::<B>(0..pairs, 0..images, images, tokens, rows, options);
+        let tokens =
+            TextRoom { of_pairs: [least, pairs * text_tokens], of_captions: captions, longest: text_tokens };
+        let second = PairPass::new::<B>(0..pairs, 0..images, images, tokens, rows, options);
         let width = config.vision.hidden_size;
         let constants = Arena::<B>::bytes(|c| {
             Constants::carve(c, width);

@@ -19,7 +19,7 @@ mod frozen;
 mod save;
 mod state;
 
-use super::run::Run;
+use super::folder::Run;
 use super::settings::Settings;
 use crate::data::{Dataset, Position};
 use crate::error::{Error, Result};

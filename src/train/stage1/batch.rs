@@ -13,11 +13,11 @@ pub(super) const MOST_BATCHES: usize = 2048;
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// The image encoder's output before its last norm [B, N, W]
-    pub(super) vision_output: HostTensor,
+    pub(in crate::train) vision_output: HostTensor,
     /// Token ids, `[CLS]` first and `[SEP]` last
-    pub(super) texts: Vec<Vec<u32>>,
+    pub(in crate::train) texts: Vec<Vec<u32>>,
     /// [B]: which image each is; captions of one image are all positives
-    pub(super) image_ids: Vec<u32>,
+    pub(in crate::train) image_ids: Vec<u32>,
 }
 
 impl Batch {
@@ -81,7 +81,7 @@ impl Batch {
 }
 
 /// The micro-batches of a step, as one batch.
-pub(super) struct Whole<'a> {
+pub(super) struct GlobalBatch<'a> {
     batches: &'a [Batch],
     /// The first image of each micro-batch, and where the last one ends.
     bounds: Vec<usize>,
@@ -91,7 +91,7 @@ pub(super) struct Whole<'a> {
     pub(super) image_ids: Vec<u32>,
 }
 
-impl<'a> Whole<'a> {
+impl<'a> GlobalBatch<'a> {
     pub(super) fn of(batches: &'a [Batch]) -> Result<Self> {
         if !(1..=MOST_BATCHES).contains(&batches.len()) {
             return Err(Error::usage(format!(

@@ -1,7 +1,6 @@
 //! Settings of a run.
 
 use super::schedule::{LrScheduler, Schedule};
-use super::{Hardness, Recompute, Stage1Options};
 use crate::config::Config;
 use crate::data::{Augmentation, Order};
 use crate::error::{Error, Result};
@@ -9,6 +8,7 @@ use crate::ops::adamw::AdamW;
 use crate::ops::contrastive::ContrastiveGradient;
 use crate::output::counted;
 use crate::qformer::Matching;
+use crate::train::{Hardness, Recompute, Stage1Options};
 use serde::{Deserialize, Serialize};
 
 /// Settings of a run of stage 1, by the names of the command line's flags.

@@ -1,8 +1,7 @@
 //! Parameters in training: one flat vector each of the numbers themselves, their gradients and their
 //! moments, and where the graph computes in narrower numbers, of what it reads.
 
-mod update;
-
+use super::update::Scalars;
 use crate::device::{Device, S, SM, W};
 use crate::error::Result;
 use crate::memory::{Arena, Recorded};
@@ -11,14 +10,13 @@ use crate::params::safetensors::{Dtype, NewTensor};
 use crate::params::{Part, Spec, TensorSource, Tree};
 use crate::tensor::{HostTensor, Number, Shape, View, ViewMut};
 use std::any::TypeId;
-use update::Scalars;
 
 /// Parameters start at multiples of this many elements: whole lines of an arena in any number type.
 const ALIGNMENT: usize = 32;
 
 /// Where a parameter stands in the vectors.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct ParamSlot {
     /// What it is.
     pub spec: Spec,
     /// Its first element.
@@ -29,21 +27,21 @@ pub struct Place {
 pub struct TrainedWeights<D: Device, P> {
     places: P,
     /// Elements of each vector.
-    len: usize,
+    pub(super) len: usize,
     /// Elements that are decayed, the first ones.
-    decayed: usize,
+    pub(super) decayed: usize,
     /// [1, len] `Stat`
-    parameters: Arena<D>,
+    pub(super) parameters: Arena<D>,
     /// [1, len] `Stat`
-    gradients: Arena<D>,
+    pub(super) gradients: Arena<D>,
     /// [1, len] `Stat`, twice
-    moments: [Arena<D>; 2],
+    pub(super) moments: [Arena<D>; 2],
     /// [1, len] `Elem`; absent where `Elem` is `Stat`.
-    weights: Option<Arena<D>>,
+    pub(super) weights: Option<Arena<D>>,
     /// What the optimiser reads besides.
-    scalars: Arena<D>,
+    pub(super) scalars: Arena<D>,
     /// Of the optimiser's step; all memory that it touches is here.
-    recorded: Recorded<D>,
+    pub(super) recorded: Recorded<D>,
 }
 
 /// What the optimiser keeps of a tensor, by the names of PyTorch's AdamW.
@@ -69,7 +67,7 @@ impl Moment {
 }
 
 /// Parameters as a step sees them.
-pub struct Training<'a, D: Backend, P: Tree<Place>> {
+pub struct Training<'a, D: Backend, P: Tree<ParamSlot>> {
     /// What the graph reads.
     pub weights: P::With<W<'a, D>>,
     /// The numbers themselves.
@@ -93,17 +91,17 @@ fn elements(specs: &impl Tree<Spec>) -> (usize, usize) {
 }
 
 /// Bytes that vectors of parameters take.
-pub(super) struct VectorBytes {
-    pub(super) parameters: usize,
-    pub(super) gradients: usize,
-    pub(super) moments: usize,
-    pub(super) weights: usize,
-    pub(super) scalars: usize,
+pub(in crate::train) struct VectorBytes {
+    pub(in crate::train) parameters: usize,
+    pub(in crate::train) gradients: usize,
+    pub(in crate::train) moments: usize,
+    pub(in crate::train) weights: usize,
+    pub(in crate::train) scalars: usize,
 }
 
 impl VectorBytes {
     /// Those of [`TrainedWeights::load`].
-    pub(super) fn planned<D: Backend>(specs: &impl Tree<Spec>) -> Self {
+    pub(in crate::train) fn planned<D: Backend>(specs: &impl Tree<Spec>) -> Self {
         let (len, _) = elements(specs);
         let vector = len * size_of::<D::Stat>();
         Self {
@@ -123,7 +121,7 @@ fn is_narrower<D: Device>() -> bool {
     TypeId::of::<D::Elem>() != TypeId::of::<D::Stat>()
 }
 
-impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
+impl<D: Backend, P: Tree<ParamSlot>> TrainedWeights<D, P> {
     /// Reads every tensor that `specs` names; gradients and moments are zero.
     ///
     /// # Errors
@@ -131,7 +129,7 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
     /// is no room.
     pub fn load<S>(device: &D, specs: &S, source: &dyn TensorSource) -> Result<Self>
     where
-        S: Tree<Spec, With<Place> = P>,
+        S: Tree<Spec, With<ParamSlot> = P>,
     {
         let mut parts = Vec::new();
         specs.map(&mut |spec| parts.extend(&spec.parts));
@@ -142,7 +140,7 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
             let next = &mut next[usize::from(!is_decayed(spec))];
             let first = *next;
             *next += spec.shape.len().next_multiple_of(ALIGNMENT);
-            Place { spec: spec.clone(), first }
+            ParamSlot { spec: spec.clone(), first }
         });
         let vector = |purpose| Arena::sized(device, purpose, len * size_of::<D::Stat>());
         let parameters = vector("the parameters")?;
@@ -218,7 +216,7 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
     }
 
     /// Bytes that are held.
-    pub(super) fn bytes(&self) -> VectorBytes {
+    pub(in crate::train) fn bytes(&self) -> VectorBytes {
         VectorBytes {
             parameters: self.parameters.capacity(),
             gradients: self.gradients.capacity(),
@@ -306,11 +304,11 @@ impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
 type Sink<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
 /// What takes a block of a place's values.
-type Take<'a> = &'a mut dyn FnMut(&Place, usize, &[f32]) -> Result<()>;
+type Take<'a> = &'a mut dyn FnMut(&ParamSlot, usize, &[f32]) -> Result<()>;
 
 /// Calls `take(place, first element, values)` with one block after the other of what `read` streams of
 /// every tensor.
-fn each_block<P: Tree<Place>>(
+fn each_block<P: Tree<ParamSlot>>(
     places: &P,
     read: &mut dyn FnMut(&Part, Sink<'_>) -> Result<()>,
     take: Take<'_>,
@@ -336,7 +334,7 @@ fn each_block<P: Tree<Place>>(
     result
 }
 
-impl Place {
+impl ParamSlot {
     /// # Safety
     /// A vector of `E` at `base` on device `D` must hold this place, and be borrowed for 'a.
     unsafe fn view<'a, D, E: Number>(&self, base: *const u8) -> View<'a, D, E> {

@@ -1,6 +1,6 @@
 //! A step of the optimiser.
 
-use super::{Place, TrainedWeights};
+use super::weights::{ParamSlot, TrainedWeights};
 use crate::device::{Device, S, SM};
 use crate::error::Result;
 use crate::memory::Cursor;
@@ -14,7 +14,7 @@ use crate::params::Tree;
 struct UpdatePlan(String);
 
 /// Scalars of the optimiser's step.
-pub(super) struct Scalars<'a, D: Device> {
+pub(in crate::train) struct Scalars<'a, D: Device> {
     /// [1, 3]: learning rate, 1 − β1ᵗ, 1 − β2ᵗ
     schedule: SM<'a, D>,
     /// [1, 1]
@@ -24,7 +24,7 @@ pub(super) struct Scalars<'a, D: Device> {
 }
 
 impl<'a, D: Device> Scalars<'a, D> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, D>) -> Self {
+    pub(in crate::train) fn carve(cursor: &mut Cursor<'a, D>) -> Self {
         Self {
             schedule: cursor.take(1, 3),
             norm: cursor.take(1, 1),
@@ -33,7 +33,7 @@ impl<'a, D: Device> Scalars<'a, D> {
     }
 }
 
-impl<D: Backend, P: Tree<Place>> TrainedWeights<D, P> {
+impl<D: Backend, P: Tree<ParamSlot>> TrainedWeights<D, P> {
     /// Lets the optimiser do step number `step`, counted from 1; returns the gradient's norm before it was clipped.
     ///
     /// # Errors

@@ -1,12 +1,12 @@
 //! The passes of a step, forward and backward.
 
 use super::acts::{Constants, FirstPhaseActs, FoldActs, SecondPhaseActs, WholeActs};
-use super::batch::Whole;
-use super::captioning::Captioning;
-use super::contrastive::Contrastive;
-use super::matching::{MatchingGradients, MatchingHead};
-use super::place::{Done, First, Place};
-use super::second::Second;
+use super::batch::GlobalBatch;
+use super::objectives::itc::Contrastive;
+use super::objectives::itg::Captioning;
+use super::objectives::itm::{MatchingGradients, MatchingHead};
+use super::place::{Done, FirstPhase, PairPassIndex};
+use super::second::PairPass;
 use super::{Hardness, Losses, Stage1Options, Stage1Parameters, StepPart};
 use crate::config::Config;
 use crate::device::{M, S, SM, V, W, Write};
@@ -26,7 +26,7 @@ use crate::qformer::stack::{Given, Image, Qkv, Stack, StackGradients};
 const NEGATIVES_SITE: u32 = u32::MAX;
 
 /// One step.
-pub(super) struct Pass<'a, B: Backend> {
+pub(super) struct StepContext<'a, B: Backend> {
     pub(super) b: &'a B,
     pub(super) config: &'a Config,
     pub(super) options: &'a Stage1Options,
@@ -35,10 +35,10 @@ pub(super) struct Pass<'a, B: Backend> {
     /// The numbers themselves.
     pub(super) exact: &'a Stage1Parameters<S<'a, B>>,
     pub(super) constants: Constants<'a, B>,
-    pub(super) whole: &'a Whole<'a>,
+    pub(super) whole: &'a GlobalBatch<'a>,
 }
 
-impl<B: Backend> Pass<'_, B> {
+impl<B: Backend> StepContext<'_, B> {
     fn heads(&self) -> &RetrievalHeads<W<'_, B>> {
         self.parameters.qformer.heads.as_ref().expect("stage 1 has heads")
     }
@@ -89,7 +89,7 @@ impl<B: Backend> Pass<'_, B> {
     }
 
     /// The number of a pass of the second phase: after those of all first phases.
-    fn number(&self, place: Place) -> usize {
+    fn number(&self, place: PairPassIndex) -> usize {
         self.whole.batches() + place.pass
     }
 
@@ -109,7 +109,7 @@ impl<B: Backend> Pass<'_, B> {
     }
 
     /// What the host knows of a first phase, before all that the device does in it.
-    pub(super) fn write_first(&self, first: First<'_>, acts: &mut FirstPhaseActs<'_, B>) -> Result<()> {
+    pub(super) fn write_first(&self, first: FirstPhase<'_>, acts: &mut FirstPhaseActs<'_, B>) -> Result<()> {
         let b = self.b;
         b.write(first.batch.vision_output.values(), 0, acts.vision_output.reborrow())?;
         acts.stack.write(b, &first.alone.inputs(self.config.num_query_tokens))?;
@@ -119,8 +119,8 @@ impl<B: Backend> Pass<'_, B> {
     /// The stream of a pass of the second phase.
     fn lay_out(
         &self,
-        second: &Second,
-        place: Place,
+        second: &PairPass,
+        place: PairPassIndex,
         whole: &mut WholeActs<'_, B>,
         acts: &mut SecondPhaseActs<'_, B>,
     ) -> Result<()> {
@@ -147,7 +147,7 @@ impl<B: Backend> Pass<'_, B> {
 
     pub(super) fn first_forward(
         &self,
-        first: First<'_>,
+        first: FirstPhase<'_>,
         acts: &mut FirstPhaseActs<'_, B>,
         whole: &mut WholeActs<'_, B>,
         done: Done<'_>,
@@ -196,8 +196,8 @@ impl<B: Backend> Pass<'_, B> {
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
     pub(super) fn second(
         &self,
-        second: &Second,
-        place: Place,
+        second: &PairPass,
+        place: PairPassIndex,
         first: &mut FirstPhaseActs<'_, B>,
         whole: &mut WholeActs<'_, B>,
         acts: &mut SecondPhaseActs<'_, B>,
@@ -213,8 +213,8 @@ impl<B: Backend> Pass<'_, B> {
 
     fn second_forward(
         &self,
-        second: &Second,
-        place: Place,
+        second: &PairPass,
+        place: PairPassIndex,
         first: &FirstPhaseActs<'_, B>,
         whole: &mut WholeActs<'_, B>,
         acts: &mut SecondPhaseActs<'_, B>,
@@ -238,8 +238,8 @@ impl<B: Backend> Pass<'_, B> {
 
     fn second_backward(
         &self,
-        second: &Second,
-        place: Place,
+        second: &PairPass,
+        place: PairPassIndex,
         first: &mut FirstPhaseActs<'_, B>,
         whole: &WholeActs<'_, B>,
         acts: &mut SecondPhaseActs<'_, B>,
@@ -308,7 +308,7 @@ impl<B: Backend> Pass<'_, B> {
     /// projections of all images.
     pub(super) fn first_backward(
         &self,
-        first: First<'_>,
+        first: FirstPhase<'_>,
         acts: &mut FirstPhaseActs<'_, B>,
         whole: &mut WholeActs<'_, B>,
         gradients: &mut Stage1Parameters<SM<'_, B>>,
@@ -388,7 +388,7 @@ impl<B: Backend> Pass<'_, B> {
 
 /// What heads read of a pass's output [rows, D] and the rows picked of it: the query outputs [P·Q, D],
 /// the outputs that predict [R, D], and the first ones of the pairs' texts [P, D], if ITM reads them.
-fn read_by_heads<'s, B: Backend>(second: &Second, output: V<'s, B>, picked: &'s M<'_, B>) -> [V<'s, B>; 3] {
+fn read_by_heads<'s, B: Backend>(second: &PairPass, output: V<'s, B>, picked: &'s M<'_, B>) -> [V<'s, B>; 3] {
     let predicting = second.predicting;
     let picked = picked.view();
     [

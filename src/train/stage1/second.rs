@@ -1,8 +1,8 @@
 //! The passes of the second phase: which pairs are matched and which texts are generated in each.
 
 use super::Stage1Options;
-use super::batch::Whole;
-use super::plan::{Content, ImageRows, filled_up, together};
+use super::batch::GlobalBatch;
+use super::plan::{ImageRows, PairPassSize, filled_up, together};
 use crate::device::Device;
 use crate::ops::pairs::{PAIRS_OF_IMAGE, StreamSizes};
 use crate::qformer::Matching;
@@ -17,7 +17,7 @@ pub(super) fn most_pairs<D: Device>(images: usize) -> usize {
 
 /// A pass of the second phase, by all that its operations follow from.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Second {
+pub(super) struct PairPass {
     pub(super) plan: StreamPlan,
     /// Which ones of the list.
     pub(super) pairs: Range<usize>,
@@ -30,7 +30,7 @@ pub(super) struct Second {
 
 /// Texts of a pass, by what there is to know of them before they are laid out.
 #[derive(Clone, Copy)]
-pub(super) struct PairTokens {
+pub(super) struct TextRoom {
     /// Tokens that pairs have at least, and that there is room for.
     pub(super) of_pairs: [usize; 2],
     pub(super) of_captions: usize,
@@ -38,19 +38,19 @@ pub(super) struct PairTokens {
     pub(super) longest: usize,
 }
 
-impl Second {
+impl PairPass {
     /// The pass over these `pairs` of the list, all of `images`, and over the first `captions` texts of those.
     pub(super) fn new<D: Device>(
         pairs: Range<usize>,
         images: Range<usize>,
         captions: usize,
-        tokens: PairTokens,
+        tokens: TextRoom,
         rows: ImageRows,
         options: &Stage1Options,
     ) -> Self {
-        let PairTokens { of_pairs, of_captions, longest } = tokens;
+        let TextRoom { of_pairs, of_captions, longest } = tokens;
         let tokens = of_pairs.map(|tokens| tokens + of_captions);
-        let content = Content { pairs: pairs.len(), images: images.len(), captions, tokens, longest };
+        let content = PairPassSize { pairs: pairs.len(), images: images.len(), captions, tokens, longest };
         let predicting = filled_up::<D>(of_captions) - captions;
         let cls = if options.matching == Matching::MaxSimilarity { pairs.len() } else { 0 };
         Self {
@@ -72,7 +72,7 @@ impl Second {
     /// of them: that of each image and its own text, and most likely of as many more with each hard negative.
     /// There is room for those of so many tokens in all, if it is known how many they have.
     pub(super) fn only<D: Device>(
-        whole: &Whole<'_>,
+        whole: &GlobalBatch<'_>,
         room: Option<usize>,
         rows: ImageRows,
         options: &Stage1Options,
@@ -87,7 +87,7 @@ impl Second {
         // are as long as the texts are, or somewhat longer.
         let of_negatives = (own + own / 8 + longest).min(images * longest);
         let most = room.map_or(2 * own + of_negatives, |room| room - own);
-        let tokens = PairTokens { of_pairs: [own, most], of_captions: own, longest };
+        let tokens = TextRoom { of_pairs: [own, most], of_captions: own, longest };
         Some(Self::new::<D>(0..pairs, 0..images, images, tokens, rows, options))
     }
 
@@ -100,14 +100,14 @@ impl Second {
 }
 
 /// The list of pairs, on the host.
-pub(super) struct Listed {
+pub(super) struct HostPairs {
     /// [3·B]: the text of each
     pub(super) texts: Vec<u32>,
     /// [B + 1]: the first pair of each image, and where those of the last end
     pub(super) bounds: Vec<u32>,
 }
 
-impl Listed {
+impl HostPairs {
     /// How many pairs there are.
     pub(super) fn count(&self) -> usize {
         *self.bounds.last().expect("one bound at least") as usize
@@ -117,12 +117,12 @@ impl Listed {
     /// first.
     pub(super) fn passes<D: Device>(
         &self,
-        whole: &Whole<'_>,
+        whole: &GlobalBatch<'_>,
         images: Range<usize>,
         most: usize,
         rows: ImageRows,
         options: &Stage1Options,
-    ) -> Vec<Second> {
+    ) -> Vec<PairPass> {
         let all = self.bounds[images.start] as usize..self.bounds[images.end] as usize;
         let firsts = all.clone().step_by(most);
         let pass = |first: usize| {
@@ -131,12 +131,12 @@ impl Listed {
             let of_texts = |texts: &[&[u32]]| texts.iter().map(|text| text.len()).sum();
             let of_pairs =
                 self.texts[pairs.clone()].iter().map(|&text| whole.texts[text as usize].len()).sum();
-            let tokens = PairTokens {
+            let tokens = TextRoom {
                 of_pairs: [of_pairs; 2],
                 of_captions: of_texts(&whole.texts[images.start..images.start + captions]),
                 longest: whole.longest(),
             };
-            Second::new::<D>(pairs, images.clone(), captions, tokens, rows, options)
+            PairPass::new::<D>(pairs, images.clone(), captions, tokens, rows, options)
         };
         firsts.map(pass).collect()
     }

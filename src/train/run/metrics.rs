@@ -1,9 +1,9 @@
 //! What a run found out, step by step: `metrics.jsonl`.
 
-use super::Losses;
 use crate::error::{Error, Result};
 use crate::input;
 use crate::output::{counted, path_aside, write_atomically};
+use crate::train::Losses;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};

@@ -1,7 +1,7 @@
 //! Which part of a step a pass is.
 
 use super::acts::FirstPhaseActs;
-use super::plan::Alone;
+use super::plan::FirstPhaseInputs;
 use super::{Batch, Recompute, StepPart};
 use crate::config::Config;
 use crate::device::Write;
@@ -12,14 +12,14 @@ use crate::qformer::stack::StreamPlan;
 
 /// A micro-batch in its first phase.
 #[derive(Clone, Copy)]
-pub(super) struct First<'a> {
+pub(super) struct FirstPhase<'a> {
     /// Which one.
     pub(super) index: usize,
     pub(super) batch: &'a Batch,
-    pub(super) alone: &'a Alone,
+    pub(super) alone: &'a FirstPhaseInputs,
 }
 
-impl First<'_> {
+impl FirstPhase<'_> {
     pub(super) fn plan(&self) -> &StreamPlan {
         &self.alone.plan
     }
@@ -38,7 +38,7 @@ impl First<'_> {
 
 /// Which pass of the second phase it is.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct PairPassIndex {
     /// Which micro-batch's.
     pub(super) batch: usize,
     /// Among those of all micro-batches.
@@ -51,7 +51,7 @@ pub(super) struct Place {
     pub(super) share_of_pairs: f64,
 }
 
-impl Place {
+impl PairPassIndex {
     /// Of the one pass of a step that has no other.
     pub(super) const ONLY: Self =
         Self { batch: 0, pass: 0, write: Write::Replace, passes: 1, share_of_pairs: 1.0 };

@@ -4,8 +4,6 @@
 //! and of its way back the first phases need no more than the gradients of their own features.
 
 use super::picked::PickedActs;
-use super::plan::Alone;
-use super::second::Listed;
 use crate::config::Config;
 use crate::device::{M, S, SM, V, W};
 use crate::error::Result;
@@ -21,10 +19,12 @@ use crate::qformer::RetrievalHeads;
 use crate::qformer::projection::ProjectionActs;
 use crate::qformer::stack::StreamPlan;
 use crate::tensor::ViewMut;
+use crate::train::stage1::plan::FirstPhaseInputs;
+use crate::train::stage1::second::HostPairs;
 use std::ops::Range;
 
 /// What the features of a micro-batch of b images are made in.
-pub(super) struct FeatureActs<'a, B: Backend> {
+pub(in crate::train::stage1) struct FeatureActs<'a, B: Backend> {
     /// Of the queries [b·Q, E]
     queries: ProjectionActs<'a, B>,
     /// Of the texts [b, E]
@@ -34,7 +34,11 @@ pub(super) struct FeatureActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> FeatureActs<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, plan: &StreamPlan, config: &Config) -> Self {
+    pub(in crate::train::stage1) fn carve(
+        cursor: &mut Cursor<'a, B>,
+        plan: &StreamPlan,
+        config: &Config,
+    ) -> Self {
         let (hidden, width) = (config.qformer.hidden_size, config.image_text_hidden_size);
         Self {
             queries: ProjectionActs::carve(cursor, plan.query_rows(), width, Keep::ForBackward),
@@ -45,13 +49,13 @@ impl<'a, B: Backend> FeatureActs<'a, B> {
 }
 
 impl<B: Backend> FeatureActs<'_, B> {
-    pub(super) fn write(&mut self, b: &B, alone: &Alone) -> Result<()> {
+    pub(in crate::train::stage1) fn write(&mut self, b: &B, alone: &FirstPhaseInputs) -> Result<()> {
         self.cls.write(b, &alone.cls, alone.plan.query_rows())
     }
 }
 
 /// What ITC works in.
-pub(super) struct ContrastiveActs<'a, B: Backend> {
+pub(in crate::train::stage1) struct ContrastiveActs<'a, B: Backend> {
     /// [B·Q, E], of unit length
     queries: M<'a, B>,
     /// [B, E], of unit length
@@ -86,17 +90,21 @@ pub(super) struct ContrastiveActs<'a, B: Backend> {
 
 /// How ITC is computed.
 #[derive(Clone, Copy)]
-pub(super) struct Contrastive<'a, B: Backend> {
-    pub(super) heads: &'a RetrievalHeads<W<'a, B>>,
+pub(in crate::train::stage1) struct Contrastive<'a, B: Backend> {
+    pub(in crate::train::stage1) heads: &'a RetrievalHeads<W<'a, B>>,
     /// [1, 1]
-    pub(super) temperature: S<'a, B>,
-    pub(super) smoothing: f64,
-    pub(super) gradient: ContrastiveGradient,
+    pub(in crate::train::stage1) temperature: S<'a, B>,
+    pub(in crate::train::stage1) smoothing: f64,
+    pub(in crate::train::stage1) gradient: ContrastiveGradient,
 }
 
 impl<'a, B: Backend> ContrastiveActs<'a, B> {
     /// For B `images`.
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, images: usize, config: &Config) -> Self {
+    pub(in crate::train::stage1) fn carve(
+        cursor: &mut Cursor<'a, B>,
+        images: usize,
+        config: &Config,
+    ) -> Self {
         let (queries, width) = (config.num_query_tokens, config.image_text_hidden_size);
         Self {
             queries: cursor.take(images * queries, width),
@@ -119,26 +127,26 @@ impl<'a, B: Backend> ContrastiveActs<'a, B> {
 }
 
 impl<B: Backend> ContrastiveActs<'_, B> {
-    pub(super) fn write(&mut self, b: &B, image_ids: &[u32]) -> Result<()> {
+    pub(in crate::train::stage1) fn write(&mut self, b: &B, image_ids: &[u32]) -> Result<()> {
         b.write_indices(image_ids, self.image_ids.reborrow())
     }
 
     /// These ones of the pairs that [`Contrastive::forward`] found.
-    pub(super) fn listed(&self, pairs: Range<usize>) -> ListedPairs<'_, B> {
+    pub(in crate::train::stage1) fn listed(&self, pairs: Range<usize>) -> ListedPairs<'_, B> {
         let first = pairs.start;
         ListedPairs { pairs: self.pairs.view().columns(pairs), first, bounds: self.bounds.view() }
     }
 
     /// All of them; waits for the device.
-    pub(super) fn read_listed(&self, b: &B) -> Result<Listed> {
-        Ok(Listed {
+    pub(in crate::train::stage1) fn read_listed(&self, b: &B) -> Result<HostPairs> {
+        Ok(HostPairs {
             texts: b.read_indices(self.pairs.view().row_range(1..2))?,
             bounds: b.read_indices(self.bounds.view())?,
         })
     }
 
     /// The loss, and the share of images, and of texts, whose most similar partner is theirs.
-    pub(super) fn read(&self, b: &B) -> Result<(f64, [f64; 2])> {
+    pub(in crate::train::stage1) fn read(&self, b: &B) -> Result<(f64, [f64; 2])> {
         let items = f64::from(self.image_ids.cols() as u32);
         let recalled = b.read_indices(self.recalled.view())?;
         let recall = [recalled[0], recalled[1]].map(|right| f64::from(right) / items);
@@ -148,7 +156,7 @@ impl<B: Backend> ContrastiveActs<'_, B> {
 
 impl<B: Backend> Contrastive<'_, B> {
     /// The features of the micro-batch of `images` from its first phase's output [rows, D].
-    pub(super) fn features(
+    pub(in crate::train::stage1) fn features(
         &self,
         b: &B,
         plan: &StreamPlan,
@@ -184,7 +192,7 @@ impl<B: Backend> Contrastive<'_, B> {
     }
 
     /// The loss of all features, and the pairs that their hard negatives make.
-    pub(super) fn forward(
+    pub(in crate::train::stage1) fn forward(
         &self,
         b: &B,
         negatives: Negatives<'_, B>,
@@ -211,7 +219,7 @@ impl<B: Backend> Contrastive<'_, B> {
     }
 
     /// The gradients of all features.
-    pub(super) fn backward(
+    pub(in crate::train::stage1) fn backward(
         &self,
         b: &B,
         weight: f64,
@@ -234,7 +242,7 @@ impl<B: Backend> Contrastive<'_, B> {
 
     /// From the gradients of its features that of a first phase's output, into `doutput` [rows, D].
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
-    pub(super) fn features_backward(
+    pub(in crate::train::stage1) fn features_backward(
         &self,
         b: &B,
         plan: &StreamPlan,

@@ -25,8 +25,8 @@ pub(super) fn filled_up<D: Device>(rows: usize) -> usize {
 
 /// The second phase: pairs, queries and text seeing one another, and captions to be generated, which see the
 /// first phase's queries of their image.
-pub(super) fn together<D: Device>(content: &Content, rows: ImageRows) -> StreamPlan {
-    let &Content { pairs, images, captions, tokens: [least, most], longest } = content;
+pub(super) fn together<D: Device>(content: &PairPassSize, rows: ImageRows) -> StreamPlan {
+    let &PairPassSize { pairs, images, captions, tokens: [least, most], longest } = content;
     let text_rows = filled_up::<D>(most);
     let (texts, longest) = (pairs + (text_rows - least).div_ceil(FILLER), filled_up::<D>(longest));
     let both = rows.queries + longest;
@@ -48,7 +48,7 @@ pub(super) fn together<D: Device>(content: &Content, rows: ImageRows) -> StreamP
 }
 
 /// What the second phase's stream is of.
-pub(super) struct Content {
+pub(super) struct PairPassSize {
     pub(super) pairs: usize,
     /// Of the micro-batch.
     pub(super) images: usize,
@@ -60,7 +60,7 @@ pub(super) struct Content {
 }
 
 /// The first phase's stream: every image's queries and every text, each alone.
-pub(super) struct Alone {
+pub(super) struct FirstPhaseInputs {
     pub(super) plan: StreamPlan,
     /// [text rows]
     pub(super) tokens: Vec<u32>,
@@ -72,7 +72,7 @@ pub(super) struct Alone {
     pub(super) cls: Vec<u32>,
 }
 
-impl Alone {
+impl FirstPhaseInputs {
     /// What is written of it, where an image has so many `queries`.
     pub(super) fn inputs(&self, queries: usize) -> StreamInputs<'_> {
         let Self { tokens, positions, own, cross, .. } = self;
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn batches_of_about_as_much_text_have_the_same_sizes() {
-        let alone = |lengths| Alone::of::<Cuda>(&texts(lengths), ROWS).plan;
+        let alone = |lengths| FirstPhaseInputs::of::<Cuda>(&texts(lengths), ROWS).plan;
         assert_eq!(alone([9, 9, 9]), alone([20, 2, 10]));
         assert_ne!(alone([9, 9, 9]), alone([20, 3, 10]));
     }
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn every_row_is_in_a_sequence_of_its_own() {
         for lengths in [[9, 9, 9], [32, 32, 33], [64, 64, 64], [33, 33, 40]] {
-            let alone = Alone::of::<Cuda>(&texts(lengths), ROWS);
+            let alone = FirstPhaseInputs::of::<Cuda>(&texts(lengths), ROWS);
             let spans = alone.own.as_slice().iter().flat_map(|sequence| sequence.queries);
             let mut rows: Vec<usize> = spans.flat_map(|span| span.start..span.start + span.len).collect();
             rows.sort_unstable();
@@ -156,8 +156,8 @@ mod tests {
 
     #[test]
     fn nothing_is_filled_up_where_nothing_is_replayed() {
-        assert_eq!(Alone::of::<Cpu>(&texts([9, 9, 9]), ROWS).plan.text_rows, 27);
-        let content = Content { pairs: 3, images: 3, captions: 3, tokens: [54, 54], longest: 9 };
+        assert_eq!(FirstPhaseInputs::of::<Cpu>(&texts([9, 9, 9]), ROWS).plan.text_rows, 27);
+        let content = PairPassSize { pairs: 3, images: 3, captions: 3, tokens: [54, 54], longest: 9 };
         let plan = together::<Cpu>(&content, ROWS);
         assert_eq!((plan.text_rows, plan.attending[0].0.sequences), (54, 3));
     }

@@ -2,11 +2,11 @@
 
 use super::card::model_card;
 use super::checkpoint::{self, Frozen, Moments, State, Tensors};
+use super::folder::Run;
 use super::metrics::{self, Line, Metrics, Record};
-use super::model::{Companions, Model};
-use super::run::Run;
+use super::model::{Companions, TrainingStart};
 use super::settings::Settings;
-use super::{Batch, Stage1, StepSize, curves, non_finite};
+use super::{curves, non_finite};
 use crate::config::Config;
 use crate::data::{Dataset, Images, Kind, Loader, LoaderOptions, Position};
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::ops::Backend;
 use crate::output::write_atomically;
 use crate::params::part_names;
 use crate::qformer::{Abilities, Parameters};
+use crate::train::{Batch, Stage1, StepSize};
 use crate::vision::encoder::VisionEncoder;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,11 +105,11 @@ impl<B: Backend + Clone> Trainer<B> {
     pub fn new(
         device: B,
         settings: Settings,
-        model: Model<'_>,
+        model: TrainingStart<'_>,
         dataset: Arc<Dataset>,
         run: Run,
     ) -> Result<Self> {
-        let Model { config, tokenizer, processor, companions, source, has_encoder } = model;
+        let TrainingStart { config, tokenizer, processor, companions, source, has_encoder } = model;
         settings.validate(&config)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
         dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;

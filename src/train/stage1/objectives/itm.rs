@@ -1,6 +1,5 @@
 //! ITM: whether a pair's text belongs to its image, in either form of [`Matching`].
 
-use super::parameters::SimilarityLogit;
 use crate::config::Config;
 use crate::device::{M, S, SM, V, W, Write};
 use crate::error::Result;
@@ -14,11 +13,12 @@ use crate::qformer::projection::ProjectionActs;
 use crate::qformer::stack::StreamPlan;
 use crate::qformer::{Matching, RetrievalHeads};
 use crate::tensor::{View, ViewMut};
+use crate::train::stage1::parameters::SimilarityLogit;
 
 /// What ITM of P pairs works in.
-pub(super) struct MatchingActs<'a, B: Backend> {
+pub(in crate::train::stage1) struct MatchingActs<'a, B: Backend> {
     /// [1, P]
-    pub(super) labels: ViewMut<'a, B, u32>,
+    pub(in crate::train::stage1) labels: ViewMut<'a, B, u32>,
     form: FormActs<'a, B>,
 }
 
@@ -61,7 +61,7 @@ struct SimilarityActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> MatchingActs<'a, B> {
-    pub(super) fn carve(
+    pub(in crate::train::stage1) fn carve(
         cursor: &mut Cursor<'a, B>,
         plan: &StreamPlan,
         matching: Matching,
@@ -95,36 +95,36 @@ impl<'a, B: Backend> MatchingActs<'a, B> {
 }
 
 /// What tells whether pairs match.
-pub(super) struct MatchingHead<'a, B: Backend> {
-    pub(super) heads: &'a RetrievalHeads<W<'a, B>>,
+pub(in crate::train::stage1) struct MatchingHead<'a, B: Backend> {
+    pub(in crate::train::stage1) heads: &'a RetrievalHeads<W<'a, B>>,
     /// Of the largest similarity.
-    pub(super) logit: Option<&'a SimilarityLogit<S<'a, B>>>,
+    pub(in crate::train::stage1) logit: Option<&'a SimilarityLogit<S<'a, B>>>,
 }
 
 /// Where its gradients go.
-pub(super) struct MatchingGradients<'g, 'a, B: Backend> {
-    pub(super) heads: &'g mut RetrievalHeads<SM<'a, B>>,
-    pub(super) logit: Option<&'g mut SimilarityLogit<SM<'a, B>>>,
+pub(in crate::train::stage1) struct MatchingGradients<'g, 'a, B: Backend> {
+    pub(in crate::train::stage1) heads: &'g mut RetrievalHeads<SM<'a, B>>,
+    pub(in crate::train::stage1) logit: Option<&'g mut SimilarityLogit<SM<'a, B>>>,
 }
 
 /// What ITM finds out of a pass's pairs.
-pub(super) struct Told<'a, B: Backend> {
+pub(in crate::train::stage1) struct MatchingOutputs<'a, B: Backend> {
     /// [1, 1]
-    pub(super) loss: SM<'a, B>,
+    pub(in crate::train::stage1) loss: SM<'a, B>,
     /// [1, 2]: told right, and counted
-    pub(super) correct: ViewMut<'a, B, u32>,
+    pub(in crate::train::stage1) correct: ViewMut<'a, B, u32>,
 }
 
 impl<B: Backend> MatchingHead<'_, B> {
     /// From the pairs' query outputs [P·Q, D] and, of the largest similarity, their texts' first outputs
     /// `cls` [P, D].
-    pub(super) fn forward(
+    pub(in crate::train::stage1) fn forward(
         &self,
         b: &B,
         queries: V<'_, B>,
         cls: V<'_, B>,
         acts: &mut MatchingActs<'_, B>,
-        told: Told<'_, B>,
+        told: MatchingOutputs<'_, B>,
     ) -> Result<()> {
         let form = match &mut acts.form {
             FormActs::Classifier(acts) => {
@@ -153,7 +153,7 @@ impl<B: Backend> MatchingHead<'_, B> {
     /// The gradients of the query outputs, into `dqueries` [P·Q, D], and, of the largest similarity, of
     /// the texts' first outputs, into `dcls` [P, D].
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
-    pub(super) fn backward(
+    pub(in crate::train::stage1) fn backward(
         &self,
         b: &B,
         weight: f64,
