@@ -20,17 +20,14 @@
 //! The letters of shapes are explained in [`config`]. Features can be kept and read again
 //! ([`HostTensor`]), so the encoder, by far the larger part, need not run twice.
 //!
-//! # How it is built
-//! Dependencies run downward: [`qformer`](mod@qformer) and [`vision`] are made of [`layers`], layers
-//! of [`ops`], and operations run on a [`device`] over [`tensor`] views carved from an arena of [`memory`]. The
-//! graph is generic in its device: [`Cpu`] in `f64` checks what [`Cpu`] in `f32` computes fast, and that
-//! checks what [`Cuda`] computes in bf16. [`train`] is the same graph with its way back.
-//! [`params`] is the tree of parameters and the files it is read from.
+//! How the crate is built, and how to add an operation, a layer or a model, is told in [`architecture`].
 //!
 //! # Errors
 //! Whatever comes from outside, be it a file, a shape or a token, is checked and refused with an
 //! [`Error`] that names it; panics are for mistakes of this crate's own.
 
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
 pub mod config;
 pub mod data;
 pub mod device;
