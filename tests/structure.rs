@@ -96,7 +96,9 @@ fn module(path: &Path) -> String {
 #[test]
 fn dependencies_run_downward() {
     let mut uses = 0;
-    for (path, text) in sources("src").iter().filter(|(path, _)| !["lib", "bin", "architecture"].contains(&&*module(path))) {
+    for (path, text) in
+        sources("src").iter().filter(|(path, _)| !["lib", "bin", "architecture"].contains(&&*module(path)))
+    {
         let own = module(path);
         let (_, allowed) =
             MAY_USE.iter().find(|(name, _)| *name == own).unwrap_or_else(|| panic!("{own} is not listed"));
@@ -195,4 +197,78 @@ fn every_operation_has_its_files_and_its_test() {
         count += 1;
     }
     assert!(count >= 16);
+}
+
+/// The file that a path of names, from the crate's root on, leads to: the longest part of it that is one.
+fn file_of(root: &Path, names: &[String]) -> Option<PathBuf> {
+    (1..=names.len()).rev().find_map(|count| {
+        let path = names[..count].iter().fold(root.to_owned(), |path, name| path.join(name));
+        [path.with_extension("rs"), path.join("mod.rs")].into_iter().find(|file| file.exists())
+    })
+}
+
+/// The paths that a `use` statement names, from the crate's root on, of a file in the module `own`.
+fn paths_of(statement: &str, own: &[String]) -> Vec<Vec<String>> {
+    let text: String = statement.split_whitespace().collect::<Vec<_>>().join(" ");
+    let (head, tail) = text.split_once('{').unwrap_or((&text, ""));
+    let mut base: Vec<String> = head.split("::").map(|name| name.trim().to_owned()).collect();
+    let items: Vec<String> = match tail {
+        "" => vec![base.pop().unwrap_or_default()],
+        // Names within further braces are taken for names of the outer ones: their module is found all the same.
+        _ => tail.split([',', '{', '}']).map(|item| item.trim().to_owned()).collect(),
+    };
+    let mut from = match base.first().map(|name| &**name) {
+        Some("crate") => Vec::new(),
+        Some("super") => own.to_vec(),
+        _ => return Vec::new(),
+    };
+    for name in &base {
+        match &**name {
+            "super" => drop(from.pop()),
+            "crate" | "" => {}
+            name => from.push(name.to_owned()),
+        }
+    }
+    let path = |item: String| from.iter().cloned().chain(item.split("::").map(str::to_owned)).collect();
+    items.into_iter().filter(|item| !item.is_empty()).map(path).collect()
+}
+
+/// Files that import each other cannot be read one after the other. What a folder's `mod.rs` shares with the files in
+/// it is theirs.
+#[test]
+fn files_do_not_import_in_circles() {
+    for (folder, home) in
+        [("src", "src"), ("src/bin/qformer", "main.rs"), ("src/bin/qformer-bench", "main.rs")]
+    {
+        let top = root().join(folder);
+        let files = sources(folder);
+        let files = files.iter().filter(|(path, _)| home != "src" || module(path) != "bin");
+        let mut uses: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
+        for (path, text) in files {
+            let below = path.strip_prefix(&top).unwrap().with_extension("");
+            let mut own: Vec<String> = below.iter().map(|name| name.to_str().unwrap().to_owned()).collect();
+            if own.last().is_some_and(|name| name == "mod") {
+                own.pop();
+            }
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let statements = code.split("\nuse ").skip(1).map(|rest| rest.split(';').next().unwrap());
+            let named = statements.flat_map(|statement| paths_of(statement, &own));
+            let found = named.filter_map(|names| file_of(&top, &names));
+            let is_other = |other: &PathBuf| {
+                let is_within =
+                    |a: &Path, b: &Path| a.ends_with("mod.rs") && b.starts_with(a.parent().unwrap());
+                other != path && !is_within(other, path) && !is_within(path, other)
+            };
+            uses.push((path.clone(), found.filter(is_other).collect()));
+        }
+        assert!(uses.iter().map(|(_, used)| used.len()).sum::<usize>() > 20, "{folder}: no imports are seen");
+        // Take away files that use no other until none is left.
+        while let Some(last) = uses.iter().position(|(_, used)| used.is_empty()) {
+            let (done, _) = uses.swap_remove(last);
+            uses.iter_mut().for_each(|(_, used)| used.retain(|file| *file != done));
+        }
+        // What is left also holds files that only lead to a circle.
+        let names: Vec<String> = uses.iter().map(|(file, used)| format!("{file:?} uses {used:?}")).collect();
+        assert!(uses.is_empty(), "a circle of imports is among these:\n{}", names.join("\n"));
+    }
 }

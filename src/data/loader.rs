@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use rayon::ThreadPoolBuilder;
-use serde::{Deserialize, Serialize};
 
+use super::batches::{Loaded, LoaderOptions};
 use super::producer::{Preparation, Producer, panic_message};
-use super::{Augmentation, Dataset, Examples, Kind, Position};
+use super::{Dataset, Kind, Position};
 use crate::error::{Error, Result};
 use crate::tokenizer::Tokenizer;
 use crate::vision::image::ImageProcessor;
@@ -20,45 +20,6 @@ const AHEAD: usize = 2;
 
 /// The last epoch that a run can begin in; from there on, sums of epochs and examples are still in range.
 const MAX_EPOCH: u64 = u32::MAX as u64;
-
-/// How batches are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoaderOptions {
-    /// Examples in every batch.
-    pub batch_size: usize,
-    /// Order of an epoch's examples.
-    pub order: Order,
-    /// Of the order and the augmentation.
-    pub seed: u64,
-    /// Most tokens of a text, `[CLS]` and `[SEP]` among them; 3 or more.
-    pub text_length: usize,
-    /// Samples that may be unreadable, each counted once, before it is an error.
-    pub max_bad_samples: usize,
-    /// What becomes of pictures; features are taken as they are.
-    pub augmentation: Augmentation,
-}
-
-/// Order of an epoch's examples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Order {
-    /// Another in every epoch.
-    Shuffled,
-    /// The data set's.
-    Given,
-}
-
-/// A batch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
-    /// As many as were asked for.
-    pub examples: Examples,
-    /// Where the next batch starts: a loader started there goes on as this one does.
-    pub next: Position,
-    /// Samples left out because they cannot be read, each named with its fault; those that were known
-    /// before are not told again.
-    pub unreadable: Vec<String>,
-}
 
 /// An endless sequence of batches, epoch after epoch; a batch may have examples of two.
 ///

@@ -4,6 +4,7 @@
 //! it, ahead of the step that learns from them.
 
 mod augmentation;
+mod batches;
 mod caption;
 mod coco;
 mod dataset;
@@ -18,10 +19,11 @@ mod text_list;
 mod webdataset;
 
 pub use augmentation::Augmentation;
+pub use batches::{Loaded, LoaderOptions, Order};
 pub use caption::clean_caption;
 pub use dataset::{Dataset, Kind};
 pub use features::{ENCODER, NAMES, VISION_OUTPUT};
-pub use loader::{Loaded, Loader, LoaderOptions, Order};
+pub use loader::Loader;
 pub use source::Source;
 pub use text_list::{Caption, Captions, TextList};
 

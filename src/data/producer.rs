@@ -10,8 +10,8 @@ use std::sync::mpsc::SyncSender;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
+use super::batches::{Loaded, LoaderOptions, Order};
 use super::draws::{Draws, Purpose, permutation};
-use super::loader::{Loaded, LoaderOptions, Order};
 use super::{Dataset, Examples, Images, Kind, Position};
 use crate::error::{Error, Result};
 use crate::output::counted;

@@ -4,6 +4,7 @@
 //! leaves it says what the tensors are called and how large they are; with [`Slot`] leaves where
 //! they lie in an arena; with weights as leaves it is what the layer computes with.
 
+mod bounds;
 pub mod init;
 mod load;
 pub mod names;

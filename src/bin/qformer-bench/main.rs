@@ -5,11 +5,13 @@ mod device;
 mod kernels;
 mod measure;
 mod measured;
+mod peak;
 mod reference;
 #[path = "../qformer/streams.rs"]
 mod streams;
 #[path = "../qformer/threads.rs"]
 mod threads;
+mod times;
 mod train;
 mod work;
 
@@ -225,7 +227,7 @@ impl Arguments {
         let mut results = Vec::new();
         for &pass in passes {
             let part = work.part(pass);
-            let times = measure::repeat(self.seconds, || work.run(pass))?;
+            let times = times::repeat(self.seconds, || work.run(pass))?;
             let (median, flops) = (times.median(), part.flops / times.median());
             self.tell(&format!(
                 "{:<10} {:>6} {:>10.2} {:>16} {:>16} {:>9.0} {:>7.0}%",

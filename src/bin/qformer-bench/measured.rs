@@ -1,6 +1,6 @@
 //! The devices as the benchmark sees them: how precise, how fast at best, and when they are done.
 
-use crate::measure;
+use crate::peak;
 use qformer::ops::Backend;
 use qformer::{Cpu, Cuda, Result};
 
@@ -48,8 +48,8 @@ impl Measured for Cpu {
 
     fn limits(&self, seconds: f64) -> Result<(Limits, &'static str)> {
         let limits = Limits {
-            flops: measure::product_flops(seconds),
-            bytes_per_second: measure::copied_bytes_per_second(seconds),
+            flops: peak::product_flops(seconds),
+            bytes_per_second: peak::copied_bytes_per_second(seconds),
             cache_bytes: None,
         };
         Ok((

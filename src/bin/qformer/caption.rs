@@ -2,8 +2,9 @@
 
 use crate::Remarks;
 use crate::device::Opened;
+use crate::images::ImageArguments;
 use crate::images::Images;
-use crate::inputs::{BatchArguments, ImageArguments, ModelArguments, warn_of_not_finite};
+use crate::inputs::{BatchArguments, ModelArguments};
 use crate::outputs::check_file_name;
 use crate::progress::Progress;
 use clap::{ArgGroup, Args};
@@ -182,7 +183,7 @@ pub(crate) fn load<B: Backend + Clone>(
             progress.set(done, total);
         })?;
     drop(progress);
-    warn_of_not_finite(&captioner.not_finite(), remarks);
+    remarks.warn_of_not_finite(&captioner.not_finite());
     Ok(captioner)
 }
 

@@ -4,7 +4,7 @@ use crate::Remarks;
 use crate::data::ImageDataArguments;
 use crate::device::Opened;
 use crate::images::processor;
-use crate::inputs::{BatchArguments, ModelArguments, warn_of_not_finite};
+use crate::inputs::{BatchArguments, ModelArguments};
 use crate::outputs::check_folder_name;
 use crate::progress::Progress;
 use crate::spool::Spool;
@@ -97,7 +97,7 @@ fn encode<B: Backend>(arguments: &Arguments, dataset: &Dataset, device: B, remar
             progress.set(done, total);
         })?;
         drop(progress);
-        warn_of_not_finite(encoder.not_finite(), remarks);
+        remarks.warn_of_not_finite(encoder.not_finite());
         let progress = Progress::of_images("encoding images", dataset.images(), remarks);
         for shard in done..shards.count() {
             if shards.path(shard).exists() {

@@ -5,7 +5,7 @@ use crate::caption;
 use crate::data::DataArguments;
 use crate::device::Opened;
 use crate::images::{compare_encoders, processor};
-use crate::inputs::{ModelArguments, tell_of_matching, warn_of_not_finite};
+use crate::inputs::{ModelArguments, tell_of_matching};
 use crate::outputs::check_file_name;
 use crate::progress::Progress;
 use clap::Args;
@@ -111,7 +111,7 @@ impl Arguments {
                 QFormer::from_checkpoint(device.clone(), config.clone(), &checkpoint, &mut |done, total| {
                     progress.set(done, total);
                 })?;
-            warn_of_not_finite(model.not_finite(), remarks);
+            remarks.warn_of_not_finite(model.not_finite());
             Model::Retrieving(Box::new(model))
         };
         let mut reader = match dataset.kind() {
@@ -125,7 +125,7 @@ impl Arguments {
                     VisionEncoder::from_checkpoint(device, &config, &checkpoint, &mut |done, total| {
                         progress.set(done, total);
                     })?;
-                warn_of_not_finite(encoder.not_finite(), remarks);
+                remarks.warn_of_not_finite(encoder.not_finite());
                 let processor = processor(&self.model.folder, &config)?;
                 Reader::Pictures { dataset, processor, encoder: Box::new(encoder), encoded: Vec::new() }
             }

@@ -1,8 +1,8 @@
 //! Images, batch by batch: from files through the image encoder, or as it left them earlier.
 
 use crate::Remarks;
-use crate::inputs::{ImageArguments, warn_of_not_finite};
 use crate::progress::Progress;
+use clap::Args;
 use qformer::data::{Dataset, NAMES, VISION_OUTPUT};
 use qformer::ops::Backend;
 use qformer::params::NamedCheckpoint;
@@ -16,6 +16,21 @@ use rayon::prelude::*;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+/// Where images come from.
+#[derive(Args)]
+#[group(id = "image_source", multiple = false)]
+pub(crate) struct ImageArguments {
+    /// JPEG, PNG or WebP files
+    #[arg(long, alias = "image", value_name = "FILE", num_args = 1..)]
+    pub(crate) images: Vec<PathBuf>,
+    /// Folder whose .jpg, .jpeg, .png and .webp files are read, in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image_dir: Option<PathBuf>,
+    /// The image encoder's output as --save-vision-output wrote it, in place of images
+    #[arg(long, value_name = "FILE")]
+    pub(crate) features: Option<PathBuf>,
+}
 
 /// Images to be read.
 pub(crate) struct Images<B: Backend> {
@@ -69,7 +84,7 @@ impl<B: Backend> Images<B> {
                 progress.set(done, total);
             })?;
             drop(progress);
-            warn_of_not_finite(encoder.not_finite(), remarks);
+            remarks.warn_of_not_finite(encoder.not_finite());
             self.encoder = Some(encoder);
         }
         Ok(())

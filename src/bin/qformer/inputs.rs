@@ -2,13 +2,12 @@
 
 use crate::Remarks;
 use crate::device::Device;
-use crate::images::Images;
+use crate::images::{ImageArguments, Images};
 use crate::progress::Progress;
-use crate::texts::Texts;
+use crate::texts::{TextArguments, Texts};
 use clap::Args;
 use qformer::evaluate::MatchingLogits;
 use qformer::ops::Backend;
-use qformer::output::counted;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
 use qformer::{Config, Matching, QFormer, Result};
@@ -48,33 +47,6 @@ pub(crate) struct Inputs {
     pub(crate) texts: TextArguments,
 }
 
-/// Where images come from.
-#[derive(Args)]
-#[group(id = "image_source", multiple = false)]
-pub(crate) struct ImageArguments {
-    /// JPEG, PNG or WebP files
-    #[arg(long, alias = "image", value_name = "FILE", num_args = 1..)]
-    pub(crate) images: Vec<PathBuf>,
-    /// Folder whose .jpg, .jpeg, .png and .webp files are read, in the order of their names
-    #[arg(long, value_name = "DIR")]
-    pub(crate) image_dir: Option<PathBuf>,
-    /// The image encoder's output as --save-vision-output wrote it, in place of images
-    #[arg(long, value_name = "FILE")]
-    pub(crate) features: Option<PathBuf>,
-}
-
-/// Where texts come from.
-#[derive(Args)]
-#[group(id = "text_source", multiple = false)]
-pub(crate) struct TextArguments {
-    /// Texts
-    #[arg(long, value_name = "TEXT", num_args = 1..)]
-    pub(crate) text: Vec<String>,
-    /// File with a text in every line
-    #[arg(long, value_name = "FILE")]
-    pub(crate) texts_file: Option<PathBuf>,
-}
-
 /// What a command works with, loaded and checked.
 pub(crate) struct Loaded<B: Backend> {
     pub(crate) model: QFormer<B>,
@@ -97,7 +69,7 @@ impl Inputs {
                 progress.set(done, total);
             })?;
         drop(progress);
-        warn_of_not_finite(model.not_finite(), remarks);
+        remarks.warn_of_not_finite(model.not_finite());
         images.load_encoder(device, &config, &checkpoint, remarks)?;
         let trained = MatchingLogits::of(&NamedCheckpoint::new(&checkpoint)?)?.matching();
         Ok(Loaded { model, trained, texts, images })
@@ -108,15 +80,5 @@ impl Inputs {
 pub(crate) fn tell_of_matching(trained: Matching, remarks: Remarks) {
     if trained == Matching::MaxSimilarity {
         remarks.note("pairs are matched by the largest cosine, as the checkpoint was trained");
-    }
-}
-
-/// Tells of weights that no computation can make sense of.
-pub(crate) fn warn_of_not_finite(tensors: &[(String, usize)], remarks: Remarks) {
-    for (name, count) in tensors {
-        remarks.warning(format_args!(
-            "tensor \"{name}\" has {} infinite or not a number; so may all results be",
-            counted(*count, "value")
-        ));
     }
 }

@@ -23,6 +23,7 @@ mod train;
 
 use clap::{Args, Parser, Subcommand};
 use qformer::Result;
+use qformer::output::counted;
 use std::fmt::Display;
 use std::mem;
 use std::panic::{self, AssertUnwindSafe};
@@ -85,6 +86,16 @@ impl Remarks {
     /// Tells of something that may not be meant so.
     pub(crate) fn warning(self, what: impl Display) {
         say(format_args!("warning: {what}"));
+    }
+
+    /// Tells of weights that no computation can make sense of.
+    pub(crate) fn warn_of_not_finite(self, tensors: &[(String, usize)]) {
+        for (name, count) in tensors {
+            self.warning(format_args!(
+                "tensor \"{name}\" has {} infinite or not a number; so may all results be",
+                counted(*count, "value")
+            ));
+        }
     }
 }
 

@@ -1,16 +1,28 @@
 //! Texts, from the command line to token ids.
 
 use crate::Remarks;
-use crate::inputs::TextArguments;
+use clap::Args;
 use qformer::data::TextList;
 use qformer::{Config, Error, Result, Tokenizer};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Where texts come from.
+#[derive(Args)]
+#[group(id = "text_source", multiple = false)]
+pub(crate) struct TextArguments {
+    /// Texts
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    pub(crate) text: Vec<String>,
+    /// File with a text in every line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) texts_file: Option<PathBuf>,
+}
 
 /// Texts that are tokenized and encoded at a time.
-pub(crate) const TEXTS_AT_A_TIME: usize = 4096;
+const TEXTS_AT_A_TIME: usize = 4096;
 
 /// Texts and their token ids, one each.
 #[derive(Default)]

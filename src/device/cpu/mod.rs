@@ -3,6 +3,7 @@
 pub(crate) mod amx;
 mod buffer;
 mod factors;
+mod lanes;
 mod operand;
 mod packed;
 mod product;
@@ -13,8 +14,8 @@ mod split;
 pub(crate) mod tile;
 
 pub use buffer::CpuBuffer;
+pub use lanes::Lanes;
 pub(crate) use operand::{Columns, Operand};
-pub use packed::Lanes;
 pub use real::Real;
 pub(crate) use real::{maximum, sum, vectorised};
 pub(crate) use rows::Rows;

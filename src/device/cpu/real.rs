@@ -1,7 +1,7 @@
 //! The number types that the CPU backend computes in, with the functions its operations need,
 //! written so that loops over them vectorise.
 
-use super::packed::Lanes;
+use super::lanes::Lanes;
 use crate::device::sealed::Sealed;
 use crate::tensor::Number;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ::safetensors::Dtype;
 
-use super::safetensors::{NAME_BYTES, TENSORS, read_exact_at};
+use super::bounds::{NAME_BYTES, TENSORS, read_exact_at};
 use crate::error::{Error, Result};
 use crate::input::printable;
 use value::{Pickle, Tensor, Value};

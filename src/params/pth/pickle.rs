@@ -9,16 +9,13 @@
 
 use std::collections::HashMap;
 
-use super::value::{Global, Id, Pickle, Storage, Tensor, Value};
-use crate::params::safetensors::DIMENSIONS;
+use super::value::{Global, Id, Pickle, Result, Storage, Tensor, Value};
+use crate::params::bounds::DIMENSIONS;
 
 /// Most operations.
 const OPERATIONS: usize = 10_000_000;
 /// Most values on the stack, in the memo, and in all.
 const VALUES: usize = 1 << 19;
-
-/// A complaint, without its place.
-pub(super) type Result<T> = std::result::Result<T, String>;
 
 /// Reads `bytes`; a complaint tells at which byte it arose.
 pub(super) fn read(bytes: &[u8]) -> Result<Pickle<'_>> {

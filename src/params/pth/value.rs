@@ -2,7 +2,8 @@
 
 use ::safetensors::Dtype;
 
-use super::pickle::Result;
+/// A complaint, without its place.
+pub(super) type Result<T> = std::result::Result<T, String>;
 
 /// A value's place among those of its [`Pickle`].
 pub(super) type Id = u32;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::input::printable;
-use crate::params::safetensors::read_exact_at;
+use crate::params::bounds::read_exact_at;
 
 /// Most entries of an archive: a storage each for as many tensors as are read, and a few more.
 const ENTRIES: u64 = (1 << 16) + 64;

@@ -11,15 +11,10 @@ use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::error::{Error, Result};
 use crate::input::{duplicate_key, json_error, printable};
+use crate::params::bounds::{DIMENSIONS, NAME_BYTES, TENSORS};
 
 /// Longest header read, in bytes: the limit of the format's own library.
 const HEADER_BYTES: u64 = 100_000_000;
-/// Most tensors in a file.
-pub(in crate::params) const TENSORS: usize = 1 << 16;
-/// Most dimensions of a tensor.
-pub(in crate::params) const DIMENSIONS: usize = 8;
-/// Longest name of a tensor, in bytes.
-pub(in crate::params) const NAME_BYTES: usize = 512;
 /// Most free-form metadata, keys and values, in bytes: room for the names of a million images.
 pub(super) const METADATA_BYTES: usize = 32 << 20;
 /// Most keys of the metadata, each of which takes far more memory than the file's shortest.

@@ -16,13 +16,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use ::safetensors::Dtype;
-pub(super) use header::{DIMENSIONS, NAME_BYTES, TENSORS};
-pub(super) use read::read_exact_at;
 pub use write::{NewTensor, write};
 
 use super::pth;
 use crate::error::{Error, Result};
 use crate::input::{self, printable};
+use crate::params::bounds::TENSORS;
 
 /// Name of a checkpoint's file within its folder.
 pub const FILE_NAME: &str = "model.safetensors";
@@ -238,8 +237,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let Some(weight_map) = json.get("weight_map").and_then(|map| map.as_object()) else {
         return wrong("has no object \"weight_map\"".into());
     };
-    if weight_map.is_empty() || weight_map.len() > header::TENSORS {
-        return wrong(format!("lists {} tensors; 1 to {} are read", weight_map.len(), header::TENSORS));
+    if weight_map.is_empty() || weight_map.len() > TENSORS {
+        return wrong(format!("lists {} tensors; 1 to {} are read", weight_map.len(), TENSORS));
     }
     let mut shard_of = BTreeMap::new();
     for (name, shard) in weight_map {

@@ -1,6 +1,5 @@
 //! Reading a tensor's values, block by block.
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 
@@ -11,6 +10,7 @@ use half::{bf16, f16};
 use super::{Checkpoint, Dtype, Shard, TensorInfo};
 use crate::error::{Error, Result};
 use crate::input::printable;
+use crate::params::bounds::read_exact_at;
 
 /// Bytes of file read at once: with its f32 copy still within a core's second-level cache.
 const BLOCK_BYTES: usize = 1 << 18;
@@ -155,25 +155,4 @@ pub(super) fn to_host_order(bytes: &mut [u8], element_bytes: usize) {
     if cfg!(target_endian = "big") {
         bytes.chunks_exact_mut(element_bytes).for_each(<[u8]>::reverse);
     }
-}
-
-/// Fills `bytes` from `offset` of `file`, leaving its cursor to others.
-#[cfg(unix)]
-pub(in crate::params) fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
-}
-
-/// Fills `bytes` from `offset` of `file`.
-#[cfg(windows)]
-pub(in crate::params) fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                bytes = &mut bytes[count..];
-                offset += count as u64;
-            }
-        }
-    }
-    Ok(())
 }

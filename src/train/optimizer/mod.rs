@@ -1,5 +1,6 @@
 //! What is trained, as vectors: parameters, gradients and the optimiser's moments, and its step.
 
+mod scalars;
 mod update;
 mod weights;
 

@@ -1,37 +1,17 @@
 //! A step of the optimiser.
 
+use super::scalars::Scalars;
 use super::weights::{ParamSlot, TrainedWeights};
-use crate::device::{Device, S, SM};
+use crate::device::S;
 use crate::error::Result;
-use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::adamw::{AdamW, AdamWStep};
-use crate::ops::norm::{Norm, PARTIAL_SUMS};
+use crate::ops::norm::Norm;
 use crate::params::Tree;
 
 /// The optimiser's step by all that its operations follow from: the constants, written out in full.
 #[derive(PartialEq, Eq, Hash)]
 struct UpdatePlan(String);
-
-/// Scalars of the optimiser's step.
-pub(in crate::train) struct Scalars<'a, D: Device> {
-    /// [1, 3]: learning rate, 1 − β1ᵗ, 1 − β2ᵗ
-    schedule: SM<'a, D>,
-    /// [1, 1]
-    norm: SM<'a, D>,
-    /// [1, PARTIAL_SUMS]
-    partial_sums: SM<'a, D>,
-}
-
-impl<'a, D: Device> Scalars<'a, D> {
-    pub(in crate::train) fn carve(cursor: &mut Cursor<'a, D>) -> Self {
-        Self {
-            schedule: cursor.take(1, 3),
-            norm: cursor.take(1, 1),
-            partial_sums: cursor.take(1, PARTIAL_SUMS),
-        }
-    }
-}
 
 impl<D: Backend, P: Tree<ParamSlot>> TrainedWeights<D, P> {
     /// Lets the optimiser do step number `step`, counted from 1; returns the gradient's norm before it was clipped.

@@ -1,7 +1,7 @@
 //! Parameters in training: one flat vector each of the numbers themselves, their gradients and their
 //! moments, and where the graph computes in narrower numbers, of what it reads.
 
-use super::update::Scalars;
+use super::scalars::Scalars;
 use crate::device::{Device, S, SM, W};
 use crate::error::Result;
 use crate::memory::{Arena, Recorded};

@@ -125,7 +125,7 @@ impl<B: Backend + Clone> Trainer<B> {
             }
         };
         let carried = has_encoder || encoder.is_some();
-        let frozen = carried.then(|| Frozen::of(&run, &config, source)).transpose()?;
+        let frozen = carried.then(|| Frozen::of(run.folder(), run.saved(), &config, source)).transpose()?;
         stage1.reserve(StepSize {
             images: settings.batch_size,
             batches: settings.accum_freq,

@@ -4,8 +4,8 @@ mod check;
 mod flops;
 mod inputs;
 
-use crate::measure;
 use crate::measured::{Limits, Measured};
+use crate::times;
 use crate::work::{self, Source};
 use inputs::Inputs;
 use qformer::config::Config;
@@ -170,7 +170,7 @@ impl<B: Measured> Training<'_, B> {
 
     /// Seconds of the parts of a step, and of whole steps. Only those are replayed where the device can do it:
     /// parts are waited for one by one.
-    fn times(&self, model: &mut Stage1<B>, batch: &Batch) -> Result<([f64; PARTS.len()], measure::Times)> {
+    fn times(&self, model: &mut Stage1<B>, batch: &Batch) -> Result<([f64; PARTS.len()], times::Times)> {
         let (device, batch) = (&self.device, std::slice::from_ref(batch));
         let mut step = 0;
         let mut whole = |model: &mut Stage1<B>| {
@@ -183,7 +183,7 @@ impl<B: Measured> Training<'_, B> {
         };
         // The first step is done kernel by kernel, the second recorded.
         whole(model)?;
-        let times = measure::repeat(self.seconds, || whole(model))?;
+        let times = times::repeat(self.seconds, || whole(model))?;
         let mut runs = Vec::new();
         for _ in 0..OBSERVED_STEPS {
             step += 1;

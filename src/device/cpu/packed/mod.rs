@@ -2,10 +2,7 @@
 //! panels of [`PANEL`] columns, as a frozen weight is stored, the left one in blocks of a few rows. A block of
 //! sums, one row by one panel's columns a register or a few, stays in registers while a slice of both passes by.
 
-mod lanes;
 mod order;
-
-pub use lanes::Lanes;
 
 use super::Real;
 use super::factors::{chunk_rows, for_each_part, with_right};

@@ -1,7 +1,7 @@
 //! Factors in the order in which a product reads them.
 
-use super::lanes::TILE;
 use crate::device::cpu::Real;
+use crate::device::cpu::lanes::TILE;
 use crate::device::cpu::operand::{Operand, Summed};
 use crate::device::cpu::real::vectorised;
 use crate::tensor::PANEL;

@@ -1,6 +1,6 @@
 //! The frozen image encoder's file.
 
-use super::{FileSum, Run, SHARDS};
+use super::{FileSum, SHARDS, Saved};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::output::write_atomically;
@@ -22,10 +22,16 @@ pub(in crate::train) struct Frozen {
 }
 
 impl Frozen {
-    /// The image encoder's file of `run`, from `source` unless it is there as the run's checkpoint has it.
-    pub(in crate::train) fn of(run: &Run, config: &Config, source: &dyn TensorSource) -> Result<Self> {
-        let path = run.folder().join(ENCODER_FILE_NAME);
-        let known = run.saved().and_then(|saved| saved.state.files.get(SHARDS[1]));
+    /// The image encoder's file of the run in the folder `run`, from `source` unless it is there as the checkpoint that
+    /// was `saved` has it.
+    pub(in crate::train) fn of(
+        run: &Path,
+        saved: Option<&Saved>,
+        config: &Config,
+        source: &dyn TensorSource,
+    ) -> Result<Self> {
+        let path = run.join(ENCODER_FILE_NAME);
+        let known = saved.and_then(|saved| saved.state.files.get(SHARDS[1]));
         if let Some(known) = known
             && FileSum::of(&path).is_ok_and(|found| found == *known)
         {

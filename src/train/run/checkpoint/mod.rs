@@ -19,7 +19,6 @@ mod frozen;
 mod save;
 mod state;
 
-use super::folder::Run;
 use super::settings::Settings;
 use crate::data::{Dataset, Position};
 use crate::error::{Error, Result};
