@@ -23,38 +23,55 @@ pub enum Kind {
     Device,
 }
 
-/// An error: its [`Kind`] and a message for people.
+/// An error: its [`Kind`], a message for people, and the operating system's own error where it refused something
+/// ([`source`](std::error::Error::source)).
+///
+/// ```
+/// use qformer::{Config, error::Kind};
+/// use std::error::Error;
+///
+/// let error = Config::load("no/such/folder".as_ref()).unwrap_err();
+/// assert_eq!(error.kind(), Kind::Io);
+/// let refusal = error.source().and_then(|source| source.downcast_ref::<std::io::Error>());
+/// assert_eq!(refusal.unwrap().kind(), std::io::ErrorKind::NotFound);
+/// ```
 #[derive(Debug)]
 pub struct Error {
     kind: Kind,
     message: String,
+    source: Option<std::io::Error>,
 }
 
 impl Error {
+    fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
     /// A request that cannot be carried out as made.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Usage, message: message.into() }
+        Self::new(Kind::Usage, message)
     }
 
     /// Something wrong in `path`.
     pub fn input(path: &Path, what: impl fmt::Display) -> Self {
-        Self { kind: Kind::Input, message: format!("{}: {what}", path.display()) }
+        Self::new(Kind::Input, format!("{}: {what}", path.display()))
     }
 
     /// A value, not tied to a file, that is not what it should be.
     pub fn value(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Input, message: message.into() }
+        Self::new(Kind::Input, message)
     }
 
     /// The operating system's refusal while doing `what` ("open", "write", …) to `path`.
     pub fn io(path: &Path, what: &str, source: std::io::Error) -> Self {
-        Self { kind: Kind::Io, message: format!("cannot {what} {}: {source}", path.display()) }
+        let message = format!("cannot {what} {}: {source}", path.display());
+        Self { source: Some(source), ..Self::new(Kind::Io, message) }
     }
 
     /// `bytes` of memory, wanted for `purpose`, are not available.
     pub fn out_of_memory(bytes: usize, purpose: &str) -> Self {
         let message = format!("cannot allocate {} of memory for {purpose}", Size(bytes));
-        Self { kind: Kind::OutOfMemory, message }
+        Self::new(Kind::OutOfMemory, message)
     }
 
     /// The same, of `bytes` for work on `items` (as `what` names them) at a time: tells how many would fit
@@ -80,7 +97,7 @@ impl Error {
 
     /// The device asked for cannot be used.
     pub fn device(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Device, message: message.into() }
+        Self::new(Kind::Device, message)
     }
 
     /// What kind of fault this is.
@@ -110,4 +127,8 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source as _)
+    }
+}

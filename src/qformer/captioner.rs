@@ -18,6 +18,21 @@ use std::path::Path;
 const ROWS_PER_PASS: usize = 512;
 
 /// A Q-Former with its language-modelling head, for inference.
+///
+/// ```no_run
+/// use qformer::{Captioner, Cpu, HostTensor, Tokenizer, language::decoding::Decoding};
+///
+/// # fn main() -> qformer::Result<()> {
+/// # let image_features = HostTensor::new(&[0, 257, 1408], Vec::new())?;
+/// let folder = "runs/one/checkpoints/latest";
+/// let (captioner, tokenizer) = (Captioner::load(Cpu::<f32>::new(), folder)?, Tokenizer::load(folder.as_ref())?);
+/// // `image_features` [I, N, W] are a `VisionEncoder`'s; of each image the best captions come first.
+/// for captions in captioner.caption(&image_features, &Decoding::default())? {
+///     println!("{}", tokenizer.decode(&captions[0].tokens)?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Captioner<B: Backend = Cpu> {
     model: QFormer<B>,
     head: Weights<B, LanguageHead<Slot>>,

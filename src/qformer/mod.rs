@@ -32,7 +32,20 @@ use crate::tensor::HostTensor;
 use stack::{Image, Stack};
 use std::path::Path;
 
-/// A Q-Former with its weights on device `B`, for inference.
+/// A Q-Former with its weights on device `B`, for inference. It can be shared between threads.
+///
+/// ```
+/// use qformer::{Cpu, QFormer, Tokenizer};
+///
+/// # fn main() -> qformer::Result<()> {
+/// let folder = "tests/golden/retrieval/model";
+/// let (model, tokenizer) = (QFormer::load(Cpu::<f32>::new(), folder)?, Tokenizer::load(folder.as_ref())?);
+/// let texts = [tokenizer.encode("a cup of coffee", 64)?, tokenizer.encode("two dogs in the snow", 64)?];
+/// let features = model.encode_text(&texts)?;
+/// assert_eq!(features.shape(), [2, model.config().image_text_hidden_size]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct QFormer<B: Backend = Cpu> {
     device: B,
     config: Config,

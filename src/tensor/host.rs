@@ -4,6 +4,14 @@ use crate::error::{Error, Result};
 
 /// A tensor in the host's memory, row-major: what the public API takes and gives. It has as many values as its
 /// shape says.
+///
+/// ```
+/// use qformer::HostTensor;
+///
+/// let tensor = HostTensor::new(&[2, 3], vec![0.0; 6]).unwrap();
+/// assert_eq!((tensor.shape(), tensor.values().len()), (&[2, 3][..], 6));
+/// assert!(HostTensor::new(&[2, 3], vec![0.0; 5]).is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct HostTensor {
     shape: Vec<usize>,

@@ -42,6 +42,15 @@ const FILE_BYTES: u64 = 8 << 20;
 const TEXT_BYTES: usize = 1 << 20;
 
 /// A WordPiece tokenizer with BERT's normalisation: `[CLS] text [SEP]`.
+///
+/// ```
+/// # fn main() -> qformer::Result<()> {
+/// let tokenizer = qformer::Tokenizer::load("tests/golden/retrieval/model".as_ref())?;
+/// let ids = tokenizer.encode("A cup of coffee", 32)?;
+/// assert_eq!(tokenizer.decode(&ids)?, "a cup of coffee");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Tokenizer {
     path: PathBuf,

@@ -34,6 +34,20 @@ pub fn expect_in(checkpoint: &Checkpoint) -> Result<()> {
 }
 
 /// A frozen image encoder with its weights on device `B`.
+///
+/// ```
+/// use qformer::{Cpu, HostTensor, VisionEncoder};
+///
+/// # fn main() -> qformer::Result<()> {
+/// let encoder = VisionEncoder::load(Cpu::<f32>::new(), "tests/golden/retrieval/model")?;
+/// let (side, tokens, width) =
+///     (encoder.config().image_size, encoder.config().image_tokens(), encoder.config().hidden_size);
+/// // One grey image; an `ImageProcessor` makes pixels of files.
+/// let features = encoder.encode(&HostTensor::new(&[1, 3, side, side], vec![0.0; 3 * side * side])?)?;
+/// assert_eq!(features.shape(), [1, tokens, width]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct VisionEncoder<B: Backend = crate::Cpu> {
     device: B,
     config: VisionConfig,

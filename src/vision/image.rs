@@ -44,6 +44,16 @@ impl Rgb {
 }
 
 /// How a checkpoint wants its images: `BlipImageProcessor`'s settings.
+///
+/// ```
+/// # fn main() -> qformer::Result<()> {
+/// let processor = qformer::ImageProcessor::load("tests/golden/retrieval/model".as_ref())?;
+/// let (height, width) = processor.size();
+/// let pixels = processor.read("tests/golden/retrieval/images/coffee.png".as_ref())?;
+/// assert_eq!(pixels.len(), 3 * height * width);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct ImageProcessor {
     do_convert_rgb: bool,

@@ -27,6 +27,8 @@ impl Device {
         match self {
             Self::Cpu => Ok(Opened::Cpu(Cpu::new())),
             Self::Cuda => Ok(Opened::Cuda(Cuda::open(0)?)),
+            // Nothing is missing on a machine without a GPU.
+            Self::Auto if !Cuda::has_driver() => Ok(Opened::Cpu(Cpu::new())),
             Self::Auto => Ok(match Cuda::open(0) {
                 Ok(cuda) => Opened::Cuda(cuda),
                 Err(why) => {

@@ -59,6 +59,12 @@ struct Gpu {
 }
 
 impl Cuda {
+    /// Whether this machine has NVIDIA's driver, without which there is no GPU to speak of.
+    pub fn has_driver() -> bool {
+        // SAFETY: loads the driver's library, whose initialisation is its own.
+        unsafe { sys::is_culib_present() }
+    }
+
     /// Opens the GPU of this number, counted from 0.
     ///
     /// Where cuBLASLt is installed, it computes those products for which it is measured to be faster; two
@@ -77,8 +83,7 @@ impl Cuda {
         let driver = |error: DriverError| {
             Error::device(format!("the NVIDIA driver does not start: {}", describe(error)))
         };
-        // SAFETY: loads the driver's library, whose initialisation is its own.
-        if !unsafe { sys::is_culib_present() } {
+        if !Self::has_driver() {
             return Err(Error::device("there is no NVIDIA driver (libcuda) on this machine"));
         }
         result::init().map_err(driver)?;
