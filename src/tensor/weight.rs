@@ -53,8 +53,7 @@ impl Packing {
     }
 }
 
-/// A parameter on device `D`, read by linear layers and look-ups as it is stored, and by all else through
-/// [`Weight::matrix`].
+/// A parameter on device `D`, read by products as it is stored, and by all else through [`Weight::matrix`].
 pub struct Weight<'a, D> {
     pointer: *const u8,
     shape: Shape,

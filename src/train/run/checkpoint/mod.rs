@@ -22,7 +22,7 @@ mod state;
 use super::settings::Settings;
 use crate::data::{Dataset, Position};
 use crate::error::{Error, Result};
-use crate::params::safetensors::Checkpoint;
+use crate::params::safetensors::{Checkpoint, STAGE1_FILE_NAME};
 use crate::params::{Part, TensorSource};
 pub(super) use folder::{newest, tidy};
 pub(super) use frozen::{ENCODER_FILE_NAME, Frozen};
@@ -36,8 +36,6 @@ pub(super) const FOLDER_NAME: &str = "checkpoints";
 const OPTIMIZER_FILE_NAME: &str = "optimizer.safetensors";
 /// Name of the file that says where the run stood.
 const STATE_FILE_NAME: &str = "trainer_state.json";
-/// Name of the file with what transformers has no place for.
-const STAGE1_FILE_NAME: &str = "stage1.safetensors";
 /// The shards where there is an image encoder.
 const SHARDS: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
 
