@@ -33,30 +33,29 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod evaluate;
+pub mod generate;
 mod input;
-pub mod language;
 pub mod layers;
 pub mod memory;
+pub mod models;
 pub mod ops;
 pub mod output;
 pub mod params;
-pub mod qformer;
 pub mod random;
 pub mod tensor;
 pub mod tokenizer;
 pub mod train;
-pub mod vision;
 
 pub use config::Config;
 pub use device::Cpu;
 #[cfg(feature = "cuda")]
 pub use device::Cuda;
 pub use error::{Error, Result};
-pub use qformer::{Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
+pub use models::qformer::{Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
+pub use models::vision::encoder::VisionEncoder;
+pub use models::vision::image::ImageProcessor;
 pub use tensor::HostTensor;
 pub use tokenizer::Tokenizer;
-pub use vision::encoder::VisionEncoder;
-pub use vision::image::ImageProcessor;
 
 /// The README's examples, run as tests.
 #[cfg(doctest)]

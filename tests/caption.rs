@@ -7,7 +7,7 @@ mod paths;
 
 use cuda::cuda;
 use qformer::config::Config;
-use qformer::language::decoding::{Decoding, NextToken, Search};
+use qformer::generate::{Decoding, NextToken, Search};
 use qformer::ops::Backend;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;

@@ -4,7 +4,7 @@
 mod paths;
 
 use qformer::Result;
-use qformer::language::decoding::{Decoding, NextToken, Search};
+use qformer::generate::{Decoding, NextToken, Search};
 use serde_json::Value;
 use std::fs;
 

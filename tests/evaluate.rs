@@ -7,8 +7,8 @@ mod random;
 
 use qformer::config::Config;
 use qformer::evaluate::{Captions, Images, MatchingLogits, captioning, retrieval};
+use qformer::models::qformer::Abilities;
 use qformer::params::safetensors::Checkpoint;
-use qformer::qformer::Abilities;
 use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer};
 use random::{RandomWeights, random};
 use std::ops::Range;

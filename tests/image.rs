@@ -10,7 +10,7 @@ use image::codecs::webp::WebPEncoder;
 use image::metadata::Orientation;
 use image::{ExtendedColorType, ImageDecoder, ImageEncoder};
 use qformer::error::Kind;
-use qformer::vision::image::ImageProcessor;
+use qformer::models::vision::image::ImageProcessor;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

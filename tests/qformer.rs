@@ -7,8 +7,8 @@ mod reference;
 
 use qformer::config::{Activation, Config};
 use qformer::device::Real;
-use qformer::language::decoding::Decoding;
-use qformer::qformer::Abilities;
+use qformer::generate::Decoding;
+use qformer::models::qformer::Abilities;
 use qformer::{Captioner, Cpu, HostTensor, Matching, QFormer, VisionEncoder};
 use random::{RandomWeights, random};
 use reference::Reference;

@@ -8,12 +8,12 @@ mod random;
 
 use cuda::cuda;
 use qformer::device::Device;
-use qformer::language::decoding::{Decoding, Search};
+use qformer::generate::{Decoding, Search};
 use qformer::memory::Arena;
+use qformer::models::qformer::Abilities;
 use qformer::ops::adamw::AdamW;
 use qformer::ops::contrastive::ContrastiveGradient;
 use qformer::params::Part;
-use qformer::qformer::Abilities;
 use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepPart, StepSize};
 use qformer::{Captioner, Config, Cuda, HostTensor, Matching, QFormer, VisionEncoder};
 use random::{RandomWeights, random};

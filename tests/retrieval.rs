@@ -6,12 +6,12 @@ mod cuda;
 mod paths;
 
 use cuda::cuda;
+use qformer::models::qformer::Matching;
+use qformer::models::vision::encoder::VisionEncoder;
+use qformer::models::vision::image::ImageProcessor;
 use qformer::ops::Backend;
 use qformer::params::safetensors::Checkpoint;
-use qformer::qformer::Matching;
 use qformer::tensor::HostTensor;
-use qformer::vision::encoder::VisionEncoder;
-use qformer::vision::image::ImageProcessor;
 use qformer::{Cpu, QFormer, Tokenizer};
 use std::path::PathBuf;
 

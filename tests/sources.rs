@@ -4,11 +4,11 @@
 mod bert;
 
 use bert::{Tensors, save, tiny_bert};
+use qformer::models::vision::encoder;
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, Part, Spec, TensorSource, Tree};
 use qformer::train::Stage1Parameters;
-use qformer::vision::encoder;
 use qformer::{Config, Error, Matching};
 use std::collections::BTreeMap;
 use tempfile::TempDir;

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
-use super::features::Features;
-use super::records::{self, Listing};
+use super::clean_caption;
+use super::sources::features::Features;
+use super::sources::records::{self, Listing};
+use super::sources::webdataset::Shards;
+use super::sources::{Source, coco};
 use super::text_list::{Caption, Captions, TextList};
-use super::webdataset::Shards;
-use super::{Source, clean_caption, coco};
 use crate::error::{Error, Result};
+use crate::models::vision::image::{ImageProcessor, Rgb};
 use crate::output::{counted, folder_of};
 use crate::tensor::HostTensor;
-use crate::vision::image::{ImageProcessor, Rgb};
 
 /// What the images of a data set are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

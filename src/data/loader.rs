@@ -12,8 +12,8 @@ use super::batches::{Loaded, LoaderOptions};
 use super::producer::{Preparation, Producer, panic_message};
 use super::{Dataset, Kind, Position};
 use crate::error::{Error, Result};
+use crate::models::vision::image::ImageProcessor;
 use crate::tokenizer::Tokenizer;
-use crate::vision::image::ImageProcessor;
 
 /// Batches that wait for the step.
 const AHEAD: usize = 2;

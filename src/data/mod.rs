@@ -3,28 +3,23 @@
 //! A [`Source`] says where a data set is, a [`Dataset`] is one opened, and a [`Loader`] makes batches of
 //! it, ahead of the step that learns from them.
 
-mod augmentation;
+mod augment;
 mod batches;
 mod caption;
-mod coco;
 mod dataset;
 mod draws;
-mod features;
 mod loader;
 mod producer;
-mod rand_augment;
-mod records;
-mod source;
+mod sources;
 mod text_list;
-mod webdataset;
 
-pub use augmentation::Augmentation;
+pub use augment::Augmentation;
 pub use batches::{Loaded, LoaderOptions, Order};
 pub use caption::clean_caption;
 pub use dataset::{Dataset, Kind};
-pub use features::{ENCODER, NAMES, VISION_OUTPUT};
 pub use loader::Loader;
-pub use source::Source;
+pub use sources::Source;
+pub use sources::features::{ENCODER, NAMES, VISION_OUTPUT};
 pub use text_list::{Caption, Captions, TextList};
 
 use crate::tensor::HostTensor;

@@ -14,10 +14,10 @@ use super::batches::{Loaded, LoaderOptions, Order};
 use super::draws::{Draws, Purpose, permutation};
 use super::{Dataset, Examples, Images, Kind, Position};
 use crate::error::{Error, Result};
+use crate::models::vision::image::ImageProcessor;
 use crate::output::counted;
 use crate::tensor::HostTensor;
 use crate::tokenizer::Tokenizer;
-use crate::vision::image::ImageProcessor;
 
 /// Faults told in the error about too many of them.
 const TOLD: usize = 3;

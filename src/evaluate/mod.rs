@@ -6,9 +6,9 @@
 mod ranks;
 
 use crate::error::{Error, Result};
+use crate::models::qformer::{Captioner, Match, Matching, QFormer};
 use crate::ops::Backend;
 use crate::params::{NamedCheckpoint, Part, TensorSource};
-use crate::qformer::{Captioner, Match, Matching, QFormer};
 use crate::tensor::HostTensor;
 use ranks::{Similarities, recalls};
 use std::ops::Range;

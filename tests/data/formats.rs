@@ -3,7 +3,7 @@
 use crate::common::*;
 use qformer::ImageProcessor;
 use qformer::data::{Dataset, Kind, Source};
-use qformer::vision::image::Rgb;
+use qformer::models::vision::image::Rgb;
 
 #[test]
 fn a_line_has_an_image_with_one_caption_or_several() {

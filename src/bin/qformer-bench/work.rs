@@ -3,13 +3,13 @@
 use crate::measured::Measured;
 use crate::reference::Reference;
 use qformer::config::Config;
+use qformer::models::qformer::{Abilities, Matching};
+use qformer::models::vision::encoder::VisionEncoder;
 use qformer::ops::absorbed_attention::CrossSizes;
 use qformer::params::init::{key, uniform};
 use qformer::params::safetensors::{Checkpoint, Dtype, NewTensor, write};
 use qformer::params::{NamedCheckpoint, Part, TensorSource};
-use qformer::qformer::{Abilities, Matching};
 use qformer::tensor::HostTensor;
-use qformer::vision::encoder::VisionEncoder;
 use qformer::{Error, QFormer, Result};
 use rayon::prelude::*;
 use std::collections::BTreeMap;

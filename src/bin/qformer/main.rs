@@ -1,27 +1,17 @@
 //! `qformer`: BLIP-2's Q-Former from the command line.
 
-mod caption;
-mod data;
-mod demo;
+mod commands;
 mod device;
-mod embed;
-mod encode;
-mod evaluate;
-mod images;
-mod init;
 mod inputs;
-mod inspect;
 mod outputs;
 mod progress;
-mod score;
 mod shell;
 mod spool;
 mod streams;
-mod texts;
 mod threads;
-mod train;
 
 use clap::{Args, Parser, Subcommand};
+use commands::{caption, demo, embed, encode, evaluate, init, inspect, score, train};
 use qformer::Result;
 use qformer::output::counted;
 use std::fmt::Display;

@@ -2,12 +2,12 @@
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::generate::Decoding;
 use crate::input;
-use crate::language::decoding::Decoding;
+use crate::models::vision::image::ImageProcessor;
 use crate::output::write_atomically;
 use crate::params::TensorSource;
 use crate::tokenizer::{self, Tokenizer};
-use crate::vision::image::ImageProcessor;
 use serde_json::{Value, json};
 use std::io::Write;
 use std::path::Path;

@@ -4,10 +4,10 @@ use super::schedule::{LrScheduler, Schedule};
 use crate::config::Config;
 use crate::data::{Augmentation, Order};
 use crate::error::{Error, Result};
+use crate::models::qformer::Matching;
 use crate::ops::adamw::AdamW;
 use crate::ops::contrastive::ContrastiveGradient;
 use crate::output::counted;
-use crate::qformer::Matching;
 use crate::train::{Hardness, Recompute, Stage1Options};
 use serde::{Deserialize, Serialize};
 

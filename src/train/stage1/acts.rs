@@ -12,9 +12,9 @@ use crate::device::{M, SM, W};
 use crate::error::Result;
 use crate::layers::linear::Linear;
 use crate::memory::Cursor;
+use crate::models::qformer::stack::{BlockScratch, Seen, StackActs, StreamPlan};
 use crate::ops::Backend;
 use crate::ops::pairs::{PADDING, Texts};
-use crate::qformer::stack::{BlockScratch, Seen, StackActs, StreamPlan};
 use crate::tensor::{View, ViewMut};
 
 /// Constants, and what the random numbers of a step are drawn from.

@@ -2,9 +2,9 @@
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::models::qformer::Matching;
+use crate::models::qformer::stack::{Kept, Seen};
 use crate::ops::contrastive::{ContrastiveGradient, MAX_QUERIES};
-use crate::qformer::Matching;
-use crate::qformer::stack::{Kept, Seen};
 use serde::{Deserialize, Serialize};
 
 /// How stage 1 is trained.

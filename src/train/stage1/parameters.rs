@@ -1,8 +1,8 @@
 //! What stage 1 trains.
 
 use crate::config::Config;
+use crate::models::qformer::{Abilities, LanguageHead, Matching, Parameters};
 use crate::params::{Spec, Tree};
-use crate::qformer::{Abilities, LanguageHead, Matching, Parameters};
 
 /// The Q-Former, the image encoder's last norm, and what the three objectives need besides.
 #[derive(Clone, Debug)]

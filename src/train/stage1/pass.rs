@@ -13,14 +13,14 @@ use crate::device::{M, S, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::dropout::PassDropout;
 use crate::layers::linear::Linear;
+use crate::models::qformer::RetrievalHeads;
+use crate::models::qformer::stack::{Given, Image, Qkv, Stack, StackGradients};
 use crate::ops::Backend;
 use crate::ops::contrastive::Negatives;
 use crate::ops::fold::{FoldBackward, FoldForward};
 use crate::ops::gemm::GemmBackward;
 use crate::ops::layer_norm::LayerNormForward;
 use crate::ops::pairs::PairsStream;
-use crate::qformer::RetrievalHeads;
-use crate::qformer::stack::{Given, Image, Qkv, Stack, StackGradients};
 
 /// The site of the negatives' draw, which dropout does not use.
 const NEGATIVES_SITE: u32 = u32::MAX;

@@ -7,8 +7,8 @@ use crate::config::Config;
 use crate::device::Write;
 use crate::error::Result;
 use crate::memory::Cursor;
+use crate::models::qformer::stack::StreamPlan;
 use crate::ops::Backend;
-use crate::qformer::stack::StreamPlan;
 
 /// A micro-batch in its first phase.
 #[derive(Clone, Copy)]

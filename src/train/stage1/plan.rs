@@ -2,9 +2,9 @@
 
 use crate::device::Device;
 use crate::layers::stream::FirstKeys;
+use crate::models::qformer::stack::{StreamInputs, StreamPlan};
 use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
 use crate::ops::pairs::{FILLER, PADDING, PAIRS_OF_IMAGE};
-use crate::qformer::stack::{StreamInputs, StreamPlan};
 
 /// Rows of an image in the streams.
 #[derive(Clone, Copy)]

@@ -4,9 +4,9 @@ use super::Stage1Options;
 use super::batch::GlobalBatch;
 use super::plan::{ImageRows, PairPassSize, filled_up, together};
 use crate::device::Device;
+use crate::models::qformer::Matching;
+use crate::models::qformer::stack::StreamPlan;
 use crate::ops::pairs::{PAIRS_OF_IMAGE, StreamSizes};
-use crate::qformer::Matching;
-use crate::qformer::stack::StreamPlan;
 use std::ops::Range;
 
 /// Most pairs of a pass over micro-batches of up to so many images: those that there are on average, as far as the

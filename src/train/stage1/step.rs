@@ -13,11 +13,11 @@ use crate::device::Write;
 use crate::error::Result;
 use crate::memory::Arena;
 use crate::memory::{Address, Recorded, Workspace};
+use crate::models::qformer::stack::StreamPlan;
 use crate::ops::Backend;
 use crate::ops::adamw::AdamW;
 use crate::ops::attention::check_heads;
 use crate::params::TensorSource;
-use crate::qformer::stack::StreamPlan;
 use crate::train::optimizer::{ParamSlot, TrainedWeights, Training};
 
 /// A Q-Former in training.

@@ -3,10 +3,10 @@
 use super::{FileSum, SHARDS, Saved};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::models::vision::encoder;
 use crate::output::write_atomically;
 use crate::params::safetensors::{Dtype, NewTensor, write};
 use crate::params::{TensorSource, Tree};
-use crate::vision::encoder;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

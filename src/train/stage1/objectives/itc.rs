@@ -9,15 +9,15 @@ use crate::device::{M, S, SM, V, W};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::memory::Cursor;
+use crate::models::qformer::RetrievalHeads;
+use crate::models::qformer::projection::ProjectionActs;
+use crate::models::qformer::stack::StreamPlan;
 use crate::ops::Backend;
 use crate::ops::contrastive::{
     ContrastiveBackward, ContrastiveBatch, ContrastiveForward, ContrastiveGradient, Negatives,
     workspace_words,
 };
 use crate::ops::pairs::{ListedPairs, PAIRS_OF_IMAGE, PairsList};
-use crate::qformer::RetrievalHeads;
-use crate::qformer::projection::ProjectionActs;
-use crate::qformer::stack::StreamPlan;
 use crate::tensor::ViewMut;
 use crate::train::stage1::plan::FirstPhaseInputs;
 use crate::train::stage1::second::HostPairs;

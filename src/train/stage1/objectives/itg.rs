@@ -5,11 +5,11 @@ use crate::device::{M, SM, V, W};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::memory::Cursor;
+use crate::models::qformer::LanguageHead;
+use crate::models::qformer::language_head::LanguageHeadActs;
 use crate::ops::Backend;
 use crate::ops::activation::Activation;
 use crate::ops::cross_entropy::{CrossEntropyBackward, CrossEntropyForward};
-use crate::qformer::LanguageHead;
-use crate::qformer::language_head::LanguageHeadActs;
 use crate::tensor::ViewMut;
 
 /// What ITG works in; R rows predict.

@@ -5,13 +5,13 @@ use crate::device::{M, S, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::memory::Cursor;
+use crate::models::qformer::projection::ProjectionActs;
+use crate::models::qformer::stack::StreamPlan;
+use crate::models::qformer::{Matching, RetrievalHeads};
 use crate::ops::Backend;
 use crate::ops::matching::{MatchingBackward, MatchingForm, MatchingForward, MatchingGradient};
 use crate::ops::pool::{PoolBackward, PoolForward};
 use crate::ops::similarity::{Pairing, SimilarityBackward, SimilarityForward};
-use crate::qformer::projection::ProjectionActs;
-use crate::qformer::stack::StreamPlan;
-use crate::qformer::{Matching, RetrievalHeads};
 use crate::tensor::{View, ViewMut};
 use crate::train::stage1::parameters::SimilarityLogit;
 

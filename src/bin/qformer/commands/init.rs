@@ -1,0 +1,111 @@
+//! `qformer init`: a new model.
+
+use crate::Remarks;
+use crate::outputs::check_folder_name;
+use clap::{Args, ValueEnum};
+use qformer::models::qformer::{Abilities, Parameters};
+use qformer::models::vision::encoder;
+use qformer::models::vision::image::ImageProcessor;
+use qformer::output::write_json;
+use qformer::params::{init, safetensors};
+use qformer::train::Companions;
+use qformer::{Config, Error, Result, Tokenizer, config, tokenizer};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The key of config.json by which a folder is known to be this command's work.
+const ORIGIN: &str = "qformer_init";
+
+/// Write a randomly initialised checkpoint
+///
+/// The Q-Former begins as BLIP-2's does, but for what BLIP-2 takes from bert-base-uncased: that is
+/// normally distributed as BERT begins. The image encoder, which BLIP-2 takes as trained, is N(0, 0.02)
+/// with biases 0. transformers opens the folder as Blip2ForImageTextRetrieval.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Sizes of the model
+    #[arg(long, value_enum)]
+    preset: Preset,
+    /// Folder to write; it has to be empty or an earlier result of this command
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+    /// Seed of the random numbers: the same seed gives the same bytes
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    seed: u64,
+    /// Folder with a tokenizer to copy
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Preset {
+    /// BLIP-2 with EVA ViT-g at 224 pixels, 1.17 billion parameters, 4.7 GB
+    #[value(name = "blip2-vit-g")]
+    Blip2VitG,
+    /// The same structure with less than a million parameters and a vocabulary of its own, for trials
+    Tiny,
+}
+
+/// Does what the arguments ask for.
+pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
+    let directory = &arguments.output;
+    check_folder_name(directory)?;
+    let (config, name) = match arguments.preset {
+        Preset::Blip2VitG => (Config::blip2_vit_g(), "blip2-vit-g"),
+        Preset::Tiny => (Config::tiny(), "tiny"),
+    };
+    if let Some(source) = &arguments.tokenizer {
+        Tokenizer::load(source)?.check_vocabulary(config.qformer.vocab_size)?;
+    }
+    claim(directory)?;
+    for file in tokenizer::FILE_NAMES {
+        remove_if_there(&directory.join(file))?;
+    }
+
+    // The configuration comes first: it marks the folder as this command's.
+    let mut json = config.to_json();
+    json[ORIGIN] = json!({ "preset": name, "seed": arguments.seed });
+    write_json(&directory.join(config::FILE_NAME), &json)?;
+    let processor = ImageProcessor::blip2(config.vision.image_size);
+    Companions::gather(&config, &processor, arguments.tokenizer.as_deref(), None)?.write(directory)?;
+    match (&arguments.tokenizer, arguments.preset) {
+        (Some(_), _) => {}
+        (None, Preset::Tiny) => Tokenizer::write_tiny(directory)?,
+        (None, Preset::Blip2VitG) => remarks.note(
+            "to read texts, the model needs the tokenizer of bert-base-uncased: \
+             copy its tokenizer.json or vocab.txt to the folder, or give --tokenizer",
+        ),
+    }
+    let abilities = Abilities { text: true, retrieval: true };
+    let mut tensors = init::tensors(&Parameters::spec(&config, abilities), &config, arguments.seed);
+    tensors.extend(init::tensors(&encoder::Parameters::spec(&config.vision), &config, arguments.seed));
+    safetensors::write(&directory.join(safetensors::FILE_NAME), &BTreeMap::new(), tensors)
+}
+
+/// Makes the folder, or makes sure that it holds nothing but an earlier result.
+fn claim(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).map_err(|error| Error::io(directory, "create", error))?;
+    let mut entries = directory.read_dir().map_err(|error| Error::io(directory, "list", error))?;
+    if entries.next().is_none() || is_own(&directory.join(config::FILE_NAME)) {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "{} is not empty and was not written by qformer init; give another --output, or empty it first",
+        directory.display()
+    )))
+}
+
+/// Whether the configuration at `path` was written by this command.
+fn is_own(path: &Path) -> bool {
+    let json = fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    json.is_some_and(|json| json.get(ORIGIN).is_some())
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match path.exists() {
+        true => fs::remove_file(path).map_err(|error| Error::io(path, "remove", error)),
+        false => Ok(()),
+    }
+}

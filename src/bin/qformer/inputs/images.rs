@@ -1,0 +1,233 @@
+//! Images, batch by batch: from files through the image encoder, or as it left them earlier.
+
+use crate::Remarks;
+use crate::progress::Progress;
+use clap::Args;
+use qformer::data::{Dataset, NAMES, VISION_OUTPUT};
+use qformer::models::vision::encoder::{self, VisionEncoder};
+use qformer::models::vision::identity::identity;
+use qformer::models::vision::image::{EXTENSIONS, ImageProcessor};
+use qformer::ops::Backend;
+use qformer::params::NamedCheckpoint;
+use qformer::params::safetensors::Checkpoint;
+use qformer::tensor::HostTensor;
+use qformer::{Config, Error, Result};
+use rayon::prelude::*;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Where images come from.
+#[derive(Args)]
+#[group(id = "image_source", multiple = false)]
+pub(crate) struct ImageArguments {
+    /// JPEG, PNG or WebP files
+    #[arg(long, alias = "image", value_name = "FILE", num_args = 1..)]
+    pub(crate) images: Vec<PathBuf>,
+    /// Folder whose .jpg, .jpeg, .png and .webp files are read, in the order of their names
+    #[arg(long, value_name = "DIR")]
+    pub(crate) image_dir: Option<PathBuf>,
+    /// The image encoder's output as --save-vision-output wrote it, in place of images
+    #[arg(long, value_name = "FILE")]
+    pub(crate) features: Option<PathBuf>,
+}
+
+/// Images to be read.
+pub(crate) struct Images<B: Backend> {
+    pub(crate) names: Vec<String>,
+    source: Source,
+    encoder: Option<VisionEncoder<B>>,
+}
+
+enum Source {
+    Files { paths: Vec<PathBuf>, processor: ImageProcessor },
+    Features(Checkpoint),
+    Nothing,
+}
+
+impl<B: Backend> Images<B> {
+    /// Finds the images that were asked for, perhaps none, and checks that the model in the folder
+    /// `model` reads such ones.
+    pub(crate) fn find(arguments: &ImageArguments, model: &Path, config: &Config) -> Result<Self> {
+        let (names, source) = if let Some(path) = &arguments.features {
+            let checkpoint = Checkpoint::open(path)?;
+            (names_in(&checkpoint, config)?, Source::Features(checkpoint))
+        } else {
+            let paths = match &arguments.image_dir {
+                Some(folder) => list(folder)?,
+                None => arguments.images.clone(),
+            };
+            if let Some(missing) = paths.iter().find(|path| !path.is_file()) {
+                return Err(Error::input(missing, "is not there or is not a file"));
+            }
+            let names = paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+            if paths.is_empty() {
+                (names, Source::Nothing)
+            } else {
+                (names, Source::Files { paths, processor: processor(model, config)? })
+            }
+        };
+        Ok(Self { names, source, encoder: None })
+    }
+
+    /// Loads the image encoder, if these images need one.
+    pub(crate) fn load_encoder(
+        &mut self,
+        device: B,
+        config: &Config,
+        checkpoint: &Checkpoint,
+        remarks: Remarks,
+    ) -> Result<()> {
+        if let Source::Files { .. } = self.source {
+            let progress = Progress::of_bytes("loading the image encoder", remarks);
+            let encoder = VisionEncoder::from_checkpoint(device, config, checkpoint, &mut |done, total| {
+                progress.set(done, total);
+            })?;
+            drop(progress);
+            remarks.warn_of_not_finite(encoder.not_finite());
+            self.encoder = Some(encoder);
+        }
+        Ok(())
+    }
+
+    /// Calls `take` with the image encoder's output [images, N, W] of one batch after the other.
+    pub(crate) fn for_each_batch(
+        &self,
+        batch_size: NonZeroUsize,
+        remarks: Remarks,
+        mut take: impl FnMut(&HostTensor) -> Result<()>,
+    ) -> Result<()> {
+        let total = self.names.len();
+        let progress = Progress::of_images("reading images", total, remarks);
+        for first in (0..total).step_by(batch_size.get()) {
+            let end = total.min(first.saturating_add(batch_size.get()));
+            take(&self.vision_output(first..end)?)?;
+            progress.set(end, total);
+        }
+        Ok(())
+    }
+
+    fn vision_output(&self, images: Range<usize>) -> Result<HostTensor> {
+        match &self.source {
+            Source::Nothing => unreachable!("there are no images"),
+            Source::Features(checkpoint) => read_features(checkpoint, images),
+            Source::Files { paths, processor } => {
+                let encoder = self.encoder.as_ref().expect("loaded before the first image");
+                encoder.encode(&read_images(&paths[images], processor)?)
+            }
+        }
+    }
+}
+
+/// The image files in `folder`, by name.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let cannot_list = |error| Error::io(folder, "list", error);
+    let is_image = |path: &PathBuf| {
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        path.is_file() && EXTENSIONS.iter().any(|image| extension == *image)
+    };
+    let mut paths = Vec::new();
+    for entry in folder.read_dir().map_err(cannot_list)? {
+        paths.push(entry.map_err(cannot_list)?.path());
+    }
+    paths.retain(is_image);
+    paths.sort();
+    if paths.is_empty() {
+        return Err(Error::input(folder, "holds no .jpg, .jpeg, .png or .webp file"));
+    }
+    Ok(paths)
+}
+
+/// The image processor of the model in the folder `model`.
+pub(crate) fn processor(model: &Path, config: &Config) -> Result<ImageProcessor> {
+    let processor = ImageProcessor::load(model)?;
+    let side = config.vision.image_size;
+    if processor.size() != (side, side) {
+        let (height, width) = processor.size();
+        let what = format!(
+            "its image processor makes images of {height}x{width} pixels, but its image encoder reads \
+             {side}x{side}; set size in preprocessor_config.json"
+        );
+        return Err(Error::input(model, what));
+    }
+    Ok(processor)
+}
+
+/// The image processor in `folder`, or BLIP-2's if it holds none.
+pub(crate) fn processor_or_blip2(folder: &Path, config: &Config) -> Result<ImageProcessor> {
+    let files = ["processor_config.json", "preprocessor_config.json"];
+    match files.iter().any(|file| folder.join(file).exists()) {
+        true => processor(folder, config),
+        false => Ok(ImageProcessor::blip2(config.vision.image_size)),
+    }
+}
+
+/// Warns if a data set's features are of another image encoder than that in the folder `model`, as far as
+/// they tell.
+pub(crate) fn compare_encoders(
+    dataset: &Dataset,
+    model: &Path,
+    config: &Config,
+    checkpoint: &Checkpoint,
+    remarks: Remarks,
+) -> Result<()> {
+    let (Some(of_features), true) = (dataset.encoder(), encoder::is_in(&NamedCheckpoint::new(checkpoint)?))
+    else {
+        return Ok(());
+    };
+    let progress = Progress::of_bytes("identifying the image encoder", remarks);
+    let processor = processor_or_blip2(model, config)?;
+    let own = identity(config, checkpoint, &processor, &mut |done, total| progress.set(done, total))?;
+    if own != of_features {
+        remarks.warning(format_args!(
+            "the features are of another image encoder ({of_features}) than {} has ({own}); encode the images with \
+             it, unless the two are the same but for rounding",
+            model.display()
+        ));
+    }
+    Ok(())
+}
+
+/// Pixel values [images, 3, S, S], decoded on all cores.
+fn read_images(paths: &[PathBuf], processor: &ImageProcessor) -> Result<HostTensor> {
+    let images: Vec<Result<Vec<f32>>> = paths.par_iter().map(|path| processor.read(path)).collect();
+    let (height, width) = processor.size();
+    let mut pixels = Vec::with_capacity(paths.len() * 3 * height * width);
+    for image in images {
+        pixels.extend(image?);
+    }
+    HostTensor::new(&[paths.len(), 3, height, width], pixels)
+}
+
+/// Names of the images whose features `checkpoint` holds; their numbers where it holds no names.
+fn names_in(checkpoint: &Checkpoint, config: &Config) -> Result<Vec<String>> {
+    let (tokens, width) = (config.image_tokens(), config.vision.hidden_size);
+    let expected = format_args!("[images, {tokens}, {width}] for this model");
+    let images = match checkpoint.get(VISION_OUTPUT).map(|info| &info.shape[..]) {
+        Some(&[images, n, w]) if n == tokens && w == width && images > 0 => images,
+        Some(shape) => {
+            let what = format!("tensor \"{VISION_OUTPUT}\" has shape {shape:?}; it has to be {expected}");
+            return Err(Error::input(checkpoint.path(), what));
+        }
+        None => {
+            let what = format!(
+                "has no tensor \"{VISION_OUTPUT}\" {expected}; --save-vision-output and qformer encode write it"
+            );
+            return Err(Error::input(checkpoint.path(), what));
+        }
+    };
+    let names = checkpoint.metadata().get(NAMES).and_then(|names| serde_json::from_str(names).ok());
+    Ok(names
+        .filter(|names: &Vec<String>| names.len() == images)
+        .unwrap_or_else(|| (0..images).map(|image| image.to_string()).collect()))
+}
+
+/// The stored features of some images.
+fn read_features(checkpoint: &Checkpoint, images: Range<usize>) -> Result<HostTensor> {
+    let shape = &checkpoint.get(VISION_OUTPUT).expect("checked when it was opened").shape;
+    let per_image: usize = shape[1..].iter().product();
+    let mut values = Vec::with_capacity(images.len() * per_image);
+    let elements = images.start * per_image..images.end * per_image;
+    checkpoint.read_f32_range(VISION_OUTPUT, elements, |_, block| values.extend_from_slice(block))?;
+    HostTensor::new(&[images.len(), shape[1], shape[2]], values)
+}

@@ -1,0 +1,137 @@
+//! Where the queries look: the weights of cross-attention, which no pass forms.
+
+use super::QFormer;
+use crate::error::{Error, Result};
+use crate::ops::Backend;
+use crate::tensor::HostTensor;
+use rayon::prelude::*;
+
+impl<B: Backend> QFormer<B> {
+    /// The weights of cross-attention in block `block`, counted from 0, when the queries read images alone
+    /// [I, H, Q, N]: how much of what a query takes in through a head comes from which token of its image;
+    /// they sum to 1 over the image's tokens. `vision_output` [I, N, W] is the image encoder's output before
+    /// its last norm, whose first token stands for the whole image and the others for patches, row by row.
+    ///
+    /// # Errors
+    /// Fails if the block has no cross-attention, if the features are not of this model's shape, and if
+    /// there is not enough memory.
+    pub fn cross_attention_maps(&self, vision_output: &HostTensor, block: usize) -> Result<HostTensor> {
+        let images = self.check_images(vision_output)?;
+        let config = &self.config.qformer;
+        if block >= config.num_hidden_layers || !config.has_cross_attention(block) {
+            let blocks: Vec<String> =
+                config.cross_attention_layers().map(|block| block.to_string()).collect();
+            return Err(Error::usage(format!(
+                "block {block} of this model has no cross-attention; those that have are {}",
+                blocks.join(", ")
+            )));
+        }
+        let (heads, queries, tokens) =
+            (config.num_attention_heads, self.config.num_query_tokens, self.config.image_tokens());
+        // Each cross-attention's keys, then its values.
+        let first = 2 * config.hidden_size * (block / config.cross_attention_frequency);
+        let mut maps = Vec::with_capacity(images * heads * queries * tokens);
+        let per_image = tokens * self.config.vision.hidden_size;
+        for values in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image) {
+            let images = values.len() / per_image;
+            let of_pass = self.device.enter(|| {
+                self.image_pass_to(values, images, block, |acts, keys_values| {
+                    let b = &self.device;
+                    let q = b.read(acts.cross_attention.q.view())?;
+                    let keys = b.read(keys_values.columns(first..first + config.hidden_size))?;
+                    Ok(weights(&q, &keys, [images, heads, queries, tokens]))
+                })
+            })?;
+            maps.extend(of_pass);
+        }
+        HostTensor::new(&[images, heads, queries, tokens], maps)
+    }
+}
+
+/// softmax(q·kᵀ/√(D/H)) [I, H, Q, N] of queries [I·Q, D] and keys [I·N, D].
+fn weights(q: &[f32], keys: &[f32], [images, heads, queries, tokens]: [usize; 4]) -> Vec<f32> {
+    let hidden = q.len() / (images * queries);
+    let width = hidden / heads;
+    let scale = 1.0 / (width as f32).sqrt();
+    let mut weights = vec![0.0; images * heads * queries * tokens];
+    weights.par_chunks_mut(tokens).enumerate().for_each(|(row, weights)| {
+        let (query, head, image) = (row % queries, row / queries % heads, row / queries / heads);
+        let of_head = |row: usize| row * hidden + head * width..row * hidden + (head + 1) * width;
+        let q = &q[of_head(image * queries + query)];
+        for (token, weight) in weights.iter_mut().enumerate() {
+            let key = &keys[of_head(image * tokens + token)];
+            *weight = scale * q.iter().zip(key).map(|(q, k)| q * k).sum::<f32>();
+        }
+        let largest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        weights.iter_mut().for_each(|weight| *weight = (*weight - largest).exp());
+        let sum: f32 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+    });
+    weights
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::device::{Cpu, Device};
+    use crate::models::qformer::Abilities;
+    use crate::params::init;
+    use crate::params::sources::Initial;
+
+    /// A small random model whose attention is far from even, and images for it.
+    fn model() -> (QFormer<Cpu<f32>>, HostTensor) {
+        let mut config = Config::tiny();
+        config.qformer.initializer_range = 0.3;
+        let source = Initial::new(&config, 7, None);
+        let abilities = Abilities { text: true, retrieval: true };
+        let model =
+            QFormer::from_source(Cpu::new(), config.clone(), abilities, &source, &mut |_, _| ()).unwrap();
+        let shape = [3, config.image_tokens(), config.vision.hidden_size];
+        let key = init::key(1, "features");
+        let values = (0..shape.iter().product::<usize>() as u64).map(|i| init::uniform(key, i) as f32 - 0.5);
+        (model, HostTensor::new(&shape, values.collect()).unwrap())
+    }
+
+    /// The weights are what the attention itself used: with its values they give its output.
+    #[test]
+    fn weights_times_values_are_the_attention_s_output() {
+        let (model, images) = model();
+        let (heads, queries, tokens) = (2, 8, model.config.image_tokens());
+        let hidden = model.config.qformer.hidden_size;
+        for block in [0, 2] {
+            let maps = model.cross_attention_maps(&images, block).unwrap();
+            assert_eq!(maps.shape(), [3, heads, queries, tokens]);
+            let (values, context) = model
+                .image_pass_to(images.values(), 3, block, |acts, keys_values| {
+                    let (b, first) = (&model.device, block * hidden + hidden);
+                    let values = b.read(keys_values.columns(first..first + hidden))?;
+                    Ok((values, b.read(acts.cross_attention.context.view())?))
+                })
+                .unwrap();
+            let mut spread = 0.0_f32;
+            for (index, map) in maps.values().chunks(tokens).enumerate() {
+                let (query, head, image) =
+                    (index % queries, index / queries % heads, index / queries / heads);
+                assert!((map.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+                spread = map.iter().fold(spread, |spread, weight| spread.max(weight * tokens as f32));
+                for column in head * hidden / heads..(head + 1) * hidden / heads {
+                    let value = |token: usize| values[(image * tokens + token) * hidden + column];
+                    let found: f32 = map.iter().enumerate().map(|(token, w)| w * value(token)).sum();
+                    let expected = context[(image * queries + query) * hidden + column];
+                    // Sums of 17 products of numbers near 1, in another order.
+                    assert!((found - expected).abs() < 2e-4, "{found} {expected}");
+                }
+            }
+            assert!(spread > 2.0, "the attention of this test is even, so it shows nothing: {spread}");
+        }
+    }
+
+    #[test]
+    fn a_block_without_cross_attention_is_refused() {
+        let (model, images) = model();
+        let message = model.cross_attention_maps(&images, 1).unwrap_err().to_string();
+        assert!(message.contains("block 1") && message.contains("0, 2"), "{message}");
+        assert!(model.cross_attention_maps(&images, 4).is_err());
+    }
+}
