@@ -73,6 +73,8 @@ pub trait Device: Sized + Send + Sync + sealed::Sealed + 'static {
     fn write_weight(&self, values: &[f32], first: usize, to: WeightMut<'_, Self>) -> Result<()>;
     /// Writes indices, row by row, to a matrix without gaps between its rows.
     fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) -> Result<()>;
+    /// Copies a matrix to another of the same shape, both without gaps between their rows.
+    fn copy<E: Element>(&self, from: View<'_, Self, E>, to: ViewMut<'_, Self, E>) -> Result<()>;
     /// Fills a matrix without gaps between its rows with zeros.
     fn clear<E: Element>(&self, to: ViewMut<'_, Self, E>) -> Result<()>;
     /// The elements of `from`, row by row.

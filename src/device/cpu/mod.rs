@@ -171,6 +171,16 @@ impl<E: Real> Device for Cpu<E> {
         Ok(())
     }
 
+    fn copy<T: Element>(&self, from: View<'_, Self, T>, to: ViewMut<'_, Self, T>) -> Result<()> {
+        assert_eq!(from.shape(), to.shape());
+        let rows = to.into_rows();
+        for r in 0..from.rows() {
+            // SAFETY: the only slice of this row.
+            unsafe { rows.row(r) }.copy_from_slice(from.row(r));
+        }
+        Ok(())
+    }
+
     fn clear<T: Element>(&self, to: ViewMut<'_, Self, T>) -> Result<()> {
         let (count, rows) = (to.rows(), to.into_rows());
         (0..count).into_par_iter().for_each(|r| {

@@ -313,6 +313,21 @@ impl Device for Cuda {
         self.copy_in(values, to.pointer())
     }
 
+    fn copy<E: Element>(&self, from: View<'_, Self, E>, mut to: ViewMut<'_, Self, E>) -> Result<()> {
+        assert_eq!(from.shape(), to.shape());
+        let gaps = [from.pitch(), to.pitch()].iter().any(|&pitch| pitch != from.cols());
+        assert!(from.rows() <= 1 || !gaps, "gaps between rows");
+        let bytes = from.shape().len() * size_of::<E>();
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.bind()?;
+        let (from, to) = (from.pointer() as sys::CUdeviceptr, to.pointer() as sys::CUdeviceptr);
+        // SAFETY: both are within views of so many bytes, one of which is exclusive.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.0.stream()) }
+            .map_err(|error| failure(error, "copy within its memory"))
+    }
+
     fn clear<E: Element>(&self, mut to: ViewMut<'_, Self, E>) -> Result<()> {
         assert!(to.rows() <= 1 || to.pitch() == to.cols(), "gaps between rows");
         let bytes = to.shape().len() * size_of::<E>();

@@ -1,7 +1,9 @@
 //! Where the queries look: the weights of cross-attention, which no pass forms.
 
 use super::QFormer;
+use super::image_pass::SomeImages;
 use crate::error::{Error, Result};
+use crate::memory::TensorInput;
 use crate::ops::Backend;
 use crate::tensor::HostTensor;
 use rayon::prelude::*;
@@ -15,7 +17,12 @@ impl<B: Backend> QFormer<B> {
     /// # Errors
     /// Fails if the block has no cross-attention, if the features are not of this model's shape, and if
     /// there is not enough memory.
-    pub fn cross_attention_maps(&self, vision_output: &HostTensor, block: usize) -> Result<HostTensor> {
+    pub fn cross_attention_maps<'a>(
+        &self,
+        vision_output: impl Into<TensorInput<'a, B>>,
+        block: usize,
+    ) -> Result<HostTensor> {
+        let vision_output = vision_output.into();
         let images = self.check_images(vision_output)?;
         let config = &self.config.qformer;
         if block >= config.num_hidden_layers || !config.has_cross_attention(block) {
@@ -31,15 +38,13 @@ impl<B: Backend> QFormer<B> {
         // Each cross-attention's keys, then its values.
         let first = 2 * config.hidden_size * (block / config.cross_attention_frequency);
         let mut maps = Vec::with_capacity(images * heads * queries * tokens);
-        let per_image = tokens * self.config.vision.hidden_size;
-        for values in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image) {
-            let images = values.len() / per_image;
+        for some in SomeImages::passes(vision_output, images) {
             let of_pass = self.device.enter(|| {
-                self.image_pass_to(values, images, block, |acts, keys_values| {
+                self.image_pass_to(&some, block, |acts, keys_values| {
                     let b = &self.device;
                     let q = b.read(acts.cross_attention.q.view())?;
                     let keys = b.read(keys_values.columns(first..first + config.hidden_size))?;
-                    Ok(weights(&q, &keys, [images, heads, queries, tokens]))
+                    Ok(weights(&q, &keys, [some.count(), heads, queries, tokens]))
                 })
             })?;
             maps.extend(of_pass);
@@ -103,7 +108,7 @@ mod tests {
             let maps = model.cross_attention_maps(&images, block).unwrap();
             assert_eq!(maps.shape(), [3, heads, queries, tokens]);
             let (values, context) = model
-                .image_pass_to(images.values(), 3, block, |acts, keys_values| {
+                .image_pass_to(&SomeImages::of((&images).into(), 0..3), block, |acts, keys_values| {
                     let (b, first) = (&model.device, block * hidden + hidden);
                     let values = b.read(keys_values.columns(first..first + hidden))?;
                     Ok((values, b.read(acts.cross_attention.context.view())?))

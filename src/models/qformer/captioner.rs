@@ -1,16 +1,16 @@
 //! Captions by the Q-Former's own language-modelling head.
 
 use super::decoder_pass::{Decoder, DecoderState};
+use super::image_pass::SomeImages;
 use super::{LanguageHead, QFormer};
 use crate::config::Config;
 use crate::device::Cpu;
 use crate::error::{Error, Result};
 use crate::generate::{Decoding, Hypothesis};
-use crate::memory::Workspace;
+use crate::memory::{TensorInput, Workspace};
 use crate::ops::Backend;
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Slot, TensorSource, Weights};
-use crate::tensor::HostTensor;
 use crate::tokenizer::Tokenizer;
 use std::path::Path;
 
@@ -20,7 +20,7 @@ const ROWS_PER_PASS: usize = 512;
 /// A Q-Former with its language-modelling head, for inference.
 ///
 /// ```no_run
-/// use qformer::{Captioner, Cpu, HostTensor, Tokenizer, language::decoding::Decoding};
+/// use qformer::{Captioner, Cpu, HostTensor, Tokenizer, generate::Decoding};
 ///
 /// # fn main() -> qformer::Result<()> {
 /// # let image_features = HostTensor::new(&[0, 257, 1408], Vec::new())?;
@@ -136,13 +136,19 @@ impl<B: Backend> Captioner<B> {
     /// Fails if the features are not of this model's shape, if the decoding is not valid or asks for
     /// captions longer than the model's position table, if the model's output is not finite, and if there
     /// is not enough memory.
-    pub fn caption(&self, vision_output: &HostTensor, decoding: &Decoding) -> Result<Vec<Vec<Caption>>> {
+    pub fn caption<'a>(
+        &self,
+        vision_output: impl Into<TensorInput<'a, B>>,
+        decoding: &Decoding,
+    ) -> Result<Vec<Vec<Caption>>> {
+        let vision_output = vision_output.into();
         decoding.validate()?;
         let mut captions = Vec::new();
-        self.for_each_pass(vision_output, |values, first, images| {
-            let decoding = decoding.starting_at(first as u64);
+        let all = self.model.check_images(vision_output)?;
+        for some in SomeImages::passes(vision_output, all) {
+            let (images, decoding) = (some.count(), decoding.starting_at(some.range.start as u64));
             let sequences = images.saturating_mul(decoding.sequences_at_a_time());
-            self.decode(values, images, [sequences, decoding.max_length], |decoder| {
+            self.decode(&some, [sequences, decoding.max_length], |decoder| {
                 let found = decoding.run(decoder, images, [self.start, self.end])?;
                 captions.extend(found.into_iter().map(|hypotheses| {
                     let caption = |mut hypothesis: Hypothesis| {
@@ -152,8 +158,8 @@ impl<B: Backend> Captioner<B> {
                     hypotheses.into_iter().map(caption).collect()
                 }));
                 Ok(())
-            })
-        })?;
+            })?;
+        }
         Ok(captions)
     }
 
@@ -162,23 +168,23 @@ impl<B: Backend> Captioner<B> {
     ///
     /// # Errors
     /// Fails as `run` does, and as [`Captioner::caption`].
-    pub fn with_decoder<R>(
+    pub fn with_decoder<'a, R>(
         &self,
-        vision_output: &HostTensor,
+        vision_output: impl Into<TensorInput<'a, B>>,
         [sequences, length]: [usize; 2],
         run: impl FnOnce(&mut Decoder<'_, B>) -> Result<R>,
     ) -> Result<R> {
+        let vision_output = vision_output.into();
         let images = self.model.check_images(vision_output)?;
         if images == 0 {
             return Err(Error::value("there is no image to be continued by text; give one or more"));
         }
-        self.decode(vision_output.values(), images, [sequences.max(images), length], run)
+        self.decode(&SomeImages::of(vision_output, 0..images), [sequences.max(images), length], run)
     }
 
     fn decode<R>(
         &self,
-        values: &[f32],
-        images: usize,
+        images: &SomeImages<'_, B>,
         [sequences, length]: [usize; 2],
         run: impl FnOnce(&mut Decoder<'_, B>) -> Result<R>,
     ) -> Result<R> {
@@ -197,12 +203,12 @@ impl<B: Backend> Captioner<B> {
                  --num-captions or --max-length"
             ))
         })?;
-        let sizes = [images, rows];
+        let sizes = [images.count(), rows];
         let mut lease = self.growing.lease(&model.device, (sequences, "sequences"), |c| {
             DecoderState::carve(c, model, sizes);
         })?;
         let mut state = DecoderState::carve(&mut lease.cursor(), model, sizes);
-        model.device.enter(|| model.image_pass_keeping(values, images, &mut state.queries))?;
+        model.device.enter(|| model.image_pass_keeping(images, &mut state.queries))?;
         run(&mut Decoder { model, head: self.head.view(), state, images: Vec::new(), length: 0 })
     }
 
@@ -211,12 +217,13 @@ impl<B: Backend> Captioner<B> {
     ///
     /// # Errors
     /// Fails if an index, the features or a text are not fit, and if there is not enough memory.
-    pub fn caption_loss(
+    pub fn caption_loss<'a>(
         &self,
-        vision_output: &HostTensor,
+        vision_output: impl Into<TensorInput<'a, B>>,
         texts: &[Vec<u32>],
         pairs: &[(usize, usize)],
     ) -> Result<Vec<CaptionLoss>> {
+        let vision_output = vision_output.into();
         let images = self.model.check_images(vision_output)?;
         self.model.check_texts(texts)?;
         self.model.check_pairs(pairs, [images, texts.len()])?;
@@ -224,14 +231,14 @@ impl<B: Backend> Captioner<B> {
             return Err(Error::value(format!("text {text} has 1 token; there is none to foresee")));
         }
         let mut losses = vec![CaptionLoss { loss: 0.0, tokens: 0 }; pairs.len()];
-        self.for_each_pass(vision_output, |values, first, images| {
-            let model = &self.model;
+        for some in SomeImages::passes(vision_output, images) {
+            let (model, images) = (&self.model, some.count());
             let mut lease = self.growing.lease(&model.device, (images, "images"), |c| {
                 DecoderState::carve(c, model, [images, 0]);
             })?;
             let mut state = DecoderState::carve(&mut lease.cursor(), model, [images, 0]);
-            model.device.enter(|| model.image_pass_keeping(values, images, &mut state.queries))?;
-            let of_pass = |pair: &usize| (first..first + images).contains(&pairs[*pair].0);
+            model.device.enter(|| model.image_pass_keeping(&some, &mut state.queries))?;
+            let of_pass = |pair: &usize| some.range.contains(&pairs[*pair].0);
             let mut rest: Vec<usize> = (0..pairs.len()).filter(of_pass).collect();
             while !rest.is_empty() {
                 let mut rows = 0;
@@ -241,7 +248,7 @@ impl<B: Backend> Captioner<B> {
                 });
                 let later = rest.split_off(fit.count().max(1));
                 let begun = |&pair: &usize| {
-                    let (image, text) = (pairs[pair].0 - first, &texts[pairs[pair].1]);
+                    let (image, text) = (pairs[pair].0 - some.range.start, &texts[pairs[pair].1]);
                     (image, [&[self.start], &text[1..]].concat())
                 };
                 let now: Vec<(usize, Vec<u32>)> = rest.iter().map(begun).collect();
@@ -255,23 +262,7 @@ impl<B: Backend> Captioner<B> {
                 }
                 rest = later;
             }
-            Ok(())
-        })?;
-        Ok(losses)
-    }
-
-    /// Calls `pass` with the values, the number of the first and the count of a few images at a time.
-    fn for_each_pass(
-        &self,
-        vision_output: &HostTensor,
-        mut pass: impl FnMut(&[f32], usize, usize) -> Result<()>,
-    ) -> Result<()> {
-        self.model.check_images(vision_output)?;
-        let config = &self.model.config;
-        let per_image = config.image_tokens() * config.vision.hidden_size;
-        for (index, values) in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image).enumerate() {
-            pass(values, index * B::IMAGES_PER_PASS, values.len() / per_image)?;
         }
-        Ok(())
+        Ok(losses)
     }
 }

@@ -8,11 +8,42 @@ use crate::device::{M, V};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::layers::stream::FirstKeys;
-use crate::memory::{Address, Arena, Cursor, Pass};
+use crate::memory::{Address, Arena, Cursor, Pass, TensorInput};
 use crate::ops::Backend;
 use crate::ops::absorbed_attention::CrossSizes;
 use crate::ops::attention::{Mask, Sequence, Sequences, Span};
 use crate::tensor::HostTensor;
+use std::ops::Range;
+
+/// Images of a pass: some of those that the image encoder's output [I, N, W] is of.
+pub(super) struct SomeImages<'a, B: Backend> {
+    vision_output: TensorInput<'a, B>,
+    pub(super) range: Range<usize>,
+}
+
+impl<'a, B: Backend> SomeImages<'a, B> {
+    /// Of the output for so many `images`, all, as many at a time as a pass takes.
+    pub(super) fn passes(vision_output: TensorInput<'a, B>, images: usize) -> impl Iterator<Item = Self> {
+        (0..images).step_by(B::IMAGES_PER_PASS).map(move |first| {
+            let range = first..images.min(first + B::IMAGES_PER_PASS);
+            Self { vision_output, range }
+        })
+    }
+
+    /// Those of a range.
+    pub(super) fn of(vision_output: TensorInput<'a, B>, range: Range<usize>) -> Self {
+        Self { vision_output, range }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Writes the output for them to `to` [n·N, W].
+    pub(super) fn write(&self, device: &B, to: M<'_, B>) -> Result<()> {
+        self.vision_output.write(device, self.range.clone(), to)
+    }
+}
 
 /// The image pass by all that its operations follow from.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -79,8 +110,13 @@ impl ImagePass {
 
 impl<B: Backend> ImagePassActs<'_, B> {
     /// What the host knows: the image encoder's output, and the tables.
-    fn write(&mut self, model: &QFormer<B>, values: &[f32], [own, cross]: &[Sequences; 2]) -> Result<()> {
-        model.device.write(values, 0, self.vision_output.reborrow())?;
+    fn write(
+        &mut self,
+        model: &QFormer<B>,
+        images: &SomeImages<'_, B>,
+        [own, cross]: &[Sequences; 2],
+    ) -> Result<()> {
+        images.write(&model.device, self.vision_output.reborrow())?;
         self.stack.write(
             &model.device,
             &StreamInputs {
@@ -126,15 +162,14 @@ impl<B: Backend> QFormer<B> {
     ///
     /// # Errors
     /// Fails if the features are not of this model's shape, and if there is not enough memory.
-    pub fn encode_image(&self, vision_output: &HostTensor) -> Result<ImageFeatures> {
+    pub fn encode_image<'a>(&self, vision_output: impl Into<TensorInput<'a, B>>) -> Result<ImageFeatures> {
+        let vision_output = vision_output.into();
         let images = self.check_images(vision_output)?;
         let (queries, hidden) = (self.config.num_query_tokens, self.config.qformer.hidden_size);
         let embedding = self.config.image_text_hidden_size;
         let (mut query_output, mut features) = (Vec::new(), Vec::new());
-        let per_image = self.config.image_tokens() * self.config.vision.hidden_size;
-        for values in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image) {
-            let images = values.len() / per_image;
-            self.device.enter(|| self.image_pass(values, images, &mut query_output, &mut features))?;
+        for some in SomeImages::passes(vision_output, images) {
+            self.device.enter(|| self.image_pass(&some, &mut query_output, &mut features))?;
         }
         let features =
             self.abilities.retrieval.then(|| HostTensor::new(&[images, queries, embedding], features));
@@ -146,13 +181,12 @@ impl<B: Backend> QFormer<B> {
 
     fn image_pass(
         &self,
-        values: &[f32],
-        images: usize,
+        images: &SomeImages<'_, B>,
         query_output: &mut Vec<f32>,
         unit: &mut Vec<f32>,
     ) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
-        let (pass, tables) = ImagePass::new(self, images, self.formed_width());
+        let (pass, tables) = ImagePass::new(self, images.count(), self.formed_width());
         let blocks = parameters.blocks.len();
         // SAFETY: beside its own memory the pass reads the model's weights and first attended queries.
         unsafe {
@@ -160,7 +194,7 @@ impl<B: Backend> QFormer<B> {
                 b,
                 &self.config,
                 pass,
-                |acts| acts.write(self, values, &tables),
+                |acts| acts.write(self, images, &tables),
                 |pass, acts| {
                     let given = Given { attended: Some(self.first_attended()), ..Given::nothing() };
                     acts.forward(self, pass, blocks, given)?;
@@ -181,13 +215,8 @@ impl<B: Backend> QFormer<B> {
 
     /// The image pass of a few images for texts that continue them: `kept`, one for each block, takes the
     /// queries, keys and values of self-attention [I·Q, 3·D].
-    pub(super) fn image_pass_keeping(
-        &self,
-        values: &[f32],
-        images: usize,
-        kept: &mut [M<'_, B>],
-    ) -> Result<()> {
-        let (pass, tables) = ImagePass::new(self, images, self.formed_width());
+    pub(super) fn image_pass_keeping(&self, images: &SomeImages<'_, B>, kept: &mut [M<'_, B>]) -> Result<()> {
+        let (pass, tables) = ImagePass::new(self, images.count(), self.formed_width());
         let pass = ImagePass { kept: Some(Address::of(kept[0].view())), ..pass };
         // SAFETY: beside its own memory the pass reads the model's weights and writes what is kept, whose address it
         // has: matrices of one size follow one another.
@@ -196,7 +225,7 @@ impl<B: Backend> QFormer<B> {
                 &self.device,
                 &self.config,
                 pass,
-                |acts| acts.write(self, values, &tables),
+                |acts| acts.write(self, images, &tables),
                 |pass, acts| {
                     let given = Given { kept: Some(kept), ..Given::nothing() };
                     acts.forward(self, pass, self.config.qformer.num_hidden_layers, given)
@@ -210,17 +239,16 @@ impl<B: Backend> QFormer<B> {
     /// images for all blocks [I·N, blocks·2·D].
     pub(super) fn image_pass_to<R>(
         &self,
-        values: &[f32],
-        images: usize,
+        images: &SomeImages<'_, B>,
         block: usize,
         read: impl FnOnce(&BlockActs<'_, B>, V<'_, B>) -> Result<R>,
     ) -> Result<R> {
-        let (pass, tables) = ImagePass::new(self, images, self.keys_values_width());
-        let mut lease = self.workspace.lease(&self.device, (images, "images"), |cursor| {
+        let (pass, tables) = ImagePass::new(self, images.count(), self.keys_values_width());
+        let mut lease = self.workspace.lease(&self.device, (images.count(), "images"), |cursor| {
             pass.carve(&self.config, cursor);
         })?;
         let mut acts = pass.carve(&self.config, &mut lease.cursor());
-        acts.write(self, values, &tables)?;
+        acts.write(self, images, &tables)?;
         acts.forward(self, &pass, block + 1, Given::nothing())?;
         read(acts.stack.block(block), acts.keys_values.view())
     }

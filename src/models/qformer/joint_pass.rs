@@ -1,6 +1,7 @@
 //! The joint pass: queries and text see one another, the queries the image, and a pair of image and
 //! text gets a matching score.
 
+use super::image_pass::SomeImages;
 use super::projection::ProjectionActs;
 use super::stack::{Given, Image, Kept, StackActs, StreamInputs, StreamPlan};
 use super::text_pass::{ClsActs, FilledText, text_spans};
@@ -10,12 +11,11 @@ use crate::device::{M, V, W};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::layers::stream::FirstKeys;
-use crate::memory::{Address, Cursor, Pass};
+use crate::memory::{Address, Cursor, Pass, TensorInput};
 use crate::ops::Backend;
 use crate::ops::attention::{Mask, Sequence, SequenceSizes, Sequences, Span};
 use crate::ops::pool::PoolForward;
 use crate::ops::similarity::{Pairing, SimilarityForward};
-use crate::tensor::HostTensor;
 use serde::{Deserialize, Serialize};
 
 /// What the matching score of an image and a text is. Both run the joint pass, in which queries and
@@ -116,55 +116,54 @@ impl<B: Backend> QFormer<B> {
     /// # Errors
     /// Fails if the checkpoint has no matching head, if an index, the features or a text are not fit,
     /// and if there is not enough memory.
-    pub fn match_score(
+    pub fn match_score<'a>(
         &self,
-        vision_output: &HostTensor,
+        vision_output: impl Into<TensorInput<'a, B>>,
         texts: &[Vec<u32>],
         pairs: &[(usize, usize)],
         matching: Matching,
     ) -> Result<Vec<Match>> {
         self.heads()?;
+        let vision_output = vision_output.into();
         let images = self.check_images(vision_output)?;
         self.check_texts(texts)?;
         self.check_pairs(pairs, [images, texts.len()])?;
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.sort_by_key(|&pair| pairs[pair]);
         let mut matches = vec![Match { score: 0.0, logits: None }; pairs.len()];
-        let per_image = self.config.image_tokens() * self.config.vision.hidden_size;
         let groups =
             order.chunk_by(|&a, &b| pairs[a].0 / B::IMAGES_PER_PASS == pairs[b].0 / B::IMAGES_PER_PASS);
         for group in groups {
             let first = pairs[group[0]].0 / B::IMAGES_PER_PASS * B::IMAGES_PER_PASS;
             let last = pairs[group[group.len() - 1]].0;
-            let values = &vision_output.values()[first * per_image..(last + 1) * per_image];
+            let images = SomeImages::of(vision_output, first..last + 1);
             let of_group: Vec<(usize, &[u32])> =
                 group.iter().map(|&pair| (pairs[pair].0 - first, &texts[pairs[pair].1][..])).collect();
-            let scores =
-                self.device.enter(|| self.match_group(values, last + 1 - first, &of_group, matching))?;
+            let scores = self.device.enter(|| self.match_group(&images, &of_group, matching))?;
             group.iter().zip(scores).for_each(|(&pair, score)| matches[pair] = score);
         }
         Ok(matches)
     }
 
-    /// Pairs of an image, by its place among the `images` whose features are `values`, and a text.
+    /// Pairs of an image, by its place among `images`, and a text.
     fn match_group(
         &self,
-        values: &[f32],
-        images: usize,
+        images: &SomeImages<'_, B>,
         pairs: &[(usize, &[u32])],
         matching: Matching,
     ) -> Result<Vec<Match>> {
         let (b, parameters) = (&self.device, self.weights.view());
-        let mut lease = self.keys_values.lease(b, (images, "images"), |c| {
-            KeysValuesActs::carve(c, self, images);
+        let count = images.count();
+        let mut lease = self.keys_values.lease(b, (count, "images"), |c| {
+            KeysValuesActs::carve(c, self, count);
         })?;
-        let mut acts = KeysValuesActs::carve(&mut lease.cursor(), self, images);
-        b.write(values, 0, acts.vision_output.reborrow())?;
+        let mut acts = KeysValuesActs::carve(&mut lease.cursor(), self, count);
+        images.write(b, acts.vision_output.reborrow())?;
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
         parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
         let mut matches = Vec::with_capacity(pairs.len());
         for now in pairs.chunks(B::PAIRS_PER_PASS) {
-            let keys_values = (acts.keys_values.view(), images);
+            let keys_values = (acts.keys_values.view(), count);
             matches.extend(self.joint_pass(&parameters, keys_values, now, matching)?);
         }
         Ok(matches)

@@ -21,8 +21,7 @@ pub use stack::Block;
 use crate::config::Config;
 use crate::device::{Cpu, M, W};
 use crate::error::{Error, Result};
-use crate::memory::Workspace;
-use crate::memory::{Arena, Cursor};
+use crate::memory::{Arena, Cursor, TensorInput, Workspace};
 use crate::ops::Backend;
 use crate::ops::attention::check_heads;
 use crate::ops::similarity::{Pairing, SimilarityForward};
@@ -214,7 +213,7 @@ impl<B: Backend> QFormer<B> {
     }
 
     /// Extents of `vision_output` [I, N, W].
-    fn check_images(&self, vision_output: &HostTensor) -> Result<usize> {
+    fn check_images(&self, vision_output: TensorInput<'_, B>) -> Result<usize> {
         let (tokens, width) = (self.config.image_tokens(), self.config.vision.hidden_size);
         match *vision_output.shape() {
             [images, n, w] if n == tokens && w == width => Ok(images),

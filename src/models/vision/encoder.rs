@@ -5,8 +5,9 @@ pub use super::vit::{Parameters, VisionBlock};
 
 use super::vit::{CHANNELS, VisionPass};
 use crate::config::{Config, VisionConfig};
+use crate::device::M;
 use crate::error::{Error, Result};
-use crate::memory::Workspace;
+use crate::memory::{DeviceTensor, Workspace};
 use crate::ops::Backend;
 use crate::ops::attention::check_heads;
 use crate::params::safetensors::Checkpoint;
@@ -146,6 +147,14 @@ impl<B: Backend> VisionEncoder<B> {
     /// # Errors
     /// Fails if the images are not of this model's size, and if there is not enough memory.
     pub fn encode(&self, pixel_values: &HostTensor) -> Result<HostTensor> {
+        self.encode_on_device(pixel_values)?.to_host(&self.device)
+    }
+
+    /// The same, left where it was computed, for a Q-Former on the same device.
+    ///
+    /// # Errors
+    /// As [`VisionEncoder::encode`].
+    pub fn encode_on_device(&self, pixel_values: &HostTensor) -> Result<DeviceTensor<B>> {
         let side = self.config.image_size;
         let images = match *pixel_values.shape() {
             [images, CHANNELS, height, width] if height == side && width == side => images,
@@ -155,15 +164,15 @@ impl<B: Backend> VisionEncoder<B> {
                 )));
             }
         };
-        let (tokens, width) = (self.config.image_tokens(), self.config.hidden_size);
-        if images == 0 {
-            return HostTensor::new(&[0, tokens, width], Vec::new());
+        let shape = [images, self.config.image_tokens(), self.config.hidden_size];
+        let mut output = DeviceTensor::zeros(&self.device, "the image encoder's output", &shape)?;
+        if images > 0 {
+            self.device.enter(|| self.pass(pixel_values.values(), images, output.view_mut()))?;
         }
-        let values = self.device.enter(|| self.pass(pixel_values.values(), images))?;
-        HostTensor::new(&[images, tokens, width], values)
+        Ok(output)
     }
 
-    fn pass(&self, pixels: &[f32], images: usize) -> Result<Vec<f32>> {
+    fn pass(&self, pixels: &[f32], images: usize, output: M<'_, B>) -> Result<()> {
         let (b, parameters, pass) = (&self.device, self.weights.view(), VisionPass { images });
         // SAFETY: beside its own memory the pass reads the weights.
         unsafe {
@@ -173,7 +182,7 @@ impl<B: Backend> VisionEncoder<B> {
                 pass.clone(),
                 |acts| pass.write(b, &self.config, pixels, acts),
                 |pass, acts| parameters.forward(b, &self.config, pass, acts),
-                |acts| b.read(acts.x[0].view()),
+                |acts| b.copy(acts.x[0].view(), output),
             )
         }
     }
