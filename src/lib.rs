@@ -41,6 +41,7 @@ pub mod models;
 pub mod ops;
 pub mod output;
 pub mod params;
+pub mod pipeline;
 pub mod random;
 pub mod tensor;
 pub mod tokenizer;
@@ -54,6 +55,9 @@ pub use error::{Error, Result};
 pub use models::qformer::{Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
 pub use models::vision::encoder::VisionEncoder;
 pub use models::vision::image::ImageProcessor;
+pub use pipeline::{
+    DeviceName, GeneratedText, Image, Images, Parts, Pipeline, PipelineBuilder, VisionOutput,
+};
 pub use tensor::HostTensor;
 pub use tokenizer::Tokenizer;
 

@@ -49,6 +49,16 @@ impl HostTensor {
         &mut self.values
     }
 
+    /// Puts the items of `more` [items, …] behind this tensor's own.
+    ///
+    /// # Panics
+    /// Panics if the items are of other extents.
+    pub(crate) fn append(&mut self, more: Self) {
+        assert_eq!(self.shape[1..], more.shape[1..], "items of one shape");
+        self.shape[0] += more.shape[0];
+        self.values.extend(more.values);
+    }
+
     /// The values, row by row, without a copy.
     pub fn into_values(self) -> Vec<f32> {
         self.values

@@ -2,6 +2,8 @@
 
 use super::QFormer;
 use super::image_pass::SomeImages;
+use super::stack::BlockActs;
+use crate::device::V;
 use crate::error::{Error, Result};
 use crate::memory::TensorInput;
 use crate::ops::Backend;
@@ -9,17 +11,18 @@ use crate::tensor::HostTensor;
 use rayon::prelude::*;
 
 impl<B: Backend> QFormer<B> {
-    /// The weights of cross-attention in block `block`, counted from 0, when the queries read images alone
-    /// [I, H, Q, N]: how much of what a query takes in through a head comes from which token of its image;
+    /// The weights of cross-attention in block `block`, counted from 0, when the queries read images, alone or
+    /// together with a `text` (token ids, `[CLS]` first) [I, H, Q, N]: how much of what a query takes in through a head comes from which token of its image;
     /// they sum to 1 over the image's tokens. `vision_output` [I, N, W] is the image encoder's output before
     /// its last norm, whose first token stands for the whole image and the others for patches, row by row.
     ///
     /// # Errors
-    /// Fails if the block has no cross-attention, if the features are not of this model's shape, and if
-    /// there is not enough memory.
+    /// Fails if the block has no cross-attention, if the features are not of this model's shape, if the model reads no
+    /// text or not this one, and if there is not enough memory.
     pub fn cross_attention_maps<'a>(
         &self,
         vision_output: impl Into<TensorInput<'a, B>>,
+        text: Option<&[u32]>,
         block: usize,
     ) -> Result<HostTensor> {
         let vision_output = vision_output.into();
@@ -33,19 +36,25 @@ impl<B: Backend> QFormer<B> {
                 blocks.join(", ")
             )));
         }
+        if let Some(text) = text {
+            self.check_texts(&[text])?;
+        }
         let (heads, queries, tokens) =
             (config.num_attention_heads, self.config.num_query_tokens, self.config.image_tokens());
         // Each cross-attention's keys, then its values.
         let first = 2 * config.hidden_size * (block / config.cross_attention_frequency);
         let mut maps = Vec::with_capacity(images * heads * queries * tokens);
         for some in SomeImages::passes(vision_output, images) {
-            let of_pass = self.device.enter(|| {
-                self.image_pass_to(&some, block, |acts, keys_values| {
-                    let b = &self.device;
-                    let q = b.read(acts.cross_attention.q.view())?;
-                    let keys = b.read(keys_values.columns(first..first + config.hidden_size))?;
-                    Ok(weights(&q, &keys, [some.count(), heads, queries, tokens]))
-                })
+            let read = |acts: &BlockActs<'_, B>, keys_values: V<'_, B>| {
+                let b = &self.device;
+                // Of the joint pass too: only query rows attend to images.
+                let q = b.read(acts.cross_attention.q.view())?;
+                let keys = b.read(keys_values.columns(first..first + config.hidden_size))?;
+                Ok(weights(&q, &keys, [some.count(), heads, queries, tokens]))
+            };
+            let of_pass = self.device.enter(|| match text {
+                None => self.image_pass_to(&some, block, read),
+                Some(text) => self.joint_pass_to(&some, text, block, read),
             })?;
             maps.extend(of_pass);
         }
@@ -105,7 +114,7 @@ mod tests {
         let (heads, queries, tokens) = (2, 8, model.config.image_tokens());
         let hidden = model.config.qformer.hidden_size;
         for block in [0, 2] {
-            let maps = model.cross_attention_maps(&images, block).unwrap();
+            let maps = model.cross_attention_maps(&images, None, block).unwrap();
             assert_eq!(maps.shape(), [3, heads, queries, tokens]);
             let (values, context) = model
                 .image_pass_to(&SomeImages::of((&images).into(), 0..3), block, |acts, keys_values| {
@@ -135,8 +144,8 @@ mod tests {
     #[test]
     fn a_block_without_cross_attention_is_refused() {
         let (model, images) = model();
-        let message = model.cross_attention_maps(&images, 1).unwrap_err().to_string();
+        let message = model.cross_attention_maps(&images, None, 1).unwrap_err().to_string();
         assert!(message.contains("block 1") && message.contains("0, 2"), "{message}");
-        assert!(model.cross_attention_maps(&images, 4).is_err());
+        assert!(model.cross_attention_maps(&images, None, 4).is_err());
     }
 }

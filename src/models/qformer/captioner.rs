@@ -51,7 +51,19 @@ pub struct Caption {
     pub score: f64,
 }
 
-/// How well a text is foreseen.
+/// Whether a checkpoint has a language-modelling head.
+pub fn has_caption_head(checkpoint: &NamedCheckpoint<'_>) -> bool {
+    checkpoint.names().any(|name| name.starts_with("cls.predictions."))
+}
+
+/// The error of a checkpoint without one.
+pub(crate) fn no_caption_head(path: &Path) -> Error {
+    let what = "has no language-modelling head (tensors cls.predictions.…), so it cannot caption: Hugging Face's \
+                checkpoints leave it out; LAVIS's own .pth files and the checkpoints that `qformer train` writes have it";
+    Error::input(path, what)
+}
+
+/// The loss of a caption's tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CaptionLoss {
     /// The sum of −ln p over the tokens, in nats.
@@ -85,19 +97,11 @@ impl<B: Backend> Captioner<B> {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let named = NamedCheckpoint::new(checkpoint)?;
-        if !Self::is_in(&named) {
-            let what = "has no language-modelling head (tensors cls.predictions.…), so it cannot caption: \
-                        Hugging Face's checkpoints leave it out; LAVIS's own .pth files and the checkpoints \
-                        that `qformer train` writes have it";
-            return Err(Error::input(checkpoint.path(), what));
+        if !has_caption_head(&named) {
+            return Err(no_caption_head(checkpoint.path()));
         }
         let model = QFormer::from_checkpoint(device, config, checkpoint, progress)?;
         Self::new(model, &named, ends)
-    }
-
-    /// Whether a checkpoint has a language-modelling head.
-    pub fn is_in(checkpoint: &NamedCheckpoint<'_>) -> bool {
-        checkpoint.names().any(|name| name.starts_with("cls.predictions."))
     }
 
     /// A model with the language-modelling head of `source`.
@@ -106,7 +110,7 @@ impl<B: Backend> Captioner<B> {
     /// Fails as the source does, if the model reads no text or has no such tokens, and if there is not
     /// enough memory.
     pub fn new(model: QFormer<B>, source: &dyn TensorSource, [start, end]: [u32; 2]) -> Result<Self> {
-        model.check_texts(&[])?;
+        model.check_texts::<Vec<u32>>(&[])?;
         let vocabulary = model.config.qformer.vocab_size;
         if let Some(token) = [start, end].into_iter().find(|&token| token as usize >= vocabulary) {
             return Err(Error::value(format!(

@@ -3,7 +3,7 @@
 
 use super::image_pass::SomeImages;
 use super::projection::ProjectionActs;
-use super::stack::{Given, Image, Kept, StackActs, StreamInputs, StreamPlan};
+use super::stack::{BlockActs, Given, Image, Kept, Stack, StackActs, StreamInputs, StreamPlan};
 use super::text_pass::{ClsActs, FilledText, text_spans};
 use super::{Parameters, QFormer};
 use crate::config::Config;
@@ -48,6 +48,59 @@ struct KeysValuesActs<'a, B: Backend> {
     features: M<'a, B>,
     /// [I·N, blocks·2·D]
     keys_values: M<'a, B>,
+}
+
+/// The stream of the joint pass: the query sets of all pairs, then their texts.
+struct JointStream {
+    plan: StreamPlan,
+    /// Q
+    queries: usize,
+    filled: FilledText,
+    /// The rows of each pair's text.
+    texts: Vec<Span>,
+    own: Sequences,
+    cross: Sequences,
+}
+
+impl JointStream {
+    /// Of pairs of an image, by its place among so many `images`, and a text.
+    fn new<B: Backend>(model: &QFormer<B>, images: usize, pairs: &[(usize, &[u32])]) -> Self {
+        let queries = model.config.num_query_tokens;
+        let (images_of_pairs, texts): (Vec<usize>, Vec<&[u32]>) = pairs.iter().copied().unzip();
+        let filled = FilledText::of::<B>(&texts);
+        let texts = text_spans(&texts, pairs.len() * queries);
+        let sequence = |(pair, &text): (usize, &Span)| {
+            let both = [Span::new(pair * queries, queries), text];
+            Sequence { queries: both, keys: both }
+        };
+        let own = Sequences::new(texts.iter().enumerate().map(sequence).collect());
+        let longest = queries + filled.longest;
+        let sizes = SequenceSizes { keys: longest, queries: longest, ..own.sizes() };
+        let own = own.within(sizes);
+        // Rounded up, so that other pairs of as many images have the same plan.
+        let cross = model.cross_sequences(images_of_pairs);
+        let most = cross.sizes().queries.next_power_of_two();
+        let sizes = SequenceSizes { groups: images, queries: most, ..cross.sizes() };
+        let cross = cross.within(sizes);
+        let plan = StreamPlan {
+            sets: pairs.len(),
+            queries,
+            text_rows: filled.tokens.len(),
+            attending: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
+            cross: Some(cross.sizes()),
+        };
+        Self { plan, queries, filled, texts, own, cross }
+    }
+
+    fn inputs(&self) -> StreamInputs<'_> {
+        StreamInputs {
+            queries: self.queries,
+            tokens: &self.filled.tokens,
+            positions: &self.filled.places,
+            attending: &self.own,
+            cross: Some(&self.cross),
+        }
+    }
 }
 
 /// The joint pass by all that its operations follow from.
@@ -152,8 +205,24 @@ impl<B: Backend> QFormer<B> {
         pairs: &[(usize, &[u32])],
         matching: Matching,
     ) -> Result<Vec<Match>> {
-        let (b, parameters) = (&self.device, self.weights.view());
-        let count = images.count();
+        let parameters = self.weights.view();
+        self.with_keys_values(&parameters, images, |keys_values| {
+            let mut matches = Vec::with_capacity(pairs.len());
+            for now in pairs.chunks(B::PAIRS_PER_PASS) {
+                matches.extend(self.joint_pass(&parameters, (keys_values, images.count()), now, matching)?);
+            }
+            Ok(matches)
+        })
+    }
+
+    /// Calls `read` with the keys and values of images for all blocks [I·N, blocks·2·D].
+    fn with_keys_values<R>(
+        &self,
+        parameters: &Parameters<W<'_, B>>,
+        images: &SomeImages<'_, B>,
+        read: impl FnOnce(V<'_, B>) -> Result<R>,
+    ) -> Result<R> {
+        let (b, count) = (&self.device, images.count());
         let mut lease = self.keys_values.lease(b, (count, "images"), |c| {
             KeysValuesActs::carve(c, self, count);
         })?;
@@ -161,12 +230,36 @@ impl<B: Backend> QFormer<B> {
         images.write(b, acts.vision_output.reborrow())?;
         parameters.image_norm.forward(b, acts.vision_output.view(), None, acts.features.reborrow())?;
         parameters.image_kv.forward(b, acts.features.view(), acts.keys_values.reborrow())?;
-        let mut matches = Vec::with_capacity(pairs.len());
-        for now in pairs.chunks(B::PAIRS_PER_PASS) {
-            let keys_values = (acts.keys_values.view(), count);
-            matches.extend(self.joint_pass(&parameters, keys_values, now, matching)?);
-        }
-        Ok(matches)
+        read(acts.keys_values.view())
+    }
+
+    /// The joint pass of images, each with the same text, as far as block `block`; `read` sees what that block worked in,
+    /// and the keys and values of the images for all blocks [I·N, blocks·2·D].
+    pub(super) fn joint_pass_to<R>(
+        &self,
+        images: &SomeImages<'_, B>,
+        text: &[u32],
+        block: usize,
+        read: impl FnOnce(&BlockActs<'_, B>, V<'_, B>) -> Result<R>,
+    ) -> Result<R> {
+        let (parameters, config) = (self.weights.view(), &self.config.qformer);
+        self.with_keys_values(&parameters, images, |keys_values| {
+            let pairs: Vec<(usize, &[u32])> = (0..images.count()).map(|image| (image, text)).collect();
+            let joint = JointStream::new(self, images.count(), &pairs);
+            let mut lease = self.workspace.lease(&self.device, (pairs.len(), "pairs"), |cursor| {
+                StackActs::carve(cursor, &joint.plan, config, Kept::Output);
+            })?;
+            let mut acts = StackActs::carve(&mut lease.cursor(), &joint.plan, config, Kept::Output);
+            acts.write(&self.device, &joint.inputs())?;
+            let stack = self.stack(&parameters, Some(Image::KeysValues(keys_values)));
+            Stack { blocks: &parameters.blocks[..=block], ..stack }.forward(
+                &self.device,
+                &joint.plan,
+                &mut acts,
+                Given::nothing(),
+            )?;
+            read(acts.block(block), keys_values)
+        })
     }
 
     fn joint_pass(
@@ -176,47 +269,18 @@ impl<B: Backend> QFormer<B> {
         pairs: &[(usize, &[u32])],
         matching: Matching,
     ) -> Result<Vec<Match>> {
-        let (b, queries) = (&self.device, self.config.num_query_tokens);
-        let (images_of_pairs, texts): (Vec<usize>, Vec<&[u32]>) = pairs.iter().copied().unzip();
-        let FilledText { tokens, places, longest } = FilledText::of::<B>(&texts);
-        let spans = text_spans(&texts, pairs.len() * queries);
-        let sequence = |(pair, &text): (usize, &Span)| {
-            let both = [Span::new(pair * queries, queries), text];
-            Sequence { queries: both, keys: both }
-        };
-        let own = Sequences::new(spans.iter().enumerate().map(sequence).collect());
-        let longest = queries + longest;
-        let sizes = SequenceSizes { keys: longest, queries: longest, ..own.sizes() };
-        let own = own.within(sizes);
-        // Rounded up, so that other pairs of as many images have the same plan.
-        let cross = self.cross_sequences(images_of_pairs);
-        let most = cross.sizes().queries.next_power_of_two();
-        let sizes = SequenceSizes { groups: images, queries: most, ..cross.sizes() };
-        let cross = cross.within(sizes);
-        let stream = StreamPlan {
-            sets: pairs.len(),
-            queries,
-            text_rows: tokens.len(),
-            attending: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
-            cross: Some(cross.sizes()),
-        };
-        let inputs = StreamInputs {
-            queries,
-            tokens: &tokens,
-            positions: &places,
-            attending: &own,
-            cross: Some(&cross),
-        };
+        let b = &self.device;
+        let joint = JointStream::new(self, images, pairs);
         // SAFETY: beside its own memory the pass reads the model's weights and the keys and values, whose address it
         // has.
         unsafe {
             self.workspace.run(
                 b,
                 &self.config,
-                JointPass { stream, matching, keys_values: Address::of(keys_values) },
+                JointPass { stream: joint.plan.clone(), matching, keys_values: Address::of(keys_values) },
                 |acts| {
-                    acts.cls.write(b, &spans)?;
-                    acts.stack.write(b, &inputs)
+                    acts.cls.write(b, &joint.texts)?;
+                    acts.stack.write(b, &joint.inputs())
                 },
                 |pass, acts| {
                     let stack = self.stack(parameters, Some(Image::KeysValues(keys_values)));

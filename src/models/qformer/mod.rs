@@ -1,7 +1,7 @@
 //! The Q-Former: its passes over images and texts, and what it makes of them.
 
 mod attention_maps;
-mod captioner;
+pub(crate) mod captioner;
 mod decoder_pass;
 mod image_pass;
 mod joint_pass;
@@ -11,7 +11,7 @@ pub(crate) mod projection;
 pub(crate) mod stack;
 mod text_pass;
 
-pub use captioner::{Caption, CaptionLoss, Captioner};
+pub use captioner::{Caption, CaptionLoss, Captioner, has_caption_head};
 pub use decoder_pass::Decoder;
 pub use joint_pass::{Match, Matching};
 pub use language_head::LanguageHead;
@@ -244,7 +244,7 @@ impl<B: Backend> QFormer<B> {
     }
 
     /// Checks that the model reads text and that these tokens are in its tables.
-    fn check_texts(&self, texts: &[Vec<u32>]) -> Result<()> {
+    fn check_texts<T: AsRef<[u32]>>(&self, texts: &[T]) -> Result<()> {
         if !self.abilities.text {
             return Err(Error::usage(
                 "this checkpoint's Q-Former reads no text (use_qformer_text_input is false)",
@@ -252,7 +252,7 @@ impl<B: Backend> QFormer<B> {
         }
         let (vocabulary, longest) =
             (self.config.qformer.vocab_size, self.config.qformer.max_position_embeddings);
-        for (index, tokens) in texts.iter().enumerate() {
+        for (index, tokens) in texts.iter().map(AsRef::as_ref).enumerate() {
             if tokens.is_empty() || tokens.len() > longest {
                 return Err(Error::value(format!(
                     "text {index} has {} tokens; 1 to {longest} can be read",

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::decode::{self, MAX_SIDE};
 use super::resize::{Filter, resize};
+use crate::config::Config;
 use crate::error::{Error, Result};
 
 pub use super::decode::{EXTENSIONS, Rgb};
@@ -110,6 +111,25 @@ impl ImageProcessor {
         Self::from_json(&Value::Object(read_object(&flat)?)).map_err(|what| Error::input(&flat, what))
     }
 
+    /// The same for the model in `dir`, of this configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load), and if the images are not of the size that the image encoder reads.
+    pub fn load_for(dir: &Path, config: &Config) -> Result<Self> {
+        let processor = Self::load(dir)?;
+        let side = config.vision.image_size;
+        if processor.size() != (side, side) {
+            let (height, width) = processor.size();
+            let what = format!(
+                "its image processor makes images of {height}x{width} pixels, but its image encoder reads \
+                 {side}x{side}; set size in preprocessor_config.json"
+            );
+            return Err(Error::input(dir, what));
+        }
+        Ok(processor)
+    }
+
     /// Height and width of the pixel values.
     pub fn size(&self) -> (usize, usize) {
         self.size
@@ -146,7 +166,16 @@ impl ImageProcessor {
     /// is not RGB while `do_convert_rgb` is false (a palette counts as RGB); and see
     /// [`process`](Self::process).
     pub fn read(&self, path: &Path) -> Result<Vec<f32>> {
-        let image = decode::read_rgb(path, self.do_convert_rgb)?;
+        self.decode(path, &decode::read_regular_file(path, MAX_FILE)?)
+    }
+
+    /// The same from a file's bytes; `path` is what messages call it.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub fn decode(&self, path: &Path, bytes: &[u8]) -> Result<Vec<f32>> {
+        let image = decode::decode_rgb(path, bytes, self.do_convert_rgb)?;
         let resized = self.resized(&image.pixels, image.width, image.height);
         resized.map(|resized| self.normalize(&resized)).map_err(|what| Error::input(path, what))
     }

@@ -1,0 +1,238 @@
+//! The models of a pipeline, whatever device they are on.
+
+use crate::config::Config;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::evaluate::{self, CaptionStatistics, Captions, MatchingLogits, Progress, Retrieval};
+use crate::generate::Decoding;
+use crate::memory::{DeviceTensor, TensorInput};
+use crate::models::qformer::captioner::has_caption_head;
+use crate::models::qformer::{Abilities, Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
+use crate::models::vision::encoder::VisionEncoder;
+use crate::ops::Backend;
+use crate::params::NamedCheckpoint;
+use crate::params::safetensors::Checkpoint;
+use crate::tensor::HostTensor;
+use std::any::Any;
+
+/// What an engine's image encoder made of images, in the memory of the engine's device.
+pub(super) struct Encoded {
+    images: usize,
+    /// A [`DeviceTensor`] of that device.
+    tensor: Box<dyn Any + Send + Sync>,
+}
+
+/// Image features [I, N, W], on the host or on the engine's own device.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    Host(&'a HostTensor),
+    Device(&'a Encoded),
+}
+
+impl Input<'_> {
+    /// How many images they are.
+    pub(super) fn images(self) -> usize {
+        match self {
+            Input::Host(features) => features.shape().first().copied().unwrap_or(0),
+            Input::Device(encoded) => encoded.images,
+        }
+    }
+}
+
+/// The models of a checkpoint on a device. The calls are those of the models.
+pub(super) trait Engine: Send + Sync {
+    /// Of pixel values [I, 3, S, S].
+    fn encode(&self, pixels: &HostTensor) -> Result<Encoded>;
+    fn to_host(&self, encoded: &Encoded) -> Result<HostTensor>;
+    fn encode_image(&self, images: Input<'_>) -> Result<ImageFeatures>;
+    fn encode_text(&self, texts: &[Vec<u32>]) -> Result<HostTensor>;
+    fn similarity(&self, images: &HostTensor, texts: &HostTensor) -> Result<HostTensor>;
+    fn match_score(
+        &self,
+        images: Input<'_>,
+        texts: &[Vec<u32>],
+        pairs: &[(usize, usize)],
+        matching: Matching,
+    ) -> Result<Vec<Match>>;
+    fn attention_maps(&self, images: Input<'_>, text: Option<&[u32]>, block: usize) -> Result<HostTensor>;
+    fn caption(&self, images: Input<'_>, decoding: &Decoding) -> Result<Vec<Vec<Caption>>>;
+    fn retrieval(
+        &self,
+        images: evaluate::Images<'_>,
+        captions: Captions<'_>,
+        rerank: usize,
+        logits: MatchingLogits,
+        progress: Progress<'_>,
+    ) -> Result<Retrieval>;
+    fn captioning(
+        &self,
+        images: evaluate::Images<'_>,
+        captions: Captions<'_>,
+        progress: Progress<'_>,
+    ) -> Result<CaptionStatistics>;
+    /// Whether there is an image encoder, and what the Q-Former can do, if there is one.
+    fn abilities(&self) -> (bool, Option<Abilities>);
+    /// Whether there is a language-modelling head.
+    fn captions(&self) -> bool;
+    /// Tensors with values that are infinite or not a number, and how many.
+    fn not_finite(&self) -> Vec<(String, usize)>;
+}
+
+/// A Q-Former, with its language-modelling head if it has one.
+enum Reader<B: Backend> {
+    Retrieving(QFormer<B>),
+    Captioning(Captioner<B>),
+}
+
+/// The models on device `B`.
+pub(super) struct Models<B: Backend> {
+    device: B,
+    encoder: Option<VisionEncoder<B>>,
+    reader: Option<Reader<B>>,
+}
+
+/// What is told of loading: what is loaded, and the bytes placed so far and in all.
+pub(super) type Loading<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
+
+impl<B: Backend + Clone> Models<B> {
+    /// Loads the image encoder and the Q-Former, those that are asked for; captions begin and end with the tokens `ends`,
+    /// without which there is no captioning.
+    pub(super) fn load(
+        device: B,
+        config: &Config,
+        checkpoint: &Checkpoint,
+        [encoder, qformer]: [bool; 2],
+        ends: Option<[u32; 2]>,
+        progress: Loading<'_>,
+    ) -> Result<Self> {
+        let named = NamedCheckpoint::new(checkpoint)?;
+        let mut told = |done, total| progress("loading the Q-Former", done, total);
+        let ends = ends.filter(|_| has_caption_head(&named));
+        let model = |told| QFormer::from_checkpoint(device.clone(), config.clone(), checkpoint, told);
+        let reader = match (qformer, ends) {
+            (false, _) => None,
+            (true, None) => Some(Reader::Retrieving(model(&mut told)?)),
+            (true, Some(ends)) => Some(Reader::Captioning(Captioner::new(model(&mut told)?, &named, ends)?)),
+        };
+        let encoder = encoder.then(|| {
+            let mut told = |done, total| progress("loading the image encoder", done, total);
+            VisionEncoder::from_checkpoint(device.clone(), config, checkpoint, &mut told)
+        });
+        Ok(Self { device, encoder: encoder.transpose()?, reader })
+    }
+
+    fn qformer(&self) -> Result<&QFormer<B>> {
+        match &self.reader {
+            Some(Reader::Retrieving(model)) => Ok(model),
+            Some(Reader::Captioning(captioner)) => Ok(captioner.model()),
+            None => Err(Error::usage("the pipeline was opened without the Q-Former; open it with all parts")),
+        }
+    }
+
+    fn captioner(&self) -> Result<&Captioner<B>> {
+        match &self.reader {
+            Some(Reader::Captioning(captioner)) => Ok(captioner),
+            _ => Err(Error::usage(
+                "the checkpoint has no language-modelling head (tensors cls.predictions.…), so it cannot caption: \
+                 Hugging Face's checkpoints leave it out; LAVIS's own .pth files and the checkpoints that \
+                 `qformer train` writes have it",
+            )),
+        }
+    }
+}
+
+/// The features where they are.
+fn input<'a, D: Device>(images: Input<'a>) -> TensorInput<'a, D> {
+    match images {
+        Input::Host(features) => TensorInput::Host(features),
+        Input::Device(encoded) => TensorInput::Device(tensor(encoded)),
+    }
+}
+
+fn tensor<D: Device>(encoded: &Encoded) -> &DeviceTensor<D> {
+    encoded.tensor.downcast_ref().expect("what this engine encoded")
+}
+
+impl<B: Backend + Clone> Engine for Models<B> {
+    fn encode(&self, pixels: &HostTensor) -> Result<Encoded> {
+        let encoder = self.encoder.as_ref().ok_or_else(|| {
+            Error::usage(
+                "the pipeline has no image encoder; open it with one, or give features in place of images",
+            )
+        })?;
+        let tensor = encoder.encode_on_device(pixels)?;
+        Ok(Encoded { images: tensor.shape()[0], tensor: Box::new(tensor) })
+    }
+
+    fn to_host(&self, encoded: &Encoded) -> Result<HostTensor> {
+        tensor(encoded).to_host(&self.device)
+    }
+
+    fn encode_image(&self, images: Input<'_>) -> Result<ImageFeatures> {
+        self.qformer()?.encode_image(input(images))
+    }
+
+    fn encode_text(&self, texts: &[Vec<u32>]) -> Result<HostTensor> {
+        self.qformer()?.encode_text(texts)
+    }
+
+    fn similarity(&self, images: &HostTensor, texts: &HostTensor) -> Result<HostTensor> {
+        self.qformer()?.similarity(images, texts)
+    }
+
+    fn match_score(
+        &self,
+        images: Input<'_>,
+        texts: &[Vec<u32>],
+        pairs: &[(usize, usize)],
+        matching: Matching,
+    ) -> Result<Vec<Match>> {
+        self.qformer()?.match_score(input(images), texts, pairs, matching)
+    }
+
+    fn attention_maps(&self, images: Input<'_>, text: Option<&[u32]>, block: usize) -> Result<HostTensor> {
+        self.qformer()?.cross_attention_maps(input(images), text, block)
+    }
+
+    fn caption(&self, images: Input<'_>, decoding: &Decoding) -> Result<Vec<Vec<Caption>>> {
+        self.captioner()?.caption(input(images), decoding)
+    }
+
+    fn retrieval(
+        &self,
+        images: evaluate::Images<'_>,
+        captions: Captions<'_>,
+        rerank: usize,
+        logits: MatchingLogits,
+        progress: Progress<'_>,
+    ) -> Result<Retrieval> {
+        evaluate::retrieval(self.qformer()?, images, captions, rerank, logits, progress)
+    }
+
+    fn captioning(
+        &self,
+        images: evaluate::Images<'_>,
+        captions: Captions<'_>,
+        progress: Progress<'_>,
+    ) -> Result<CaptionStatistics> {
+        evaluate::captioning(self.captioner()?, images, captions, progress)
+    }
+
+    fn abilities(&self) -> (bool, Option<Abilities>) {
+        (self.encoder.is_some(), self.qformer().ok().map(QFormer::abilities))
+    }
+
+    fn captions(&self) -> bool {
+        self.captioner().is_ok()
+    }
+
+    fn not_finite(&self) -> Vec<(String, usize)> {
+        let encoder = self.encoder.iter().flat_map(VisionEncoder::not_finite).cloned();
+        let reader = match &self.reader {
+            None => Vec::new(),
+            Some(Reader::Retrieving(model)) => model.not_finite().to_vec(),
+            Some(Reader::Captioning(captioner)) => captioner.not_finite(),
+        };
+        reader.into_iter().chain(encoder).collect()
+    }
+}

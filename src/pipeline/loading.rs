@@ -1,0 +1,210 @@
+//! Opening a checkpoint.
+
+use super::Pipeline;
+use super::device::{DeviceName, OnDevice};
+use super::engine::{Engine, Loading, Models};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::generate::Decoding;
+use crate::models::qformer::captioner::{has_caption_head, no_caption_head};
+use crate::models::vision::encoder;
+use crate::models::vision::image::ImageProcessor;
+use crate::ops::Backend;
+use crate::params::NamedCheckpoint;
+use crate::params::safetensors::Checkpoint;
+use crate::tokenizer::Tokenizer;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// Which models of a checkpoint are loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Parts {
+    /// All that are there.
+    #[default]
+    All,
+    /// The Q-Former, for images that were encoded before.
+    QFormer,
+    /// The image encoder.
+    ImageEncoder,
+}
+
+/// A checkpoint that is being opened.
+///
+/// ```
+/// use qformer::{Parts, Pipeline};
+///
+/// # fn main() -> qformer::Result<()> {
+/// // For images that were encoded before, without the encoder's weights.
+/// let builder = Pipeline::builder("tests/golden/retrieval/model")?.parts(Parts::QFormer);
+/// let pipeline = builder.load_with_progress(&mut |what, done, total| eprintln!("{what}: {done} of {total} bytes"))?;
+/// assert!(pipeline.abilities().unwrap().retrieval);
+/// # Ok(())
+/// # }
+/// ```
+pub struct PipelineBuilder {
+    folder: Folder,
+    device: DeviceName,
+    parts: Parts,
+    batch_size: NonZeroUsize,
+}
+
+/// What a checkpoint's folder holds beside weights.
+pub(super) struct Folder {
+    path: PathBuf,
+    pub(super) config: Config,
+    pub(super) checkpoint: Checkpoint,
+    // Read where they are wanted: an embedding of images alone needs no tokenizer.
+    tokenizer: OnceLock<Tokenizer>,
+    image_processor: OnceLock<ImageProcessor>,
+}
+
+impl Folder {
+    pub(super) fn tokenizer(&self) -> Result<&Tokenizer> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer);
+        }
+        let tokenizer = Tokenizer::load(&self.path)?;
+        tokenizer.check_vocabulary(self.config.qformer.vocab_size)?;
+        Ok(self.tokenizer.get_or_init(|| tokenizer))
+    }
+
+    pub(super) fn image_processor(&self) -> Result<&ImageProcessor> {
+        if let Some(processor) = self.image_processor.get() {
+            return Ok(processor);
+        }
+        let processor = ImageProcessor::load_for(&self.path, &self.config)?;
+        Ok(self.image_processor.get_or_init(|| processor))
+    }
+
+    pub(super) fn decoding(&self) -> Result<Decoding> {
+        Decoding::load(&self.path, self.config.qformer.max_position_embeddings)
+    }
+
+    /// Refuses a checkpoint without a language-modelling head.
+    pub(super) fn require_caption_head(&self) -> Result<()> {
+        match has_caption_head(&NamedCheckpoint::new(&self.checkpoint)?) {
+            true => Ok(()),
+            false => Err(no_caption_head(self.checkpoint.path())),
+        }
+    }
+}
+
+impl PipelineBuilder {
+    pub(super) fn new(folder: &Path) -> Result<Self> {
+        let folder = Folder {
+            path: folder.to_owned(),
+            config: Config::load(folder)?,
+            checkpoint: Checkpoint::open(folder)?,
+            tokenizer: OnceLock::new(),
+            image_processor: OnceLock::new(),
+        };
+        let batch_size = NonZeroUsize::new(8).expect("above zero");
+        Ok(Self { folder, device: DeviceName::Auto, parts: Parts::All, batch_size })
+    }
+
+    /// Where to compute; [`DeviceName::Auto`] if nothing is said.
+    pub fn device(self, device: DeviceName) -> Self {
+        Self { device, ..self }
+    }
+
+    /// What to load; [`Parts::All`] if nothing is said.
+    pub fn parts(self, parts: Parts) -> Self {
+        Self { parts, ..self }
+    }
+
+    /// Images that are encoded at a time; 8 if nothing is said.
+    pub fn batch_size(self, batch_size: NonZeroUsize) -> Self {
+        Self { batch_size, ..self }
+    }
+
+    /// The model's sizes and constants.
+    pub fn config(&self) -> &Config {
+        &self.folder.config
+    }
+
+    /// The checkpoint, of which nothing is loaded yet.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.folder.checkpoint
+    }
+
+    /// As [`Pipeline::tokenizer`].
+    ///
+    /// # Errors
+    /// As `Pipeline::tokenizer`.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.folder.tokenizer()
+    }
+
+    /// As [`Pipeline::image_processor`].
+    ///
+    /// # Errors
+    /// As `Pipeline::image_processor`.
+    pub fn image_processor(&self) -> Result<&ImageProcessor> {
+        self.folder.image_processor()
+    }
+
+    /// As [`Pipeline::decoding`].
+    ///
+    /// # Errors
+    /// As `Pipeline::decoding`.
+    pub fn decoding(&self) -> Result<Decoding> {
+        self.folder.decoding()
+    }
+
+    /// Refuses a checkpoint whose Q-Former has no language-modelling head, before anything is loaded.
+    ///
+    /// # Errors
+    /// Fails if it has none.
+    pub fn require_caption_head(&self) -> Result<()> {
+        self.folder.require_caption_head()
+    }
+
+    /// Loads what is to be loaded.
+    ///
+    /// # Errors
+    /// As [`Pipeline::open`].
+    pub fn load(self) -> Result<Pipeline> {
+        self.load_with_progress(&mut |_, _, _| ())
+    }
+
+    /// The same, telling `progress` what is loaded, and the bytes placed so far and in all.
+    ///
+    /// # Errors
+    /// As [`Pipeline::open`].
+    pub fn load_with_progress(
+        self,
+        progress: &mut dyn FnMut(&'static str, usize, usize),
+    ) -> Result<Pipeline> {
+        let Self { folder, device, parts, batch_size } = self;
+        let (engine, fallback) = device.run(Load { folder: &folder, parts, progress })?;
+        Ok(Pipeline { engine: engine?, folder, batch_size: batch_size.get(), fallback })
+    }
+}
+
+/// The loading of a checkpoint's models.
+struct Load<'a> {
+    folder: &'a Folder,
+    parts: Parts,
+    progress: Loading<'a>,
+}
+
+impl OnDevice for Load<'_> {
+    type Output = (Result<Arc<dyn Engine>>, Option<Error>);
+
+    fn run<B: Backend + Clone>(self, device: B, fallback: Option<Error>) -> Self::Output {
+        let Folder { config, checkpoint, .. } = self.folder;
+        let load = || -> Result<Arc<dyn Engine>> {
+            let encoder = match self.parts {
+                Parts::All => encoder::is_in(&NamedCheckpoint::new(checkpoint)?),
+                Parts::QFormer => false,
+                Parts::ImageEncoder => true,
+            };
+            let parts = [encoder, self.parts != Parts::ImageEncoder];
+            // Without a tokenizer there are features, and no captions.
+            let ends = self.folder.tokenizer().ok().map(Tokenizer::caption_ends);
+            Ok(Arc::new(Models::load(device, config, checkpoint, parts, ends, self.progress)?))
+        };
+        (load(), fallback)
+    }
+}
