@@ -41,6 +41,9 @@ impl Text for Vec<u32> {
 }
 
 fn words<'a, S: AsRef<str> + Sync>(texts: &[S], pipeline: &Pipeline) -> Result<Cow<'a, [Vec<u32>]>> {
+    if texts.is_empty() {
+        return Ok(Cow::Owned(Vec::new()));
+    }
     let longest = pipeline.config().qformer.max_position_embeddings;
     pipeline.tokenizer()?.encode_batch(texts, longest).map(Cow::Owned)
 }

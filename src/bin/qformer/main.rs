@@ -4,6 +4,7 @@ mod commands;
 mod device;
 mod inputs;
 mod outputs;
+mod page;
 mod progress;
 mod shell;
 mod spool;
@@ -11,7 +12,7 @@ mod streams;
 mod threads;
 
 use clap::{Args, Parser, Subcommand};
-use commands::{caption, demo, embed, encode, evaluate, init, inspect, score, train};
+use commands::{attention, caption, demo, embed, encode, evaluate, init, inspect, score, train};
 use qformer::Result;
 use qformer::output::counted;
 use std::fmt::Display;
@@ -49,6 +50,7 @@ enum Command {
     Encode(encode::Arguments),
     Score(score::Arguments),
     Caption(caption::Arguments),
+    Attention(attention::Arguments),
     Evaluate(evaluate::Arguments),
     Init(init::Arguments),
     Inspect(inspect::Arguments),
@@ -123,6 +125,7 @@ fn run(session: &Session, command: Command) -> Result<ExitCode> {
         Command::Encode(arguments) => encode::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
         Command::Caption(arguments) => caption::run(&arguments, remarks),
+        Command::Attention(arguments) => attention::run(&arguments, remarks),
         Command::Evaluate(arguments) => evaluate::run(&arguments, remarks),
         Command::Init(arguments) => init::run(&arguments, remarks),
         Command::Inspect(arguments) => inspect::run(&arguments, remarks),

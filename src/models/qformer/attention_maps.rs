@@ -113,16 +113,21 @@ mod tests {
         let (model, images) = model();
         let (heads, queries, tokens) = (2, 8, model.config.image_tokens());
         let hidden = model.config.qformer.hidden_size;
-        for block in [0, 2] {
-            let maps = model.cross_attention_maps(&images, None, block).unwrap();
+        let text = [2, 7, 9, 3];
+        for (text, block) in [(None, 0), (None, 2), (Some(&text[..]), 0), (Some(&text), 2)] {
+            let maps = model.cross_attention_maps(&images, text, block).unwrap();
             assert_eq!(maps.shape(), [3, heads, queries, tokens]);
-            let (values, context) = model
-                .image_pass_to(&SomeImages::of((&images).into(), 0..3), block, |acts, keys_values| {
-                    let (b, first) = (&model.device, block * hidden + hidden);
-                    let values = b.read(keys_values.columns(first..first + hidden))?;
-                    Ok((values, b.read(acts.cross_attention.context.view())?))
-                })
-                .unwrap();
+            let read = |acts: &BlockActs<'_, Cpu<f32>>, keys_values: V<'_, Cpu<f32>>| {
+                let (b, first) = (&model.device, block * hidden + hidden);
+                let values = b.read(keys_values.columns(first..first + hidden))?;
+                Ok((values, b.read(acts.cross_attention.context.view())?))
+            };
+            let all = SomeImages::of((&images).into(), 0..3);
+            let (values, context) = match text {
+                None => model.image_pass_to(&all, block, read),
+                Some(text) => model.joint_pass_to(&all, text, block, read),
+            }
+            .unwrap();
             let mut spread = 0.0_f32;
             for (index, map) in maps.values().chunks(tokens).enumerate() {
                 let (query, head, image) =
@@ -139,6 +144,16 @@ mod tests {
             }
             assert!(spread > 2.0, "the attention of this test is even, so it shows nothing: {spread}");
         }
+    }
+
+    #[test]
+    fn the_queries_look_elsewhere_with_a_text() {
+        let (model, images) = model();
+        let last = |text| model.cross_attention_maps(&images, text, 2).unwrap();
+        let (alone, one, other) = (last(None), last(Some(&[2, 7, 9, 3])), last(Some(&[2, 11, 3])));
+        assert!(alone != one && one != other);
+        let message = model.cross_attention_maps(&images, Some(&[]), 2).unwrap_err().to_string();
+        assert!(message.contains("0 tokens"), "{message}");
     }
 
     #[test]

@@ -1,18 +1,13 @@
 //! `qformer caption`: what the Q-Former says that an image shows.
 
 use crate::Remarks;
-use crate::device::Opened;
-use crate::inputs::images::ImageArguments;
-use crate::inputs::images::Images;
-use crate::inputs::{BatchArguments, ModelArguments};
+use crate::inputs::images::{ImageArguments, Images};
+use crate::inputs::{BatchArguments, ModelArguments, load};
 use crate::outputs::check_file_name;
-use crate::progress::Progress;
 use clap::{ArgGroup, Args};
+use qformer::Result;
 use qformer::generate::{Decoding, Search};
-use qformer::ops::Backend;
 use qformer::output::{self, printable};
-use qformer::params::safetensors::Checkpoint;
-use qformer::{Captioner, Config, Result, Tokenizer};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -125,13 +120,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         check_file_name(path, "json")?;
         output::check_writable(path)?;
     }
-    let config = Config::load(&arguments.model.folder)?;
-    let checkpoint = Decoding::load(&arguments.model.folder, config.qformer.max_position_embeddings)?;
-    let decoding = arguments.decoding.decoding(checkpoint)?;
-    let captioned = match arguments.model.device.open(remarks)? {
-        Opened::Cpu(device) => arguments.caption(device, &config, decoding, remarks)?,
-        Opened::Cuda(device) => arguments.caption(device, &config, decoding, remarks)?,
-    };
+    let captioned = arguments.caption(remarks)?;
     let as_json = || Value::from(captioned.iter().map(Captioned::json).collect::<Vec<_>>());
     match &arguments.output {
         Some(path) => output::write_json(path, &as_json()),
@@ -141,50 +130,24 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
 }
 
 impl Arguments {
-    fn caption<B: Backend + Clone>(
-        &self,
-        device: B,
-        config: &Config,
-        decoding: Decoding,
-        remarks: Remarks,
-    ) -> Result<Vec<Captioned>> {
-        let mut images = Images::find(&self.images, &self.model.folder, config)?;
-        let tokenizer = Tokenizer::load(&self.model.folder)?;
-        let checkpoint = Checkpoint::open(&self.model.folder)?;
-        let captioner = load(&device, config, &checkpoint, &tokenizer, remarks)?;
-        images.load_encoder(device, config, &checkpoint, remarks)?;
+    fn caption(&self, remarks: Remarks) -> Result<Vec<Captioned>> {
+        let builder = self.model.open()?.batch_size(self.batch.size);
+        let decoding = self.decoding.decoding(builder.decoding()?)?;
+        let images = Images::find(&self.images, &builder)?;
+        builder.tokenizer()?;
+        builder.require_caption_head()?;
+        let pipeline = load(builder, images.parts(), remarks)?;
         let mut captioned = Vec::with_capacity(images.names.len());
-        images.for_each_batch(self.batch.size, remarks, |batch| {
+        images.for_each_batch(&pipeline, self.batch.size, remarks, |batch| {
             let first = captioned.len();
-            for captions in captioner.caption(batch, &decoding.starting_at(first as u64))? {
-                let text =
-                    |caption: qformer::Caption| Ok((tokenizer.decode(&caption.tokens)?, caption.score));
-                let captions = captions.into_iter().map(text).collect::<Result<_>>()?;
+            for captions in pipeline.caption(batch, &decoding.starting_at(first as u64))? {
+                let captions = captions.into_iter().map(|caption| (caption.text, caption.score)).collect();
                 captioned.push(Captioned { image: images.names[captioned.len()].clone(), captions });
             }
             Ok(())
         })?;
         Ok(captioned)
     }
-}
-
-/// Loads the model with its language-modelling head.
-pub(crate) fn load<B: Backend + Clone>(
-    device: &B,
-    config: &Config,
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
-    remarks: Remarks,
-) -> Result<Captioner<B>> {
-    let progress = Progress::of_bytes("loading the Q-Former", remarks);
-    let ends = tokenizer.caption_ends();
-    let captioner =
-        Captioner::from_checkpoint(device.clone(), config.clone(), checkpoint, ends, &mut |done, total| {
-            progress.set(done, total);
-        })?;
-    drop(progress);
-    remarks.warn_of_not_finite(&captioner.not_finite());
-    Ok(captioner)
 }
 
 impl Captioned {

@@ -1,13 +1,11 @@
 //! `qformer embed`: features of images and texts.
 
 use crate::Remarks;
-use crate::device::Opened;
 use crate::inputs::{Inputs, Loaded};
 use crate::outputs::check_file_name;
 use crate::spool::Spool;
 use clap::{ArgGroup, Args};
 use qformer::data::{NAMES, VISION_OUTPUT};
-use qformer::ops::Backend;
 use qformer::params::safetensors::{self, Dtype};
 use qformer::{Error, Result};
 use serde::Serialize;
@@ -42,26 +40,19 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     if arguments.save_vision_output.as_ref() == Some(&arguments.output) {
         return Err(Error::usage("--output and --save-vision-output are the same file; give two"));
     }
-    match arguments.inputs.model.device.open(remarks)? {
-        Opened::Cpu(device) => embed(arguments, device, remarks),
-        Opened::Cuda(device) => embed(arguments, device, remarks),
-    }
-}
-
-fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks) -> Result<()> {
     let mut text_features = Spool::new(&arguments.output)?;
     let mut query_output = Spool::new(&arguments.output)?;
     let mut image_features = Spool::new(&arguments.output)?;
     let mut vision_output = arguments.save_vision_output.as_deref().map(Spool::new).transpose()?;
-    let Loaded { model, texts, images, .. } = arguments.inputs.load(device, remarks)?;
+    let Loaded { pipeline, texts, images } = arguments.inputs.load(remarks)?;
     for some in texts.parts() {
-        text_features.append(&model.encode_text(&texts.tokens(some))?)?;
+        text_features.append(&pipeline.text_features(&texts.tokens(some))?)?;
     }
-    images.for_each_batch(arguments.inputs.batch.size, remarks, |batch| {
+    images.for_each_batch(&pipeline, arguments.inputs.batch.size, remarks, |batch| {
         if let Some(spool) = &mut vision_output {
-            spool.append(batch)?;
+            spool.append(&batch.to_host()?)?;
         }
-        let encoded = model.encode_image(batch)?;
+        let encoded = pipeline.image_features(batch)?;
         query_output.append(&encoded.query_output)?;
         encoded.features.map_or(Ok(()), |features| image_features.append(&features))
     })?;
@@ -75,7 +66,7 @@ fn embed<B: Backend + Clone>(arguments: &Arguments, device: B, remarks: Remarks)
     if !images.names.is_empty() {
         tensors.push(query_output.into_tensor("query_output", Dtype::F32)?);
         metadata.insert(NAMES.to_owned(), json_array(&images.names));
-        if model.abilities().retrieval {
+        if pipeline.abilities().is_some_and(|abilities| abilities.retrieval) {
             tensors.push(image_features.into_tensor("image_features", Dtype::F32)?);
         }
     }

@@ -1,22 +1,19 @@
 //! `qformer encode`: the image encoder's output of a whole data set, kept in shards.
 
 use crate::Remarks;
-use crate::device::Opened;
 use crate::inputs::data::ImageDataArguments;
-use crate::inputs::images::processor;
-use crate::inputs::{BatchArguments, ModelArguments};
+use crate::inputs::{BatchArguments, ModelArguments, load};
 use crate::outputs::check_folder_name;
 use crate::progress::Progress;
 use crate::spool::Spool;
 use clap::Args;
 use qformer::data::{Dataset, ENCODER, NAMES, VISION_OUTPUT};
 use qformer::models::vision::identity::identity;
-use qformer::ops::Backend;
 use qformer::output::{counted, create_folder, remove_abandoned, write_atomically};
 use qformer::params::safetensors::{self, Checkpoint, Dtype};
 use qformer::tensor::HostTensor;
 use qformer::train::MAX_BAD_SAMPLES;
-use qformer::{Config, Error, ImageProcessor, Result, VisionEncoder};
+use qformer::{Error, ImageProcessor, Parts, Pipeline, Result};
 use rayon::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -70,21 +67,15 @@ type Unreadable = Vec<(usize, String)>;
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     check_folder_name(&arguments.output)?;
     let dataset = Dataset::open(&arguments.data.source()?)?;
-    match arguments.model.device.open(remarks)? {
-        Opened::Cpu(device) => encode(arguments, &dataset, device, remarks),
-        Opened::Cuda(device) => encode(arguments, &dataset, device, remarks),
-    }
-}
-
-fn encode<B: Backend>(arguments: &Arguments, dataset: &Dataset, device: B, remarks: Remarks) -> Result<()> {
-    let config = Config::load(&arguments.model.folder)?;
-    let processor = processor(&arguments.model.folder, &config)?;
-    let checkpoint = Checkpoint::open(&arguments.model.folder)?;
+    let builder = arguments.model.open()?;
+    let processor = builder.image_processor()?.clone();
     let progress = Progress::of_bytes("identifying the image encoder", remarks);
-    let encoder = identity(&config, &checkpoint, &processor, &mut |done, total| progress.set(done, total))?;
+    let encoder = identity(builder.config(), builder.checkpoint(), &processor, &mut |done, total| {
+        progress.set(done, total);
+    })?;
     drop(progress);
 
-    let shards = Shards::claim(arguments, dataset, encoder)?;
+    let shards = Shards::claim(arguments, &dataset, encoder)?;
     let mut unreadable = Unreadable::new();
     let missing = (0..shards.count()).find(|&shard| !shards.path(shard).exists());
     let done = missing.unwrap_or(shards.count());
@@ -92,18 +83,13 @@ fn encode<B: Backend>(arguments: &Arguments, dataset: &Dataset, device: B, remar
         unreadable.extend(shards.unreadable(shard)?);
     }
     if missing.is_some() {
-        let progress = Progress::of_bytes("loading the image encoder", remarks);
-        let encoder = VisionEncoder::from_checkpoint(device, &config, &checkpoint, &mut |done, total| {
-            progress.set(done, total);
-        })?;
-        drop(progress);
-        remarks.warn_of_not_finite(encoder.not_finite());
+        let pipeline = load(builder, Parts::ImageEncoder, remarks)?;
         let progress = Progress::of_images("encoding images", dataset.images(), remarks);
         for shard in done..shards.count() {
             if shards.path(shard).exists() {
                 unreadable.extend(shards.unreadable(shard)?);
             } else {
-                shards.write(shard, arguments, &encoder, &processor, &mut unreadable, &progress)?;
+                shards.write(shard, arguments, &pipeline, &processor, &mut unreadable, &progress)?;
             }
         }
     }
@@ -175,11 +161,11 @@ impl<'a> Shards<'a> {
     }
 
     /// Encodes the images of a shard and writes it.
-    fn write<B: Backend>(
+    fn write(
         &self,
         shard: usize,
         arguments: &Arguments,
-        encoder: &VisionEncoder<B>,
+        pipeline: &Pipeline,
         processor: &ImageProcessor,
         unreadable: &mut Unreadable,
         progress: &Progress,
@@ -189,7 +175,7 @@ impl<'a> Shards<'a> {
         let (first, all) = (unreadable.len(), self.dataset.images());
         let path = self.path(shard);
         let mut spool = Spool::new(&path)?;
-        let vision = encoder.config();
+        let vision = &pipeline.config().vision;
         spool.append(&HostTensor::new(&[0, vision.image_tokens(), vision.hidden_size], Vec::new())?)?;
         thread::scope(|scope| {
             let (sender, batches) = sync_channel(AHEAD);
@@ -215,7 +201,8 @@ impl<'a> Shards<'a> {
                 check_number(unreadable, arguments.max_bad_samples)?;
                 let (height, width) = processor.size();
                 let readable = pixels.len() / (3 * height * width);
-                spool.append(&encoder.encode(&HostTensor::new(&[readable, 3, height, width], pixels)?)?)?;
+                let pixels = HostTensor::new(&[readable, 3, height, width], pixels)?;
+                spool.append(&pipeline.encode_pixels(&pixels)?.to_host()?)?;
                 progress.set(end, all);
             }
             Ok::<(), Error>(())

@@ -1,23 +1,17 @@
 //! `qformer evaluate`: how well a model retrieves, matches and foresees captions.
 
 use crate::Remarks;
-use crate::commands::caption;
-use crate::device::Opened;
 use crate::inputs::data::DataArguments;
-use crate::inputs::images::{compare_encoders, processor};
-use crate::inputs::{ModelArguments, tell_of_matching};
+use crate::inputs::images::compare_encoders;
+use crate::inputs::{ModelArguments, load, tell_of_matching};
 use crate::outputs::check_file_name;
 use crate::progress::Progress;
 use clap::Args;
 use qformer::data::{Dataset, Kind};
-use qformer::evaluate::{
-    self, CaptionStatistics, Captions, Images, MatchingAccuracy, MatchingLogits, Recalls, Retrieval,
-};
-use qformer::ops::Backend;
+use qformer::evaluate::{CaptionStatistics, Captions, Images, MatchingAccuracy, Recalls, Retrieval};
+use qformer::models::vision::encoder;
 use qformer::output::{self, counted};
-use qformer::params::NamedCheckpoint;
-use qformer::params::safetensors::Checkpoint;
-use qformer::{Captioner, Config, HostTensor, ImageProcessor, QFormer, Result, Tokenizer, VisionEncoder};
+use qformer::{HostTensor, Parts, Pipeline, Result};
 use serde_json::{Map, Value, json};
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
@@ -70,10 +64,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         output::check_writable(path)?;
     }
     let dataset = Dataset::open(&arguments.data.source()?)?;
-    let evaluation = match arguments.model.device.open(remarks)? {
-        Opened::Cpu(device) => arguments.evaluate(device, &dataset, remarks)?,
-        Opened::Cuda(device) => arguments.evaluate(device, &dataset, remarks)?,
-    };
+    let evaluation = arguments.evaluate(&dataset, remarks)?;
     match &arguments.output {
         Some(path) => output::write_json(path, &evaluation.json()),
         None if arguments.json => crate::print(&format!("{}\n", evaluation.json())),
@@ -81,57 +72,31 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     }
 }
 
-/// A model, with its language-modelling head if it has one.
-enum Model<B: Backend> {
-    Retrieving(Box<QFormer<B>>),
-    Captioning(Box<Captioner<B>>),
-}
-
 impl Arguments {
-    fn evaluate<B: Backend + Clone>(
-        &self,
-        device: B,
-        dataset: &Dataset,
-        remarks: Remarks,
-    ) -> Result<Evaluation> {
-        let config = Config::load(&self.model.folder)?;
-        let tokenizer = Tokenizer::load(&self.model.folder)?;
-        tokenizer.check_vocabulary(config.qformer.vocab_size)?;
+    fn evaluate(&self, dataset: &Dataset, remarks: Remarks) -> Result<Evaluation> {
+        let builder = self.model.open()?;
+        let (config, tokenizer) = (builder.config(), builder.tokenizer()?);
         dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;
         let (texts, owners) = texts(dataset, remarks);
         let tokens =
             tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;
-        let checkpoint = Checkpoint::open(&self.model.folder)?;
-        let model = if Captioner::<B>::is_in(&NamedCheckpoint::new(&checkpoint)?) {
-            Model::Captioning(Box::new(caption::load(&device, &config, &checkpoint, &tokenizer, remarks)?))
-        } else {
-            remarks.note("no caption perplexity, since the checkpoint has no language-modelling head");
-            let progress = Progress::of_bytes("loading the Q-Former", remarks);
-            let model =
-                QFormer::from_checkpoint(device.clone(), config.clone(), &checkpoint, &mut |done, total| {
-                    progress.set(done, total);
-                })?;
-            remarks.warn_of_not_finite(model.not_finite());
-            Model::Retrieving(Box::new(model))
-        };
-        let mut reader = match dataset.kind() {
+        let parts = match dataset.kind() {
             Kind::Features { .. } => {
-                compare_encoders(dataset, &self.model.folder, &config, &checkpoint, remarks)?;
-                Reader::Features(dataset)
+                compare_encoders(dataset, &self.model.folder, config, builder.checkpoint(), remarks)?;
+                Parts::QFormer
             }
             Kind::Pictures => {
-                let progress = Progress::of_bytes("loading the image encoder", remarks);
-                let encoder =
-                    VisionEncoder::from_checkpoint(device, &config, &checkpoint, &mut |done, total| {
-                        progress.set(done, total);
-                    })?;
-                remarks.warn_of_not_finite(encoder.not_finite());
-                let processor = processor(&self.model.folder, &config)?;
-                Reader::Pictures { dataset, processor, encoder: Box::new(encoder), encoded: Vec::new() }
+                encoder::expect_in(builder.checkpoint())?;
+                builder.image_processor()?;
+                Parts::All
             }
         };
-        let logits = MatchingLogits::of(&NamedCheckpoint::new(&checkpoint)?)?;
-        tell_of_matching(logits.matching(), remarks);
+        let pipeline = load(builder, parts, remarks)?;
+        if !pipeline.can_caption() {
+            remarks.note("no caption perplexity, since the checkpoint has no language-modelling head");
+        }
+        tell_of_matching(pipeline.matching_logits()?.matching(), remarks);
+        let mut reader = Reader { dataset, pipeline: &pipeline, encoded: Vec::new() };
         let (count, captions) = (dataset.images(), Captions { tokens: &tokens, images: &owners });
         let mut shown: Option<(&str, Progress)> = None;
         let mut progress = |what: &'static str, done: usize, total: usize| {
@@ -140,21 +105,15 @@ impl Arguments {
             }
             shown.iter().for_each(|(_, progress)| progress.set(done, total));
         };
-        let qformer = match &model {
-            Model::Retrieving(model) => model,
-            Model::Captioning(captioner) => captioner.model(),
-        };
         let mut read = |images| reader.read(images);
-        let images = Images { count, read: &mut read };
         let rerank = self.rerank.get();
-        let retrieval = evaluate::retrieval(qformer, images, captions, rerank, logits, &mut progress)?;
-        let captioning = match &model {
-            Model::Retrieving(_) => None,
-            Model::Captioning(captioner) => {
-                let images = Images { count, read: &mut read };
-                Some(evaluate::captioning(captioner, images, captions, &mut progress)?)
-            }
-        };
+        let images = Images { count, read: &mut read };
+        let retrieval = pipeline.evaluate_retrieval(images, captions, rerank, &mut progress)?;
+        let images = Images { count, read: &mut read };
+        let captioning = pipeline
+            .can_caption()
+            .then(|| pipeline.evaluate_captioning(images, captions, &mut progress))
+            .transpose()?;
         Ok(Evaluation { images: count, captions: tokens.len(), rerank, retrieval, captioning })
     }
 }
@@ -173,35 +132,30 @@ fn texts(dataset: &Dataset, remarks: Remarks) -> (Vec<Cow<'_, str>>, Vec<u32>) {
     (texts, owners)
 }
 
-/// Where the image encoder's output comes from.
-enum Reader<'a, B: Backend> {
-    Features(&'a Dataset),
-    Pictures {
-        dataset: &'a Dataset,
-        processor: ImageProcessor,
-        encoder: Box<VisionEncoder<B>>,
-        /// The output of the images read so far, in order: each is encoded once.
-        encoded: Vec<f32>,
-    },
+/// Where the image encoder's output comes from: the data set, or its pictures through the pipeline.
+struct Reader<'a> {
+    dataset: &'a Dataset,
+    pipeline: &'a Pipeline,
+    /// The output of the pictures read so far, in order: each is encoded once.
+    encoded: Vec<f32>,
 }
 
-impl<B: Backend> Reader<'_, B> {
+impl Reader<'_> {
     /// [n, N, W] of images, read in order the first time.
     fn read(&mut self, images: Range<usize>) -> Result<HostTensor> {
+        let Self { dataset, pipeline, encoded } = self;
         let numbers: Vec<usize> = images.clone().collect();
-        match self {
-            Self::Features(dataset) => dataset.features(&numbers),
-            Self::Pictures { dataset, processor, encoder, encoded } => {
-                let config = encoder.config();
-                let shape = [numbers.len(), config.image_tokens(), config.hidden_size];
-                let per_image = shape[1] * shape[2];
-                if encoded.len() < images.end * per_image {
-                    encoded.extend(encoder.encode(&dataset.pixels(&numbers, processor)?)?.into_values());
-                }
-                let values = encoded[images.start * per_image..images.end * per_image].to_vec();
-                HostTensor::new(&shape, values)
-            }
+        if dataset.kind() != Kind::Pictures {
+            return dataset.features(&numbers);
         }
+        let config = pipeline.config();
+        let shape = [numbers.len(), config.image_tokens(), config.vision.hidden_size];
+        let per_image = shape[1] * shape[2];
+        if encoded.len() < images.end * per_image {
+            let pixels = dataset.pixels(&numbers, pipeline.image_processor()?)?;
+            encoded.extend(pipeline.encode_pixels(&pixels)?.to_host()?.into_values());
+        }
+        HostTensor::new(&shape, encoded[images.start * per_image..images.end * per_image].to_vec())
     }
 }
 

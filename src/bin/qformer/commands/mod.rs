@@ -1,5 +1,6 @@
 //! The subcommands: a file or a folder each.
 
+pub(crate) mod attention;
 pub(crate) mod caption;
 pub(crate) mod demo;
 pub(crate) mod embed;

@@ -1,15 +1,12 @@
 //! `qformer score`: how well images and texts match.
 
 use crate::Remarks;
-use crate::device::Opened;
 use crate::inputs::{Inputs, Loaded, tell_of_matching};
 use crate::outputs::check_file_name;
 use clap::{ArgGroup, Args, ValueEnum};
 use qformer::data::TextList;
-use qformer::models::qformer::Matching;
-use qformer::ops::Backend;
 use qformer::output::{self, printable, write_atomically};
-use qformer::{Error, HostTensor, Result};
+use qformer::{Error, HostTensor, Matching, Result};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -82,11 +79,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         check_file_name(path, "json")?;
         output::check_writable(path)?;
     }
-    let inputs = &arguments.inputs;
-    let scores = match inputs.model.device.open(remarks)? {
-        Opened::Cpu(device) => arguments.score(inputs.load(device, remarks)?, remarks)?,
-        Opened::Cuda(device) => arguments.score(inputs.load(device, remarks)?, remarks)?,
-    };
+    let scores = arguments.score(arguments.inputs.load(remarks)?, remarks)?;
     match &arguments.output {
         Some(path) => write_atomically(path, |file| {
             serde_json::to_writer(&mut *file, &scores)
@@ -102,8 +95,9 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
 }
 
 impl Arguments {
-    fn score<B: Backend>(&self, loaded: Loaded<B>, remarks: Remarks) -> Result<Scores> {
-        let Loaded { model, trained, texts, images } = loaded;
+    fn score(&self, loaded: Loaded, remarks: Remarks) -> Result<Scores> {
+        let Loaded { pipeline, texts, images } = loaded;
+        let trained = pipeline.matching_logits()?.matching();
         let matching = match self.matching {
             None => {
                 tell_of_matching(trained, remarks);
@@ -121,13 +115,12 @@ impl Arguments {
         };
         let (count, mut features) = (texts.len(), Vec::new());
         for some in texts.parts() {
-            features.extend(model.encode_text(&texts.tokens(some))?.into_values());
+            features.extend(pipeline.text_features(&texts.tokens(some))?.into_values());
         }
-        let text_features = HostTensor::new(&[count, model.config().image_text_hidden_size], features)?;
+        let text_features = HostTensor::new(&[count, pipeline.config().image_text_hidden_size], features)?;
         let (mut itc, mut itm, mut logits) = (Vec::new(), Vec::new(), Vec::new());
-        images.for_each_batch(self.inputs.batch.size, remarks, |batch| {
-            let features = model.encode_image(batch)?.features.expect("a model that compares texts");
-            let similarity = model.similarity(&features, &text_features)?;
+        images.for_each_batch(&pipeline, self.inputs.batch.size, remarks, |batch| {
+            let similarity = pipeline.similarity(&pipeline.image_features(batch)?, &text_features)?;
             let rows: Vec<Vec<f32>> = similarity.values().chunks(count).map(<[f32]>::to_vec).collect();
             let of_image = |(image, row): (usize, &Vec<f32>)| {
                 candidates(row, self.rerank).into_iter().map(move |text| (image, text))
@@ -142,7 +135,7 @@ impl Arguments {
             };
             let of_read: Vec<(usize, usize)> = pairs.iter().map(of_read).collect();
             let tokens = texts.tokens(read.iter().copied());
-            let matches = model.match_score(batch, &tokens, &of_read, matching)?;
+            let matches = pipeline.match_pairs(batch, &tokens, &of_read, matching)?;
             let first = itm.len();
             itm.resize(first + rows.len(), vec![None; count]);
             logits.resize(first + rows.len(), vec![None; count]);

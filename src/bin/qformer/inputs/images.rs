@@ -4,15 +4,13 @@ use crate::Remarks;
 use crate::progress::Progress;
 use clap::Args;
 use qformer::data::{Dataset, NAMES, VISION_OUTPUT};
-use qformer::models::vision::encoder::{self, VisionEncoder};
+use qformer::models::vision::encoder;
 use qformer::models::vision::identity::identity;
 use qformer::models::vision::image::{EXTENSIONS, ImageProcessor};
-use qformer::ops::Backend;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
 use qformer::tensor::HostTensor;
-use qformer::{Config, Error, Result};
-use rayon::prelude::*;
+use qformer::{Config, Error, Image, Parts, Pipeline, PipelineBuilder, Result, VisionOutput};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -33,87 +31,80 @@ pub(crate) struct ImageArguments {
 }
 
 /// Images to be read.
-pub(crate) struct Images<B: Backend> {
+pub(crate) struct Images {
     pub(crate) names: Vec<String>,
     source: Source,
-    encoder: Option<VisionEncoder<B>>,
 }
 
 enum Source {
-    Files { paths: Vec<PathBuf>, processor: ImageProcessor },
+    Files(Vec<PathBuf>),
     Features(Checkpoint),
-    Nothing,
 }
 
-impl<B: Backend> Images<B> {
-    /// Finds the images that were asked for, perhaps none, and checks that the model in the folder
-    /// `model` reads such ones.
-    pub(crate) fn find(arguments: &ImageArguments, model: &Path, config: &Config) -> Result<Self> {
-        let (names, source) = if let Some(path) = &arguments.features {
+impl Images {
+    /// Finds the images that were asked for, perhaps none, and checks that the model reads such ones.
+    pub(crate) fn find(arguments: &ImageArguments, model: &PipelineBuilder) -> Result<Self> {
+        if let Some(path) = &arguments.features {
             let checkpoint = Checkpoint::open(path)?;
-            (names_in(&checkpoint, config)?, Source::Features(checkpoint))
-        } else {
-            let paths = match &arguments.image_dir {
-                Some(folder) => list(folder)?,
-                None => arguments.images.clone(),
-            };
-            if let Some(missing) = paths.iter().find(|path| !path.is_file()) {
-                return Err(Error::input(missing, "is not there or is not a file"));
-            }
-            let names = paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
-            if paths.is_empty() {
-                (names, Source::Nothing)
-            } else {
-                (names, Source::Files { paths, processor: processor(model, config)? })
-            }
-        };
-        Ok(Self { names, source, encoder: None })
+            let names = names_in(&checkpoint, model.config())?;
+            return Ok(Self { names, source: Source::Features(checkpoint) });
+        }
+        Self::of_files(&arguments.images, arguments.image_dir.as_deref(), model)
     }
 
-    /// Loads the image encoder, if these images need one.
-    pub(crate) fn load_encoder(
-        &mut self,
-        device: B,
-        config: &Config,
-        checkpoint: &Checkpoint,
-        remarks: Remarks,
-    ) -> Result<()> {
-        if let Source::Files { .. } = self.source {
-            let progress = Progress::of_bytes("loading the image encoder", remarks);
-            let encoder = VisionEncoder::from_checkpoint(device, config, checkpoint, &mut |done, total| {
-                progress.set(done, total);
-            })?;
-            drop(progress);
-            remarks.warn_of_not_finite(encoder.not_finite());
-            self.encoder = Some(encoder);
+    /// The same of the files in `folder`, or of these `files`.
+    pub(crate) fn of_files(
+        files: &[PathBuf],
+        folder: Option<&Path>,
+        model: &PipelineBuilder,
+    ) -> Result<Self> {
+        let paths = match folder {
+            Some(folder) => list(folder)?,
+            None => files.to_vec(),
+        };
+        if let Some(missing) = paths.iter().find(|path| !path.is_file()) {
+            return Err(Error::input(missing, "is not there or is not a file"));
         }
-        Ok(())
+        if !paths.is_empty() {
+            encoder::expect_in(model.checkpoint())?;
+            model.image_processor()?;
+        }
+        let names = paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
+        Ok(Self { names, source: Source::Files(paths) })
+    }
+
+    /// The parts of a model that read these images.
+    pub(crate) fn parts(&self) -> Parts {
+        match &self.source {
+            Source::Files(paths) if !paths.is_empty() => Parts::All,
+            Source::Files(_) | Source::Features(_) => Parts::QFormer,
+        }
     }
 
     /// Calls `take` with the image encoder's output [images, N, W] of one batch after the other.
     pub(crate) fn for_each_batch(
         &self,
+        pipeline: &Pipeline,
         batch_size: NonZeroUsize,
         remarks: Remarks,
-        mut take: impl FnMut(&HostTensor) -> Result<()>,
+        mut take: impl FnMut(&VisionOutput) -> Result<()>,
     ) -> Result<()> {
         let total = self.names.len();
         let progress = Progress::of_images("reading images", total, remarks);
         for first in (0..total).step_by(batch_size.get()) {
             let end = total.min(first.saturating_add(batch_size.get()));
-            take(&self.vision_output(first..end)?)?;
+            take(&self.vision_output(pipeline, first..end)?)?;
             progress.set(end, total);
         }
         Ok(())
     }
 
-    fn vision_output(&self, images: Range<usize>) -> Result<HostTensor> {
+    fn vision_output(&self, pipeline: &Pipeline, images: Range<usize>) -> Result<VisionOutput> {
         match &self.source {
-            Source::Nothing => unreachable!("there are no images"),
-            Source::Features(checkpoint) => read_features(checkpoint, images),
-            Source::Files { paths, processor } => {
-                let encoder = self.encoder.as_ref().expect("loaded before the first image");
-                encoder.encode(&read_images(&paths[images], processor)?)
+            Source::Features(checkpoint) => Ok(read_features(checkpoint, images)?.into()),
+            Source::Files(paths) => {
+                let files: Vec<Image<'_>> = paths[images].iter().map(|path| Image::File(path)).collect();
+                pipeline.encode(&files)
             }
         }
     }
@@ -138,26 +129,11 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The image processor of the model in the folder `model`.
-pub(crate) fn processor(model: &Path, config: &Config) -> Result<ImageProcessor> {
-    let processor = ImageProcessor::load(model)?;
-    let side = config.vision.image_size;
-    if processor.size() != (side, side) {
-        let (height, width) = processor.size();
-        let what = format!(
-            "its image processor makes images of {height}x{width} pixels, but its image encoder reads \
-             {side}x{side}; set size in preprocessor_config.json"
-        );
-        return Err(Error::input(model, what));
-    }
-    Ok(processor)
-}
-
 /// The image processor in `folder`, or BLIP-2's if it holds none.
 pub(crate) fn processor_or_blip2(folder: &Path, config: &Config) -> Result<ImageProcessor> {
     let files = ["processor_config.json", "preprocessor_config.json"];
     match files.iter().any(|file| folder.join(file).exists()) {
-        true => processor(folder, config),
+        true => ImageProcessor::load_for(folder, config),
         false => Ok(ImageProcessor::blip2(config.vision.image_size)),
     }
 }
@@ -186,17 +162,6 @@ pub(crate) fn compare_encoders(
         ));
     }
     Ok(())
-}
-
-/// Pixel values [images, 3, S, S], decoded on all cores.
-fn read_images(paths: &[PathBuf], processor: &ImageProcessor) -> Result<HostTensor> {
-    let images: Vec<Result<Vec<f32>>> = paths.par_iter().map(|path| processor.read(path)).collect();
-    let (height, width) = processor.size();
-    let mut pixels = Vec::with_capacity(paths.len() * 3 * height * width);
-    for image in images {
-        pixels.extend(image?);
-    }
-    HostTensor::new(&[paths.len(), 3, height, width], pixels)
 }
 
 /// Names of the images whose features `checkpoint` holds; their numbers where it holds no names.

@@ -5,15 +5,10 @@ pub(crate) mod images;
 pub(crate) mod texts;
 
 use crate::Remarks;
-use crate::device::Device;
 use crate::progress::Progress;
 use clap::Args;
 use images::{ImageArguments, Images};
-use qformer::evaluate::MatchingLogits;
-use qformer::ops::Backend;
-use qformer::params::NamedCheckpoint;
-use qformer::params::safetensors::Checkpoint;
-use qformer::{Config, Matching, QFormer, Result};
+use qformer::{DeviceName, Matching, Parts, Pipeline, PipelineBuilder, Result};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use texts::{TextArguments, Texts};
@@ -25,9 +20,9 @@ pub(crate) struct ModelArguments {
     /// config.json
     #[arg(long = "model", alias = "model-id", value_name = "DIR", env = "QFORMER_MODEL")]
     pub(crate) folder: PathBuf,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Auto, env = "QFORMER_DEVICE")]
-    pub(crate) device: Device,
+    /// Where to compute: auto, cpu, cuda or cuda:N; auto is the first GPU, or the processor's cores if there is none
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceName::Auto, env = "QFORMER_DEVICE")]
+    pub(crate) device: DeviceName,
 }
 
 /// How many images at a time.
@@ -52,31 +47,44 @@ pub(crate) struct Inputs {
 }
 
 /// What a command works with, loaded and checked.
-pub(crate) struct Loaded<B: Backend> {
-    pub(crate) model: QFormer<B>,
-    /// What the checkpoint was trained to match pairs by.
-    pub(crate) trained: Matching,
+pub(crate) struct Loaded {
+    pub(crate) pipeline: Pipeline,
     pub(crate) texts: Texts,
-    pub(crate) images: Images<B>,
+    pub(crate) images: Images,
+}
+
+impl ModelArguments {
+    /// The checkpoint, of which no weights are loaded yet.
+    pub(crate) fn open(&self) -> Result<PipelineBuilder> {
+        Ok(Pipeline::builder(&self.folder)?.device(self.device))
+    }
+}
+
+/// Loads `parts` of a checkpoint, with progress, and tells what there is to know of them.
+pub(crate) fn load(builder: PipelineBuilder, parts: Parts, remarks: Remarks) -> Result<Pipeline> {
+    let mut shown: Option<(&str, Progress)> = None;
+    let pipeline = builder.parts(parts).load_with_progress(&mut |what, done, total| {
+        if shown.as_ref().is_none_or(|(shown, _)| *shown != what) {
+            shown = Some((what, Progress::of_bytes(what, remarks)));
+        }
+        shown.iter().for_each(|(_, progress)| progress.set(done, total));
+    })?;
+    drop(shown);
+    if let Some(why) = pipeline.fallback() {
+        remarks.note(format_args!("computing on the CPU, since {why}"));
+    }
+    remarks.warn_of_not_finite(&pipeline.not_finite());
+    Ok(pipeline)
 }
 
 impl Inputs {
     /// Reads all that there is to read before the first image.
-    pub(crate) fn load<B: Backend + Clone>(&self, device: B, remarks: Remarks) -> Result<Loaded<B>> {
-        let config = Config::load(&self.model.folder)?;
-        let mut images = Images::find(&self.images, &self.model.folder, &config)?;
-        let texts = Texts::encode(self.texts.read()?, &self.model.folder, &config, remarks)?;
-        let checkpoint = Checkpoint::open(&self.model.folder)?;
-        let progress = Progress::of_bytes("loading the Q-Former", remarks);
-        let model =
-            QFormer::from_checkpoint(device.clone(), config.clone(), &checkpoint, &mut |done, total| {
-                progress.set(done, total);
-            })?;
-        drop(progress);
-        remarks.warn_of_not_finite(model.not_finite());
-        images.load_encoder(device, &config, &checkpoint, remarks)?;
-        let trained = MatchingLogits::of(&NamedCheckpoint::new(&checkpoint)?)?.matching();
-        Ok(Loaded { model, trained, texts, images })
+    pub(crate) fn load(&self, remarks: Remarks) -> Result<Loaded> {
+        let builder = self.model.open()?.batch_size(self.batch.size);
+        let images = Images::find(&self.images, &builder)?;
+        let texts = Texts::encode(self.texts.read()?, &builder, remarks)?;
+        let pipeline = load(builder, images.parts(), remarks)?;
+        Ok(Loaded { pipeline, texts, images })
     }
 }
 

@@ -3,11 +3,11 @@
 use crate::Remarks;
 use clap::Args;
 use qformer::data::TextList;
-use qformer::{Config, Error, Result, Tokenizer};
+use qformer::{Error, PipelineBuilder, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where texts come from.
 #[derive(Args)]
@@ -74,22 +74,21 @@ impl TextArguments {
 }
 
 impl Texts {
-    /// Tokenizes `texts` as the model in the folder `model` does. Of a text that is longer than the
-    /// model reads the beginning is kept, with a warning.
-    pub(crate) fn encode(texts: TextList, model: &Path, config: &Config, remarks: Remarks) -> Result<Self> {
+    /// Tokenizes `texts` as the model does. Of a text that is longer than the model reads the beginning is kept, with a
+    /// warning.
+    pub(crate) fn encode(texts: TextList, model: &PipelineBuilder, remarks: Remarks) -> Result<Self> {
         if texts.is_empty() {
             return Ok(Self::default());
         }
-        let qformer = &config.qformer;
+        let qformer = &model.config().qformer;
         if !qformer.use_qformer_text_input {
             return Err(Error::usage(format!(
                 "{}: the Q-Former reads no text (use_qformer_text_input is false in config.json); \
                  give images alone, or a checkpoint of Blip2ForImageTextRetrieval",
-                model.display()
+                model.checkpoint().path().display()
             )));
         }
-        let tokenizer = Tokenizer::load(model)?;
-        tokenizer.check_vocabulary(qformer.vocab_size)?;
+        let tokenizer = model.tokenizer()?;
         let longest = qformer.max_position_embeddings;
         let mut lists = TokenLists::default();
         for some in parts(texts.len()) {

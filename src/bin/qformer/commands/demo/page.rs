@@ -1,16 +1,13 @@
 //! The page that shows what was learnt: one file, with pictures and curves in it.
 
-mod html;
-mod maps;
-
 use super::judge::{HeldOut, Judgement};
 use super::learn::BATCH_SIZE;
 use super::world::Scene;
 use super::{Goal, HELD_OUT, commands};
+use crate::page::{Picture, figure, head, looks, uri};
 use crate::shell::quoted;
-use html::{corrected, figure, percent, png_uri};
 use qformer::train::{Record, curves};
-use qformer::{Error, QFormer, Result};
+use qformer::{Error, HostTensor, QFormer, Result};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -20,6 +17,7 @@ const LEARNT: usize = 6;
 const CAPTION_QUERIES: usize = 5;
 const PICTURE_QUERIES: usize = 4;
 const CAPTIONED: usize = 18;
+const LOOKED_AT: usize = 3;
 
 /// What the page is made of.
 pub(super) struct Page<'a> {
@@ -45,15 +43,13 @@ impl Page<'_> {
         let queries = self.model.config().num_query_tokens;
         let curves = curves::svg("Training", steps, self.history);
         let mut page = format!(
-            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-             <meta name=\"viewport\" content=\"width=device-width\"><title>qformer demo</title>\n\
-             <style>{}</style></head>\n<body>\n<h1>A Q-Former learns to see</h1>\n\
+            "{}<h1>A Q-Former learns to see</h1>\n\
              <p>{queries} learned queries look at a picture through cross-attention and speak to text through shared \
              self-attention. Trained from nothing by BLIP-2’s three objectives on {pictures} drawn pictures, over an image \
              encoder that is random and stays so: {steps} steps of {BATCH_SIZE} pictures; all of it took {minutes} min {seconds} s.</p>\n\
              <p class=\"soft\">All that is judged here was held out: {HELD_OUT} pictures whose captions, each a new \
              combination of attributes, never occurred in training. Examples are the first ones, not chosen.</p>\n",
-            include_str!("style.css")
+            head("qformer demo")
         );
         self.tiles(&mut page);
         page.push_str("<h2>What it learns from</h2><p class=\"soft\">Count, size, colour, shape and place; one group of things, or two.</p><div class=\"grid six\">\n");
@@ -172,6 +168,53 @@ impl Page<'_> {
     /// A picture of the data set, as an address that holds it.
     fn uri(&self, part: &str, index: usize) -> Result<String> {
         let path = self.folder.join("pictures").join(part).join(format!("{index:05}.png"));
-        Ok(png_uri(&fs::read(&path).map_err(|error| Error::io(&path, "read", error))?))
+        Ok(uri("png", &fs::read(&path).map_err(|error| Error::io(&path, "read", error))?))
+    }
+
+    /// Each query's cross-attention in the last block, for the first pictures held out.
+    fn looks(&self) -> Result<String> {
+        let config = self.model.config();
+        let per_image = config.image_tokens() * config.vision.hidden_size;
+        let shape = [LOOKED_AT, config.image_tokens(), config.vision.hidden_size];
+        let values = self.held_out.vision_output.values()[..LOOKED_AT * per_image].to_vec();
+        let block = config.qformer.cross_attention_layers().next_back().expect("block 0 has cross-attention");
+        let maps = self.model.cross_attention_maps(&HostTensor::new(&shape, values)?, None, block)?;
+        let mut html = String::new();
+        for number in 0..LOOKED_AT {
+            let (uri, caption) = (self.held_out_uri(number)?, self.held_out.scenes[number].caption());
+            let picture = Picture { uri: &uri, number, size: [1, 1], caption: &caption };
+            html += &looks(&picture, &maps, number, config.vision.patches_per_side());
+        }
+        Ok(html)
+    }
+}
+
+/// Such as 97 %.
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+/// `said`, its words that differ from those of `truth` struck out and followed by the right ones.
+fn corrected(said: &str, truth: &str) -> String {
+    let (said, truth): (Vec<&str>, Vec<&str>) = (said.split(' ').collect(), truth.split(' ').collect());
+    let words = (0..said.len().max(truth.len())).map(|place| match (said.get(place), truth.get(place)) {
+        (Some(word), Some(right)) if word == right => (*word).to_owned(),
+        (word, right) => {
+            let wrong = word.map(|word| format!("<del>{word}</del>"));
+            let right = right.map(|word| format!("<ins>{word}</ins>"));
+            wrong.into_iter().chain(right).collect::<Vec<_>>().join(" ")
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_words_are_struck_out() {
+        assert_eq!(corrected("one red ring", "one red ring"), "one red ring");
+        assert_eq!(corrected("one red ring", "two red"), "<del>one</del> <ins>two</ins> red <del>ring</del>");
     }
 }
