@@ -26,35 +26,64 @@
 //! Whatever comes from outside, be it a file, a shape or a token, is checked and refused with an
 //! [`Error`] that names it; panics are for mistakes of this crate's own.
 
+// What only those reach is not dead for others.
+#![cfg_attr(not(feature = "engine"), allow(dead_code, unused_imports, unreachable_pub))]
+
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
 pub mod config;
 pub mod data;
-pub mod device;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
 mod input;
-pub mod layers;
-pub mod memory;
 pub mod models;
-pub mod ops;
-pub mod output;
 pub mod params;
 pub mod pipeline;
-pub mod random;
-pub mod tensor;
 pub mod tokenizer;
 pub mod train;
+
+// The engine: public for this crate's own programs, tests and benchmarks.
+#[cfg(feature = "engine")]
+pub mod device;
+#[cfg(feature = "engine")]
+pub mod layers;
+#[cfg(feature = "engine")]
+pub mod memory;
+#[cfg(feature = "engine")]
+pub mod ops;
+#[cfg(feature = "engine")]
+pub mod output;
+#[cfg(feature = "engine")]
+pub mod random;
+#[cfg(feature = "engine")]
+pub mod tensor;
+
+#[cfg(not(feature = "engine"))]
+mod device;
+#[cfg(not(feature = "engine"))]
+mod layers;
+#[cfg(not(feature = "engine"))]
+mod memory;
+#[cfg(not(feature = "engine"))]
+mod ops;
+#[cfg(not(feature = "engine"))]
+mod output;
+#[cfg(not(feature = "engine"))]
+mod random;
+#[cfg(not(feature = "engine"))]
+mod tensor;
 
 pub use config::Config;
 pub use device::Cpu;
 #[cfg(feature = "cuda")]
 pub use device::Cuda;
 pub use error::{Error, Result};
+pub use memory::{DeviceTensor, TensorInput};
 pub use models::qformer::{Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
 pub use models::vision::encoder::VisionEncoder;
 pub use models::vision::image::ImageProcessor;
+pub use ops::Backend;
 pub use pipeline::{
     DeviceName, GeneratedText, Image, Images, Parts, Pipeline, PipelineBuilder, VisionOutput,
 };

@@ -1,5 +1,6 @@
 //! The command line, run as a user runs it.
 
+mod attention;
 mod caption;
 mod checkpoints;
 mod common;

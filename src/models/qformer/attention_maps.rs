@@ -32,7 +32,7 @@ impl<B: Backend> QFormer<B> {
             let blocks: Vec<String> =
                 config.cross_attention_layers().map(|block| block.to_string()).collect();
             return Err(Error::usage(format!(
-                "block {block} of this model has no cross-attention; those that have are {}",
+                "layer {block} of this model has no cross-attention; those that have are {}",
                 blocks.join(", ")
             )));
         }
@@ -160,7 +160,7 @@ mod tests {
     fn a_block_without_cross_attention_is_refused() {
         let (model, images) = model();
         let message = model.cross_attention_maps(&images, None, 1).unwrap_err().to_string();
-        assert!(message.contains("block 1") && message.contains("0, 2"), "{message}");
+        assert!(message.contains("layer 1") && message.contains("0, 2"), "{message}");
         assert!(model.cross_attention_maps(&images, None, 4).is_err());
     }
 }
