@@ -1,8 +1,24 @@
 //! BLIP-2's Querying Transformer: 32 learned queries read a frozen image encoder's features through
 //! cross-attention and speak to text through masked shared self-attention.
 //!
+//! ```
+//! use qformer::{DeviceName, Image, Pipeline};
+//!
+//! # fn main() -> qformer::Result<()> {
+//! let pipeline = Pipeline::open("tests/golden/retrieval/model", DeviceName::Auto)?;
+//! let photographs = [Image::File("tests/golden/retrieval/images/coffee.png".as_ref())];
+//! let images = pipeline.image_features(&photographs)?;
+//! let texts = pipeline.text_features(&["a cup of coffee", "two dogs run in the snow"])?;
+//! let similarity = pipeline.similarity(&images, &texts)?;
+//! assert_eq!(similarity.shape(), [1, 2]);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # A tour
-//! Four things are read from a checkpoint's folder, and each does one step:
+//! A [`Pipeline`] is a checkpoint opened once, on a device chosen when the program runs. It takes images as files, bytes or
+//! pixels, and texts as words, and gives features, similarities, matching scores, captions and attention maps. Under it are
+//! the models, each generic in its device:
 //!
 //! | step | type | from → to |
 //! |---|---|---|
@@ -10,12 +26,10 @@
 //! | encode it | [`VisionEncoder`] | pixels → image features [B, N, W] |
 //! | read a text | [`Tokenizer`] | text → token ids |
 //! | query | [`QFormer`] | image features, token ids → features, similarities, matching scores |
+//! | caption | [`Captioner`] | image features → captions, by the Q-Former's own language-modelling head |
 //!
-//! - [`QFormer::encode_image`]: each query's output [B, Q, D] and unit feature [B, Q, E];
-//! - [`QFormer::encode_text`]: each text's unit feature [T, E];
-//! - [`QFormer::similarity`]: contrastive similarity, the largest cosine over an image's queries;
-//! - [`QFormer::match_score`]: the matching score of a pair, in either form of [`Matching`];
-//! - [`Captioner::caption`]: captions of images, by the Q-Former's own language-modelling head.
+//! What the encoder makes of images can stay on the device ([`DeviceTensor`]) or be kept on the host ([`HostTensor`]), so
+//! that the encoder, by far the larger part, need not run twice. Training is [`train`].
 //!
 //! The letters of shapes are explained in [`config`]. Features can be kept and read again
 //! ([`HostTensor`]), so the encoder, by far the larger part, need not run twice.

@@ -56,7 +56,7 @@ impl<'a> NewTensor<'a> {
     }
 }
 
-/// Writes a `.safetensors` file [atomically](write_atomically), making one block of one tensor at a
+/// Writes a `.safetensors` file whole or not at all, making one block of one tensor at a
 /// time. `metadata` becomes the header's `__metadata__`, with `format: pt`, which transformers asks
 /// for, added.
 ///

@@ -118,7 +118,7 @@ impl<B: Backend> Stage1<B> {
     /// first phase of each micro-batch but one runs twice; with one, nothing does.
     ///
     /// With one, all of it is one piece of work that a device replays for batches of as many images and, rounded up,
-    /// as much text ([`Device::replay`](crate::device::Device::replay)). How much text is matched follows from which
+    /// as much text (`Device::replay`). How much text is matched follows from which
     /// negatives are hard, which the host does not wait for: there is room for somewhat more than is likely, and the
     /// rare step that needs more is done again. With more, or with more pairs than a pass takes, the host reads which
     /// pairs there are, and what is replayed are the first phases, there and back.
