@@ -216,6 +216,8 @@ template <int VECTORS> __device__ void backward_in_registers(const LayerNormBack
             store_gradients(a, key, row, column, dy);
         });
     }
+    // γ and β are frozen.
+    if (!a.partials.present()) return;
     // The warps add theirs one after the other.
     for (u32 warp = 0; warp < BACKWARD_WARPS; ++warp) {
         if (warp == warp_index()) {
@@ -275,6 +277,8 @@ template <int N> __device__ void backward_in_loops(const LayerNormBackwardArgs &
             store_gradients(a, key, row, column, g);
         });
     }
+    // γ and β are frozen.
+    if (!a.partials.present()) return;
     float *to = a.partials.row(blockIdx.x);
     for (u32 column = threadIdx.x; column < a.width; column += BACKWARD_THREADS) {
         float dweight = 0.0f, dbias = 0.0f;

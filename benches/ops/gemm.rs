@@ -2,7 +2,7 @@ use crate::common::{Tensor, measure, operations};
 use criterion::Criterion;
 use qformer::config::Activation;
 use qformer::device::{Cpu, Write};
-use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
+use qformer::ops::linear::{LinearBackward, LinearForward, LinearOp};
 
 /// Products by frozen weights: 8 images of 32 queries, the keys and values of all six
 /// cross-attention layers at once, one image's queries, one caption, and the image encoder's
@@ -40,7 +40,7 @@ fn forward(
         (Tensor::rows(rows, inputs), store(outputs, inputs), Tensor::rows(1, outputs));
     let work = operations(&[[rows, outputs, inputs]]);
     measure(criterion, "gemm", what, work, &mut Tensor::output(rows, outputs), |y| {
-        let args = GemmForward {
+        let args = LinearForward {
             x: x.view(),
             weight: weight.weight(),
             bias: Some(bias.view()),
@@ -49,7 +49,7 @@ fn forward(
             pre_activation: None,
             y: y.view_mut(),
         };
-        Cpu::new().gemm_forward(args).unwrap();
+        Cpu::new().linear_forward(args).unwrap();
     });
 }
 
@@ -60,7 +60,7 @@ fn backward(criterion: &mut Criterion) {
     let (mut dweight, mut dbias) = (Tensor::output(outputs, inputs), Tensor::output(1, outputs));
     let work = operations(&[[rows, inputs, outputs], [outputs, inputs, rows]]);
     measure(criterion, "gemm backward", "256×768→3072", work, &mut Tensor::output(rows, inputs), |dx| {
-        let args = GemmBackward {
+        let args = LinearBackward {
             x: x.view(),
             weight: weight.weight(),
             dy: dy.view(),
@@ -69,6 +69,6 @@ fn backward(criterion: &mut Criterion) {
             dweight: dweight.view_mut(),
             dbias: Some(dbias.view_mut()),
         };
-        Cpu::new().gemm_backward(args).unwrap();
+        Cpu::new().linear_backward(args).unwrap();
     });
 }

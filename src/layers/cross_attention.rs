@@ -102,7 +102,7 @@ impl<B: Backend> CrossAttention<W<'_, B>> {
                 image: features,
                 key_weight: inputs.image_kv.weight.row_range(keys.clone()).matrix(),
                 value_weight: inputs.image_kv.weight.row_range(values.clone()).matrix(),
-                value_bias: inputs.image_kv.bias.matrix().columns(values),
+                value_bias: inputs.image_kv.own_bias().matrix().columns(values),
                 images,
                 out,
             })?,

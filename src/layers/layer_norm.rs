@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::dropout::Dropout;
-use crate::ops::layer_norm::{LayerNormBackward, LayerNormForward};
+use crate::ops::layer_norm::{LayerNormBackward, LayerNormForward, LayerNormGradients};
 use crate::params::{Spec, Tree};
 
 /// Layer normalisation.
@@ -106,9 +106,11 @@ impl<B: Backend> LayerNorm<W<'_, B>> {
             dy,
             dsum,
             dx,
-            dweight: gradients.weight.reborrow(),
-            dbias: gradients.bias.reborrow(),
-            partials: partials.reborrow(),
+            parameters: Some(LayerNormGradients {
+                partials: partials.reborrow(),
+                dweight: gradients.weight.reborrow(),
+                dbias: gradients.bias.reborrow(),
+            }),
         })
     }
 }

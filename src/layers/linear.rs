@@ -4,7 +4,7 @@ use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::ops::activation::Activation;
-use crate::ops::gemm::{GemmBackward, GemmForward};
+use crate::ops::linear::{LinearBackward, LinearForward, LinearInputBackward};
 use crate::params::{Spec, Tree};
 
 /// A linear layer, or several side by side.
@@ -12,8 +12,8 @@ use crate::params::{Spec, Tree};
 pub struct Linear<T> {
     /// [out, in]
     pub weight: T,
-    /// [1, out]
-    pub bias: T,
+    /// [1, out]; absent in models whose layers have none
+    pub bias: Option<T>,
 }
 
 impl Linear<Spec> {
@@ -26,7 +26,7 @@ impl Linear<Spec> {
     pub fn fused(names: &[String], out: usize, inputs: usize) -> Self {
         Self {
             weight: Spec::weight(names.iter().map(|n| (format!("{n}.weight"), out)), inputs),
-            bias: Spec::vector(names.iter().map(|n| (format!("{n}.bias"), out))),
+            bias: Some(Spec::vector(names.iter().map(|n| (format!("{n}.bias"), out)))),
         }
     }
 }
@@ -35,7 +35,17 @@ impl<T> Tree<T> for Linear<T> {
     type With<U> = Linear<U>;
 
     fn map<'t, U>(&'t self, leaf: &mut dyn FnMut(&'t T) -> U) -> Linear<U> {
-        Linear { weight: leaf(&self.weight), bias: leaf(&self.bias) }
+        Linear { weight: leaf(&self.weight), bias: self.bias.as_ref().map(leaf) }
+    }
+}
+
+impl<T> Linear<T> {
+    /// The bias of a layer that has one.
+    ///
+    /// # Panics
+    /// Panics if it has none.
+    pub fn own_bias(&self) -> &T {
+        self.bias.as_ref().expect("a layer with a bias")
     }
 }
 
@@ -58,8 +68,20 @@ impl<B: Backend> Linear<W<'_, B>> {
     /// y = f(x·Wᵀ + b) + residual
     pub fn fused_forward(&self, b: &B, x: V<'_, B>, fused: Fused<'_, B>, y: M<'_, B>) -> Result<()> {
         let Fused { activation, residual, pre_activation } = fused;
-        let (weight, bias) = (self.weight, Some(self.bias.matrix()));
-        b.gemm_forward(GemmForward { x, weight, bias, activation, residual, pre_activation, y })
+        let (weight, bias) = (self.weight, self.bias.map(W::<B>::matrix));
+        b.linear_forward(LinearForward { x, weight, bias, activation, residual, pre_activation, y })
+    }
+
+    /// dx [rows, in] from dy [rows, out] of a frozen layer; where x = f(z) is another layer's activation, dx is the
+    /// gradient of z.
+    pub fn input_backward(
+        &self,
+        b: &B,
+        activation: Option<(Activation, V<'_, B>)>,
+        dy: V<'_, B>,
+        (write, dx): (Write, M<'_, B>),
+    ) -> Result<()> {
+        b.linear_input_backward(LinearInputBackward { weight: self.weight, dy, activation, write, dx })
     }
 
     /// dx [rows, in] from x and dy [rows, out], without an activation; gradients are added to.
@@ -84,14 +106,14 @@ impl<B: Backend> Linear<W<'_, B>> {
         gradients: &mut Linear<SM<'_, B>>,
         dx: Option<(Write, M<'_, B>)>,
     ) -> Result<()> {
-        b.gemm_backward(GemmBackward {
+        b.linear_backward(LinearBackward {
             x,
             weight: self.weight,
             dy,
             activation,
             dx,
             dweight: gradients.weight.reborrow(),
-            dbias: Some(gradients.bias.reborrow()),
+            dbias: gradients.bias.as_mut().map(SM::<B>::reborrow),
         })
     }
 }

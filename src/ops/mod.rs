@@ -13,8 +13,8 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod fold;
-pub mod gemm;
 pub mod layer_norm;
+pub mod linear;
 pub mod matching;
 pub mod norm;
 pub mod normalize;
@@ -31,8 +31,8 @@ use cross_entropy::CrossEntropyOp;
 use dropout::DropoutOp;
 use embedding::EmbeddingOp;
 use fold::FoldOp;
-use gemm::GemmOp;
 use layer_norm::LayerNormOp;
+use linear::LinearOp;
 use matching::MatchingOp;
 use norm::NormOp;
 use normalize::NormalizeOp;
@@ -42,7 +42,7 @@ use similarity::SimilarityOp;
 
 /// A device that has every operation, in both directions: the table of contents of the numerics.
 pub trait Backend:
-    GemmOp
+    LinearOp
     + ActivationOp
     + AttentionOp
     + AbsorbedAttention
@@ -63,7 +63,7 @@ pub trait Backend:
 }
 
 impl<B> Backend for B where
-    B: GemmOp
+    B: LinearOp
         + ActivationOp
         + AttentionOp
         + AbsorbedAttention

@@ -2,7 +2,7 @@ use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_indepe
 use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
 use qformer::device::{Cpu, Cuda};
 use qformer::ops::dropout::{Dropout as DropoutOf, DropoutForward, DropoutOp};
-use qformer::ops::layer_norm::{LayerNormBackward, LayerNormForward, LayerNormOp};
+use qformer::ops::layer_norm::{LayerNormBackward, LayerNormForward, LayerNormGradients, LayerNormOp};
 
 const EPSILON: f64 = 1e-12;
 
@@ -147,6 +147,17 @@ impl Norm {
         dy: &Matrix,
         before: &Matrix,
     ) -> Gradient {
+        self.backward_of::<D>(saved, dy, before, true)
+    }
+
+    /// The same, γ and β `trained` or frozen.
+    fn backward_of<D: TestDevice + LayerNormOp>(
+        &self,
+        saved: &Output,
+        dy: &Matrix,
+        before: &Matrix,
+        trained: bool,
+    ) -> Gradient {
         let (rows, width) = (dy.rows, dy.cols);
         let (mut dsum, mut dx) = (Tensor::<D>::output(rows, width), Tensor::<D>::output(rows, width));
         let mut dweight = Tensor::<D, D::Stat>::pitched(before);
@@ -161,9 +172,11 @@ impl Norm {
                 dy: Tensor::pitched(dy).view(),
                 dsum: dsum.view_mut(),
                 dx: (self.dropout == Dropout::Quarter).then(|| dx.view_mut()),
-                partials: partials.view_mut(),
-                dweight: dweight.view_mut(),
-                dbias: dbias.view_mut(),
+                parameters: trained.then(|| LayerNormGradients {
+                    partials: partials.view_mut(),
+                    dweight: dweight.view_mut(),
+                    dbias: dbias.view_mut(),
+                }),
             })
             .unwrap();
         let sum = dsum.read();
@@ -318,6 +331,30 @@ fn the_gpu_has_the_same_gradients() {
             assert_eq!(bits(&got), bits(&again), "{rows}×{width}");
         }
     }
+}
+
+fn frozen_parameters_leave_no_gradient<D: TestDevice + LayerNormOp>() {
+    for [rows, width] in SHAPES {
+        for dropout in [Dropout::None, Dropout::Quarter] {
+            let norm = Norm::random::<D>(rows, width, dropout);
+            let mut random = Random::new(8);
+            let (dy, before) = (rounded::<D>(&random.matrix(rows, width)), random.matrix(1, width));
+            let saved = norm.forward::<D>();
+            let [trained, frozen] =
+                [true, false].map(|trained| norm.backward_of::<D>(&saved, &dy, &before, trained));
+            assert_eq!(trained.sum.bits(), frozen.sum.bits(), "{rows}×{width}");
+            assert_eq!(trained.x.bits(), frozen.x.bits(), "{rows}×{width}");
+            let untouched = Matrix::from_fn(1, width, |r, c| f64::from(before.at(r, c) as f32));
+            assert_close("dweight", &frozen.weight, &untouched, 0.0);
+            assert_close("dbias", &frozen.bias, &untouched, 0.0);
+        }
+    }
+}
+
+#[test]
+fn the_input_s_gradient_is_the_same_where_the_parameters_are_frozen() {
+    frozen_parameters_leave_no_gradient::<Cpu<f32>>();
+    frozen_parameters_leave_no_gradient::<Cuda>();
 }
 
 #[test]

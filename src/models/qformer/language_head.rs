@@ -116,7 +116,7 @@ impl<B: Backend> LanguageHead<W<'_, B>> {
     ) -> Result<()> {
         let kept = "kept for the backward pass";
         let [dnormed, dactivated] = acts.d.as_mut().expect(kept);
-        let mut decoder = Linear { weight: dwords, bias: gradients.bias.reborrow() };
+        let mut decoder = Linear { weight: dwords, bias: Some(gradients.bias.reborrow()) };
         let to = Some((Write::Replace, dnormed.reborrow()));
         self.decoder(words).backward(b, acts.normed.view(), acts.logits.view(), &mut decoder, to)?;
         let (norm, to) = (&mut gradients.norm, (dactivated.reborrow(), None));
@@ -134,6 +134,6 @@ impl<B: Backend> LanguageHead<W<'_, B>> {
 
     /// The last layer.
     fn decoder<'a>(&'a self, words: W<'a, B>) -> Linear<W<'a, B>> {
-        Linear { weight: words, bias: self.bias }
+        Linear { weight: words, bias: Some(self.bias) }
     }
 }

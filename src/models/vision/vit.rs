@@ -59,7 +59,7 @@ impl Parameters<Spec> {
             patch_embedding: Linear {
                 weight: table("patch_embedding.weight", &patch_shape, CHANNELS * patch * patch)
                     .read_by_gemm(),
-                bias: table("patch_embedding.bias", &[width], width),
+                bias: Some(table("patch_embedding.bias", &[width], width)),
             },
             blocks: (0..config.num_hidden_layers).map(|i| VisionBlock::spec(config, i)).collect(),
         }

@@ -29,7 +29,7 @@ pub struct ActivationBackward<'a, D: Device> {
     pub dy: M<'a, D>,
 }
 
-/// Activations; a linear layer's own is fused into its `gemm_forward`, and into the `gemm_backward` of the layer that
+/// Activations; a linear layer's own is fused into its `linear_forward`, and into the `linear_backward` of the layer that
 /// reads it.
 pub trait ActivationOp: Device {
     /// y = f(x)

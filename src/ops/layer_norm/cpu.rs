@@ -1,6 +1,6 @@
 //! Some rows a task; the parameters' gradients are summed over a task's rows, then over the tasks.
 
-use super::{LayerNormBackward, LayerNormForward, LayerNormOp};
+use super::{LayerNormBackward, LayerNormForward, LayerNormGradients, LayerNormOp};
 use crate::device::{Cpu, Real, sum, vectorised};
 use crate::error::Result;
 use rayon::prelude::*;
@@ -63,22 +63,26 @@ impl<E: Real> LayerNormOp for Cpu<E> {
 
     fn layer_norm_backward(&self, args: LayerNormBackward<'_, Self>) -> Result<()> {
         args.check(self);
-        let LayerNormBackward { dropout, sum: s, statistics, weight, dy, dsum, dx, partials, dweight, dbias } =
-            args;
+        let LayerNormBackward { dropout, sum: s, statistics, weight, dy, dsum, dx, parameters } = args;
         let (rows, width) = (s.rows(), s.cols());
         let tasks = self.layer_norm_partials(rows);
         let weight = &weight.row(0)[..width];
         let scale = E::of(1.0 / width as f64);
-        let (dsum, dx, partials) = (dsum.into_rows(), dx.map(|dx| dx.into_rows()), partials.into_rows());
+        let (dsum, dx) = (dsum.into_rows(), dx.map(|dx| dx.into_rows()));
+        let (partials, sums) = parameters
+            .map(|LayerNormGradients { partials, dweight, dbias }| (partials.into_rows(), [dweight, dbias]))
+            .unzip();
         // With x̂ the normalised row and g = γ·dy: ds = (g − mean(g) − x̂·mean(g·x̂)) / σ
         (0..tasks).into_par_iter().for_each(|task| {
             vectorised(
                 #[inline(always)]
                 || {
-                    // SAFETY: one task a row.
-                    let partial = unsafe { partials.row(task) };
-                    partial.fill(E::ZERO);
-                    let (dweight, dbias) = partial.split_at_mut(width);
+                    let mut partial = partials.as_ref().map(|partials| {
+                        // SAFETY: one task a row.
+                        let partial = unsafe { partials.row(task) };
+                        partial.fill(E::ZERO);
+                        partial.split_at_mut(width)
+                    });
                     for r in rows * task / tasks..rows * (task + 1) / tasks {
                         let (s, dy) = (s.row(r), dy.row(r));
                         let &[mean, inverse] = statistics.row(r) else {
@@ -92,8 +96,12 @@ impl<E: Real> LayerNormOp for Cpu<E> {
                         for i in 0..width {
                             let normalised = (s[i] - mean) * inverse;
                             ds[i] = (weight[i] * dy[i] - mean_g - normalised * mean_gx) * inverse;
-                            dweight[i] += dy[i] * normalised;
-                            dbias[i] += dy[i];
+                        }
+                        if let Some((dweight, dbias)) = &mut partial {
+                            for i in 0..width {
+                                dweight[i] += dy[i] * ((s[i] - mean) * inverse);
+                                dbias[i] += dy[i];
+                            }
                         }
                         if let (Some(dropout), Some(dx)) = (dropout, &dx) {
                             // SAFETY: one task a row.
@@ -105,9 +113,8 @@ impl<E: Real> LayerNormOp for Cpu<E> {
                 },
             );
         });
-        let (dweight, dbias) = (dweight.into_rows(), dbias.into_rows());
-        // SAFETY: the only slices of the only rows.
-        let (dweight, dbias) = unsafe { (dweight.row(0), dbias.row(0)) };
+        let (Some(partials), Some([mut dweight, mut dbias])) = (partials, sums) else { return Ok(()) };
+        let (dweight, dbias) = (dweight.row_mut(0), dbias.row_mut(0));
         for task in 0..tasks {
             // SAFETY: the tasks are done.
             let partial = unsafe { partials.row(task) };

@@ -1,6 +1,6 @@
 //! Launches of `kernels/layer_norm.cu`.
 
-use super::{LayerNormBackward, LayerNormForward, LayerNormOp};
+use super::{LayerNormBackward, LayerNormForward, LayerNormGradients, LayerNormOp};
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
 use crate::error::Result;
@@ -44,7 +44,7 @@ arguments! {
         dsum: Out<'a, bf16>,
         /// [rows, width]
         dx: Out<'a, bf16>,
-        /// [blocks, 2·width]
+        /// [blocks, 2·width]; absent if γ and β are frozen
         partials: Out<'a, f32>,
         rows: u32,
         width: u32,
@@ -119,18 +119,11 @@ impl LayerNormOp for Cuda {
 
     fn layer_norm_backward(&self, args: LayerNormBackward<'_, Self>) -> Result<()> {
         args.check(self);
-        let LayerNormBackward {
-            dropout,
-            sum,
-            statistics,
-            weight,
-            dy,
-            dsum,
-            dx,
-            mut partials,
-            dweight,
-            dbias,
-        } = args;
+        let LayerNormBackward { dropout, sum, statistics, weight, dy, dsum, dx, parameters } = args;
+        let (partials, sums) = parameters
+            .map(|LayerNormGradients { partials, dweight, dbias }| (partials, [dweight, dbias]))
+            .unzip();
+        let partials = Out::optional(partials);
         let (rows, width) = (count(sum.rows()), count(sum.cols()));
         let blocks = count(self.layer_norm_partials(sum.rows()));
         let (sum, statistics, weight, dy) = (In::of(sum), In::of(statistics), In::of(weight), In::of(dy));
@@ -145,7 +138,7 @@ impl LayerNormOp for Cuda {
             dy,
             dsum,
             dx,
-            partials: Out::of(partials.reborrow()),
+            partials: partials.again(),
             rows,
             width,
             vector,
@@ -157,11 +150,12 @@ impl LayerNormOp for Cuda {
         } else {
             self.launch(grid, all)?;
         }
+        let Some([dweight, dbias]) = sums else { return Ok(()) };
         let columns = (2 * width).div_ceil(32);
         self.launch(
             Grid { blocks: [columns, 1, 1], threads: PARAMETERS_THREADS, shared_bytes: 0 },
             LayerNormParametersArgs {
-                partials: In::of(partials.into_view()),
+                partials: partials.before(),
                 dweight: Out::of(dweight),
                 dbias: Out::of(dbias),
                 blocks,

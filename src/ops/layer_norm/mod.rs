@@ -48,6 +48,12 @@ pub struct LayerNormBackward<'a, D: Device> {
     pub dsum: M<'a, D>,
     /// [rows, width], written: the gradient of x; with dropout only
     pub dx: Option<M<'a, D>>,
+    /// Absent if γ and β are frozen.
+    pub parameters: Option<LayerNormGradients<'a, D>>,
+}
+
+/// Where the gradients of γ and β go.
+pub struct LayerNormGradients<'a, D: Device> {
     /// [at least `layer_norm_partials(rows)`, 2·width], for sums of part of the rows
     pub partials: SM<'a, D>,
     /// [1, width], added to
@@ -62,7 +68,7 @@ pub trait LayerNormOp: Device {
     fn layer_norm_partials(&self, rows: usize) -> usize;
     /// y = γ·(s − mean)/√(var + ε) + β with s = dropout(x) + r
     fn layer_norm_forward(&self, args: LayerNormForward<'_, Self>) -> Result<()>;
-    /// ds, dx, dγ and dβ
+    /// ds, dx, and dγ and dβ unless they are frozen
     fn layer_norm_backward(&self, args: LayerNormBackward<'_, Self>) -> Result<()>;
 }
 
@@ -85,8 +91,10 @@ impl<D: LayerNormOp> LayerNormBackward<'_, D> {
         assert_eq!(self.dx.is_some(), self.dropout.is_some(), "dx is the gradient of x with dropout");
         assert!(self.dx.as_ref().is_none_or(|dx| dx.shape() == shape));
         assert_eq!(self.weight.cols(), width, "weight [1, width]");
-        assert_eq!((self.dweight.cols(), self.dbias.cols()), (width, width), "dweight and dbias [1, width]");
-        assert_eq!(self.partials.cols(), 2 * width, "partials [.., 2·width]");
-        assert!(self.partials.rows() >= device.layer_norm_partials(shape.rows), "rows of partials");
+        if let Some(LayerNormGradients { partials, dweight, dbias }) = &self.parameters {
+            assert_eq!((dweight.cols(), dbias.cols()), (width, width), "dweight and dbias [1, width]");
+            assert_eq!(partials.cols(), 2 * width, "partials [.., 2·width]");
+            assert!(partials.rows() >= device.layer_norm_partials(shape.rows), "rows of partials");
+        }
     }
 }

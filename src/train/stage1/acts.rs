@@ -111,7 +111,7 @@ impl<'a, B: Backend> FoldActs<'a, B> {
     }
 
     pub(super) fn projections(&self) -> Linear<W<'_, B>> {
-        Linear { weight: self.weight.view().into(), bias: self.bias.view().into() }
+        Linear { weight: self.weight.view().into(), bias: Some(self.bias.view().into()) }
     }
 }
 

@@ -18,8 +18,8 @@ use crate::models::qformer::stack::{Given, Image, Qkv, Stack, StackGradients};
 use crate::ops::Backend;
 use crate::ops::contrastive::Negatives;
 use crate::ops::fold::{FoldBackward, FoldForward};
-use crate::ops::gemm::GemmBackward;
 use crate::ops::layer_norm::LayerNormForward;
+use crate::ops::linear::LinearBackward;
 use crate::ops::pairs::PairsStream;
 
 /// The site of the negatives' draw, which dropout does not use.
@@ -100,7 +100,7 @@ impl<B: Backend> StepContext<'_, B> {
         self.b.clear(acts.dbias.reborrow())?;
         self.b.fold_forward(FoldForward {
             weight: parameters.image_kv.weight.matrix(),
-            bias: parameters.image_kv.bias.matrix(),
+            bias: parameters.image_kv.own_bias().matrix(),
             norm_weight: parameters.image_norm.weight.matrix(),
             norm_bias: parameters.image_norm.bias.matrix(),
             folded_weight: acts.weight.reborrow(),
@@ -327,7 +327,7 @@ impl<B: Backend> StepContext<'_, B> {
             dy.reborrow(),
         )?;
         let projections =
-            Linear { weight: whole.fold.weight.view().into(), bias: whole.fold.bias.view().into() };
+            Linear { weight: whole.fold.weight.view().into(), bias: Some(whole.fold.bias.view().into()) };
         let stack = self.stack(first.index, &projections, acts.keys_values.view());
         let to = StackGradients {
             keys_values: (Write::Add, acts.dkeys_values.reborrow()),
@@ -336,7 +336,7 @@ impl<B: Backend> StepContext<'_, B> {
         };
         let d = [dy.reborrow(), dx.reborrow()];
         stack.backward(b, plan, &mut acts.stack, None, &mut gradients.qformer, to, d, &mut acts.scratch)?;
-        b.gemm_backward(GemmBackward {
+        b.linear_backward(LinearBackward {
             x: acts.features.view(),
             weight: projections.weight,
             dy: acts.dkeys_values.view(),
@@ -365,7 +365,7 @@ impl<B: Backend> StepContext<'_, B> {
             dfolded_weight: acts.dweight.view(),
             dfolded_bias: acts.dbias.view(),
             dweight: gradients.image_kv.weight.reborrow(),
-            dbias: gradients.image_kv.bias.reborrow(),
+            dbias: gradients.image_kv.bias.as_mut().expect("with a bias").reborrow(),
             dnorm_weight: gradients.image_norm.weight.reborrow(),
             dnorm_bias: gradients.image_norm.bias.reborrow(),
         })

@@ -7,7 +7,7 @@ use qformer::Result;
 use qformer::config::Activation;
 use qformer::device::Write;
 use qformer::ops::absorbed_attention::{AbsorbedAttentionForward, CrossSizes};
-use qformer::ops::gemm::{GemmBackward, GemmForward};
+use qformer::ops::linear::{LinearBackward, LinearForward};
 
 /// Which gradients a backward product forms besides the bias's.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,7 +68,7 @@ fn forward<B: Measured>(
     let cost = Cost { flops: flops([rows, inputs, outputs]), bytes: bytes as f64 };
     let name = if activation.is_some() { "gemm, GELU" } else { "gemm" };
     kernels.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, || {
-        device.gemm_forward(GemmForward {
+        device.linear_forward(LinearForward {
             x: x.view(),
             weight: weight.weight(),
             bias: Some(bias.view()),
@@ -103,7 +103,7 @@ fn backward<B: Measured>(
     };
     let name = if with_input { "gemm backward" } else { "gemm backward, no dx" };
     kernels.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, || {
-        device.gemm_backward(GemmBackward {
+        device.linear_backward(LinearBackward {
             x: x.view(),
             weight: weight.view().into(),
             dy: dy.view(),

@@ -8,7 +8,7 @@ use qformer::config::Activation;
 use qformer::ops::activation::{ActivationBackward, ActivationForward};
 use qformer::ops::dropout::{Dropout, DropoutBackward, DropoutForward};
 use qformer::ops::embedding::{EmbeddingBackward, EmbeddingForward};
-use qformer::ops::layer_norm::{LayerNormBackward, LayerNormForward};
+use qformer::ops::layer_norm::{LayerNormBackward, LayerNormForward, LayerNormGradients};
 use qformer::ops::normalize::{NormalizeBackward, NormalizeForward};
 use qformer::ops::pool::{PoolBackward, PoolForward};
 
@@ -59,9 +59,11 @@ fn layer_norm<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usi
             dy: dy.view(),
             dsum: dsum.view_mut(),
             dx: None,
-            partials: partials.view_mut(),
-            dweight: dweight.view_mut(),
-            dbias: dbias.view_mut(),
+            parameters: Some(LayerNormGradients {
+                partials: partials.view_mut(),
+                dweight: dweight.view_mut(),
+                dbias: dbias.view_mut(),
+            }),
         })
     })
 }

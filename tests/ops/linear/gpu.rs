@@ -6,7 +6,7 @@ use crate::common::{Matrix, Random};
 use crate::device::{Tensor, TestDevice, assert_rounded, rounded};
 use qformer::config::Activation;
 use qformer::device::{Cpu, Cuda, Write};
-use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
+use qformer::ops::linear::{LinearBackward, LinearForward, LinearOp};
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -42,12 +42,12 @@ struct Epilogue {
 }
 
 /// What a forward pass is computed with: saved, where asked for, and y.
-fn forward<D: TestDevice + GemmOp>(linear: &Linear, epilogue: &Epilogue, save: bool) -> [Matrix; 2] {
+fn forward<D: TestDevice + LinearOp>(linear: &Linear, epilogue: &Epilogue, save: bool) -> [Matrix; 2] {
     let (rows, outputs) = (linear.x.rows, linear.weight.rows);
     let (mut y, mut saved) = (Tensor::<D>::output(rows, outputs), Tensor::<D>::output(rows, outputs));
     let mut residual = epilogue.residual.as_ref().map(Tensor::<D>::pitched);
     D::get()
-        .gemm_forward(GemmForward {
+        .linear_forward(LinearForward {
             x: Tensor::pitched(&linear.x).view(),
             weight: Tensor::pitched(&linear.weight).weight(),
             bias: Some(Tensor::pitched(&linear.bias).view()),
@@ -166,7 +166,7 @@ fn columns_beyond_the_operands_are_not_read() {
         let zeros = |rows, cols| Tensor::<Cuda, f32>::pitched(&Matrix::filled(rows, cols, 0.0));
         let (mut dweight, mut dbias) = (zeros(outputs, inputs), zeros(1, outputs));
         Cuda::get()
-            .gemm_forward(GemmForward {
+            .linear_forward(LinearForward {
                 x: x.view().columns(0..inputs),
                 weight: weight.view().columns(0..inputs).into(),
                 bias: None,
@@ -177,7 +177,7 @@ fn columns_beyond_the_operands_are_not_read() {
             })
             .unwrap();
         Cuda::get()
-            .gemm_backward(GemmBackward {
+            .linear_backward(LinearBackward {
                 x: x.view().columns(0..inputs),
                 weight: weight.view().columns(0..inputs).into(),
                 dy: gradient.view().columns(0..outputs),
@@ -228,7 +228,7 @@ fn a_gradient_of_the_weight_alone_is_the_same() {
     let zeros = Matrix::filled(264, 200, 0.0);
     let mut dweight = Tensor::<Cuda, f32>::pitched(&zeros);
     Cuda::get()
-        .gemm_backward(GemmBackward {
+        .linear_backward(LinearBackward {
             x: Tensor::pitched(&linear.x).view(),
             weight: Tensor::pitched(&linear.weight).weight(),
             dy: Tensor::pitched(&dy).view(),
@@ -258,7 +258,7 @@ fn parts_of_a_gradient_of_a_weight_are_added_up() {
     let mut dweight = Tensor::<Cuda, f32>::pitched(&linear.weight);
     let mut dbias = Tensor::<Cuda, f32>::pitched(&linear.bias);
     Cuda::get()
-        .gemm_backward(GemmBackward {
+        .linear_backward(LinearBackward {
             x: x.view().columns(0..inputs),
             weight: Tensor::pitched(&linear.weight).weight(),
             dy: gradient.view().columns(0..outputs),
@@ -312,7 +312,7 @@ fn pass_apart(tests: &[&str], environment: &[(&str, &OsStr)]) -> String {
 /// The tests above where a simulated GPU has few multiprocessors: that is many tiles for each.
 fn run_on_four_multiprocessors(capability: &str) {
     let environment = [("SIMGPU_CC", capability), ("SIMGPU_MULTIPROCESSORS", "4")];
-    pass_apart(&["gemm::gpu::"], &environment.map(|(name, value)| (name, OsStr::new(value))));
+    pass_apart(&["linear::gpu::"], &environment.map(|(name, value)| (name, OsStr::new(value))));
 }
 
 /// On twelve, blocks share the rows of the test above.
@@ -320,7 +320,7 @@ fn run_on_four_multiprocessors(capability: &str) {
 fn parts_are_added_up_on_few_multiprocessors() {
     for capability in ["80", "90"] {
         let environment = [("SIMGPU_CC", capability), ("SIMGPU_MULTIPROCESSORS", "12")];
-        pass_apart(&["gemm::gpu::parts_of"], &environment.map(|(name, value)| (name, OsStr::new(value))));
+        pass_apart(&["linear::gpu::parts_of"], &environment.map(|(name, value)| (name, OsStr::new(value))));
     }
 }
 
@@ -335,7 +335,7 @@ fn products_are_right_before_hopper_on_few_multiprocessors() {
     run_on_four_multiprocessors("80");
 }
 
-const SMALL_TEST: &str = "gemm::gpu::a_product_is_the_same_bits_every_time";
+const SMALL_TEST: &str = "linear::gpu::a_product_is_the_same_bits_every_time";
 
 /// Products that the stand-in for cuBLASLt computed in tests of this file, run with `QFORMER_GEMM` set to `choice`. None
 /// with a real GPU, where the real library is asked for and does not tell.
@@ -355,7 +355,7 @@ fn cublaslt_products(tests: &str, choice: Option<&str>) -> Option<u64> {
 /// Every test of this file, with all that cuBLASLt can do given to it.
 #[test]
 fn cublaslt_gives_right_products_and_gradients() {
-    let products = cublaslt_products("gemm::gpu::", Some("cublaslt"));
+    let products = cublaslt_products("linear::gpu::", Some("cublaslt"));
     // The 12 aligned shapes of the test of whole numbers have dx and dW twice, and dz; y is saved there, so it stays
     // where it is. Three shapes of the test of what follows have y with each of four activations, saved or not.
     assert!(products.is_none_or(|products| products >= 12 * 5 + 3 * 8), "{products:?}");

@@ -1,6 +1,6 @@
 //! Matrix products, finished block by block while the block is in the cache.
 
-use super::{GemmBackward, GemmForward, GemmOp};
+use super::{LinearBackward, LinearForward, LinearInputBackward, LinearOp, ParameterBackward};
 use crate::device::{Columns, Cpu, Operand, Real, Rows, V, Write, vectorised};
 use crate::error::Result;
 use crate::ops::activation::Activation;
@@ -71,10 +71,10 @@ fn add_rows<E: Real>(dy: V<'_, Cpu<E>>, dbias: &mut [E]) {
     });
 }
 
-impl<E: Real> GemmOp for Cpu<E> {
-    fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()> {
+impl<E: Real> LinearOp for Cpu<E> {
+    fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()> {
         args.check();
-        let GemmForward { x, weight, bias, activation, residual, pre_activation, y } = args;
+        let LinearForward { x, weight, bias, activation, residual, pre_activation, y } = args;
         if y.shape().is_empty() {
             return Ok(());
         }
@@ -99,31 +99,37 @@ impl<E: Real> GemmOp for Cpu<E> {
         }
     }
 
-    fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()> {
+    fn linear_input_backward(&self, args: LinearInputBackward<'_, Self>) -> Result<()> {
         args.check();
-        let GemmBackward { x, weight, dy, activation, dx, dweight, dbias } = args;
+        let LinearInputBackward { weight, dy, activation, write, dx } = args;
+        if dy.rows() == 0 {
+            return Ok(());
+        }
+        let (a, b) =
+            (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight.matrix())));
+        // SAFETY: dx is borrowed exclusively.
+        unsafe {
+            self.product(
+                a,
+                b,
+                write,
+                &dx.into_rows(),
+                #[inline(always)]
+                |row, first, dx| {
+                    if let Some((activation, z)) = activation {
+                        activation.apply_derivative(&z.row(row)[first..], dx);
+                    }
+                },
+            )
+        }
+    }
+
+    fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
+        let (input, ParameterBackward { x, dy, dweight, dbias }) = args.parts();
         if x.rows() == 0 {
             return Ok(());
         }
-        if let Some((write, dx)) = dx {
-            let (a, b) =
-                (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight.matrix())));
-            // SAFETY: dx is borrowed exclusively.
-            unsafe {
-                self.product(
-                    a,
-                    b,
-                    write,
-                    &dx.into_rows(),
-                    #[inline(always)]
-                    |row, first, dx| {
-                        if let Some((activation, z)) = activation {
-                            activation.apply_derivative(&z.row(row)[first..], dx);
-                        }
-                    },
-                )
-            }?;
-        }
+        input.map_or(Ok(()), |input| self.linear_input_backward(input))?;
         let (a, b) = (Operand::summed_by_rows(dy), Columns::Whole(Operand::summed_by_rows(x)));
         // SAFETY: dW is borrowed exclusively.
         unsafe { self.product(a, b, Write::Add, &dweight.into_rows(), |_, _, _| {}) }?;

@@ -5,7 +5,7 @@ use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_indepe
 use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
 use qformer::config::Activation;
 use qformer::device::{Cpu, Cuda, Write};
-use qformer::ops::gemm::{GemmBackward, GemmForward, GemmOp};
+use qformer::ops::linear::{LinearBackward, LinearForward, LinearOp};
 use qformer::tensor::Packing;
 
 /// A way of storing a weight.
@@ -68,11 +68,11 @@ impl Linear {
         })
     }
 
-    fn forward<D: TestDevice + GemmOp>(&self, store: Store<D>, bias: Option<&Matrix>) -> Matrix {
+    fn forward<D: TestDevice + LinearOp>(&self, store: Store<D>, bias: Option<&Matrix>) -> Matrix {
         let mut bias = bias.map(Tensor::pitched);
         let mut y = Tensor::<D>::output(self.x.rows, self.weight.rows);
         D::get()
-            .gemm_forward(GemmForward {
+            .linear_forward(LinearForward {
                 x: Tensor::pitched(&self.x).view(),
                 weight: store(&self.weight).weight(),
                 bias: bias.as_mut().map(Tensor::view),
@@ -86,7 +86,7 @@ impl Linear {
     }
 
     /// x·Wᵀ + b, and its activation plus `residual`.
-    fn forward_activated<D: TestDevice + GemmOp>(
+    fn forward_activated<D: TestDevice + LinearOp>(
         &self,
         store: Store<D>,
         activation: Activation,
@@ -95,7 +95,7 @@ impl Linear {
         let (rows, outputs) = (self.x.rows, self.weight.rows);
         let (mut y, mut saved) = (Tensor::<D>::output(rows, outputs), Tensor::<D>::output(rows, outputs));
         D::get()
-            .gemm_forward(GemmForward {
+            .linear_forward(LinearForward {
                 x: Tensor::pitched(&self.x).view(),
                 weight: store(&self.weight).weight(),
                 bias: Some(Tensor::pitched(&self.bias).view()),
@@ -109,12 +109,12 @@ impl Linear {
     }
 
     /// dx, dW and db, each on top of what the last three arguments hold.
-    fn backward<D: TestDevice + GemmOp>(&self, dy: &Matrix, write: Write, before: &Linear) -> Linear {
+    fn backward<D: TestDevice + LinearOp>(&self, dy: &Matrix, write: Write, before: &Linear) -> Linear {
         let mut dx = Tensor::<D>::pitched(&before.x);
         let mut dweight = Tensor::<D, D::Stat>::pitched(&before.weight);
         let mut dbias = Tensor::<D, D::Stat>::pitched(&before.bias);
         D::get()
-            .gemm_backward(GemmBackward {
+            .linear_backward(LinearBackward {
                 x: Tensor::pitched(&self.x).view(),
                 weight: Tensor::pitched(&self.weight).weight(),
                 dy: Tensor::pitched(dy).view(),
@@ -128,7 +128,7 @@ impl Linear {
     }
 }
 
-fn forward_matches<D: TestDevice + GemmOp>() {
+fn forward_matches<D: TestDevice + LinearOp>() {
     for shape in SHAPES {
         let linear = Linear::random(shape).rounded::<D>();
         let want = linear.plain();
@@ -146,7 +146,7 @@ fn forward_matches_a_plain_computation() {
     forward_matches::<Cuda>();
 }
 
-fn activation_saves_its_input<D: TestDevice + GemmOp>(store: Store<D>, tolerance: f64) {
+fn activation_saves_its_input<D: TestDevice + LinearOp>(store: Store<D>, tolerance: f64) {
     let linear = Linear::random([33, 48, 70]);
     let mut random = Random::new(6);
     let residual = random.matrix(33, 70);
@@ -164,11 +164,11 @@ fn a_fused_activation_saves_what_it_is_applied_to() {
     }
 }
 
-fn a_part_is_a_layer<D: TestDevice + GemmOp>(store: Store<D>, tolerance: f64) {
+fn a_part_is_a_layer<D: TestDevice + LinearOp>(store: Store<D>, tolerance: f64) {
     let linear = Linear::random([9, 20, 200]);
     let mut y = Tensor::<D>::output(9, 100);
     D::get()
-        .gemm_forward(GemmForward {
+        .linear_forward(LinearForward {
             x: Tensor::rows(&linear.x).view(),
             weight: store(&linear.weight).weight().row_range(64..164),
             bias: Some(Tensor::rows(&linear.bias).view().columns(64..164)),
@@ -203,7 +203,7 @@ fn split_panels_match_a_plain_computation() {
     }
 }
 
-fn whole_numbers_are_exact<D: TestDevice + GemmOp>() {
+fn whole_numbers_are_exact<D: TestDevice + LinearOp>() {
     let mut random = Random::new(2);
     // Sums stay below 257·8·8 < 2²⁴, so no precision rounds them.
     let mut whole = |rows, cols| Matrix::from_fn(rows, cols, |_, _| random.below(17) as f64 - 8.0);
@@ -249,7 +249,7 @@ fn backward_matches_finite_differences() {
 }
 
 /// The plain gradients at the model's widths, where blocks and chunks meet.
-fn backward_matches<D: TestDevice + GemmOp>() {
+fn backward_matches<D: TestDevice + LinearOp>() {
     let [rows, inputs, outputs] = [401, 140, 770];
     let linear = Linear::random([rows, inputs, outputs]);
     let mut random = Random::new(4);
@@ -326,7 +326,7 @@ fn a_split_weight_is_refused_without_amx() {
     Linear::random([2, 3, 4]).forward::<Cpu<f64>>(Tensor::split_panels, None);
 }
 
-fn nan_marks_its_row<D: TestDevice + GemmOp>(store: Store<D>, not_finite: f64) {
+fn nan_marks_its_row<D: TestDevice + LinearOp>(store: Store<D>, not_finite: f64) {
     let mut linear = Linear::random([40, 33, 70]);
     linear.x.set(2, 5, not_finite);
     let y = linear.forward(store, None);

@@ -5,11 +5,11 @@ use crate::common::{Matrix, Random, assert_gradient};
 use crate::device::{Tensor, TestDevice, rounded};
 use qformer::device::{Cpu, Cuda, Write};
 use qformer::ops::activation::{Activation, ActivationBackward, ActivationForward, ActivationOp};
-use qformer::ops::gemm::{GemmBackward, GemmOp};
+use qformer::ops::linear::{LinearBackward, LinearInputBackward, LinearOp};
 
 impl Linear {
     /// dz, where x = f(z).
-    pub(super) fn backward_activated<D: TestDevice + GemmOp>(
+    pub(super) fn backward_activated<D: TestDevice + LinearOp>(
         &self,
         activation: Activation,
         z: &Matrix,
@@ -18,7 +18,7 @@ impl Linear {
         let mut dz = Tensor::<D>::output(z.rows, z.cols);
         let zeros = Matrix::filled(self.weight.rows, self.weight.cols, 0.0);
         D::get()
-            .gemm_backward(GemmBackward {
+            .linear_backward(LinearBackward {
                 x: Tensor::pitched(&self.x).view(),
                 weight: Tensor::pitched(&self.weight).weight(),
                 dy: Tensor::pitched(dy).view(),
@@ -29,6 +29,27 @@ impl Linear {
             })
             .unwrap();
         dz.read()
+    }
+
+    /// dx, or dz where x = f(z), of a layer that is frozen.
+    fn input_backward<D: TestDevice + LinearOp>(
+        &self,
+        activation: Option<(Activation, &Matrix)>,
+        dy: &Matrix,
+        (write, before): (Write, &Matrix),
+    ) -> Matrix {
+        let mut dx = Tensor::<D>::pitched(before);
+        let mut z = activation.map(|(_, z)| Tensor::pitched(z));
+        D::get()
+            .linear_input_backward(LinearInputBackward {
+                weight: Tensor::pitched(&self.weight).weight(),
+                dy: Tensor::pitched(dy).view(),
+                activation: activation.map(|(f, _)| f).zip(z.as_mut().map(Tensor::view)),
+                write,
+                dx: dx.view_mut(),
+            })
+            .unwrap();
+        dx.read()
     }
 }
 
@@ -71,7 +92,7 @@ fn backward_through_an_activation_matches_finite_differences() {
 
 /// What is fused into the product is what follows it otherwise: at most twice as far off as product and derivative
 /// that are rounded each.
-fn fused_derivatives_match<D: TestDevice + GemmOp>() {
+fn fused_derivatives_match<D: TestDevice + LinearOp>() {
     for [rows, inputs, outputs] in [[300, 264, 96], [40, 72, 96], [9, 24, 40], [13, 17, 11], [1, 1, 1]] {
         let linear = Linear::random([rows, inputs, outputs]).rounded::<D>();
         let mut random = Random::new(9);
@@ -86,6 +107,8 @@ fn fused_derivatives_match<D: TestDevice + GemmOp>() {
             let reference = rounded::<D>(&differentiated::<Cpu<f64>>(activation, &z, &rounded::<D>(&dx)));
             let got = linear.backward_activated::<D>(activation, &z, &dy);
             D::assert_near(&format!("dz of {activation:?}, {rows}×{inputs}"), &got, &want, &reference);
+            let frozen = linear.input_backward::<D>(Some((activation, &z)), &dy, (Write::Replace, &z));
+            assert_eq!(frozen.bits(), got.bits(), "of a frozen layer: {activation:?}, {rows}×{inputs}");
         }
     }
 }
@@ -97,12 +120,32 @@ fn backward_through_an_activation_matches_product_and_derivative() {
     fused_derivatives_match::<Cuda>();
 }
 
+fn frozen_layers_have_the_same_gradient<D: TestDevice + LinearOp>() {
+    for sizes in [[300, 264, 96], [13, 17, 11], [1, 1, 1]] {
+        let linear = Linear::random(sizes).rounded::<D>();
+        let mut random = Random::new(10);
+        let dy = rounded::<D>(&random.matrix(sizes[0], sizes[2]));
+        for write in [Write::Replace, Write::Add] {
+            let trained = linear.backward::<D>(&dy, write, &linear);
+            let frozen = linear.input_backward::<D>(None, &dy, (write, &linear.x));
+            assert_eq!(frozen.bits(), trained.x.bits(), "{sizes:?} {write:?}");
+        }
+    }
+}
+
+#[test]
+fn the_input_s_gradient_is_the_same_where_the_layer_is_frozen() {
+    frozen_layers_have_the_same_gradient::<Cpu<f64>>();
+    frozen_layers_have_the_same_gradient::<Cpu<f32>>();
+    frozen_layers_have_the_same_gradient::<Cuda>();
+}
+
 #[test]
 #[should_panic(expected = "the gradient of z is written")]
 fn a_gradient_through_an_activation_is_not_added() {
     let linear = Linear::random([2, 3, 4]);
     let mut dz = Tensor::<Cpu<f32>>::pitched(&linear.x);
-    let _ = Cpu::<f32>::get().gemm_backward(GemmBackward {
+    let _ = Cpu::<f32>::get().linear_backward(LinearBackward {
         x: Tensor::pitched(&linear.x).view(),
         weight: Tensor::pitched(&linear.weight).weight(),
         dy: Tensor::pitched(&linear.plain()).view(),

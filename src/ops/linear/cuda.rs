@@ -6,7 +6,7 @@ mod mma;
 mod sm90a;
 mod weight;
 
-use super::{GemmBackward, GemmForward, GemmOp};
+use super::{LinearBackward, LinearForward, LinearInputBackward, LinearOp, ParameterBackward};
 use crate::device::cuda::{Factor, In, LinearProduct, Out, Results, count, vector_width};
 use crate::device::{Cuda, Write};
 use crate::error::Result;
@@ -98,10 +98,10 @@ struct Product<F> {
     finish: F,
 }
 
-impl GemmOp for Cuda {
-    fn gemm_forward(&self, args: GemmForward<'_, Self>) -> Result<()> {
+impl LinearOp for Cuda {
+    fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()> {
         args.check();
-        let GemmForward { x, weight, bias, activation, residual, pre_activation, y } = args;
+        let LinearForward { x, weight, bias, activation, residual, pre_activation, y } = args;
         let (rows, inputs, outputs) = (count(x.rows()), count(x.cols()), count(weight.rows()));
         if rows == 0 {
             return Ok(());
@@ -143,46 +143,53 @@ impl GemmOp for Cuda {
         })
     }
 
-    fn gemm_backward(&self, args: GemmBackward<'_, Self>) -> Result<()> {
+    fn linear_input_backward(&self, args: LinearInputBackward<'_, Self>) -> Result<()> {
         args.check();
-        let GemmBackward { x, weight, dy, activation, dx, dweight, dbias } = args;
-        let (rows, inputs, outputs) = (count(x.rows()), count(x.cols()), count(weight.rows()));
+        let LinearInputBackward { weight, dy, activation, write, dx } = args;
+        let (rows, inputs, outputs) = (count(dy.rows()), count(weight.cols()), count(weight.rows()));
         if rows == 0 {
             return Ok(());
         }
-        let (x, weight, dy) = (In::of(x), In::of(weight.matrix()), In::of(dy));
+        let (weight, dy) = (In::of(weight.matrix()), In::of(dy));
         let activation = activation.map(|(f, z)| (f, In::of(z)));
-        if let Some((write, dx)) = dx {
-            let (dx, none) = (Out::of(dx), In::optional(None));
-            let before = match write {
-                Write::Replace => none,
-                Write::Add => dx.before(),
-            };
-            let product = LinearProduct {
-                m: rows,
-                n: inputs,
-                k: outputs,
-                a: Factor::plain(dy),
-                b: Factor::plain(weight),
-                bias: none,
-                addend: before,
-                to: Out::optional(None),
-                follows: Activation::number(activation.map(|(f, _)| f)),
-            };
-            let own = |to: Results<'_, bf16>| {
-                let finish = FinishInput::new(activation, before, to.y);
-                let product = Product { rows, inputs, outputs, finish };
-                match Kernels::for_operands(rows, inputs, [dy, weight], self) {
-                    Kernels::Mma(tile) => tile.input(self, dy, weight, product),
-                    Kernels::Sm90a(tile) => tile.input(self, dy, weight, product),
-                }
-            };
-            self.multiply(&product, Results::of(dx), own, |Results { y: dx, .. }| match activation {
-                None => Ok(()),
-                Some((f, z)) => self.differentiate(f, z, dx, [rows, inputs]),
-            })?;
+        let (dx, none) = (Out::of(dx), In::optional(None));
+        let before = match write {
+            Write::Replace => none,
+            Write::Add => dx.before(),
+        };
+        let product = LinearProduct {
+            m: rows,
+            n: inputs,
+            k: outputs,
+            a: Factor::plain(dy),
+            b: Factor::plain(weight),
+            bias: none,
+            addend: before,
+            to: Out::optional(None),
+            follows: Activation::number(activation.map(|(f, _)| f)),
+        };
+        let own = |to: Results<'_, bf16>| {
+            let finish = FinishInput::new(activation, before, to.y);
+            let product = Product { rows, inputs, outputs, finish };
+            match Kernels::for_operands(rows, inputs, [dy, weight], self) {
+                Kernels::Mma(tile) => tile.input(self, dy, weight, product),
+                Kernels::Sm90a(tile) => tile.input(self, dy, weight, product),
+            }
+        };
+        self.multiply(&product, Results::of(dx), own, |Results { y: dx, .. }| match activation {
+            None => Ok(()),
+            Some((f, z)) => self.differentiate(f, z, dx, [rows, inputs]),
+        })
+    }
+
+    fn linear_backward(&self, args: LinearBackward<'_, Self>) -> Result<()> {
+        let (input, ParameterBackward { x, dy, dweight, dbias }) = args.parts();
+        let (rows, inputs, outputs) = (count(x.rows()), count(x.cols()), count(dy.cols()));
+        if rows == 0 {
+            return Ok(());
         }
-        let layer = Layer { dy, x, rows, inputs, outputs };
+        input.map_or(Ok(()), |input| self.linear_input_backward(input))?;
+        let layer = Layer { dy: In::of(dy), x: In::of(x), rows, inputs, outputs };
         layer.add_gradients(self, Results { y: Out::of(dweight), dbias: Out::optional(dbias) })
     }
 }
