@@ -2,6 +2,7 @@
 
 mod commands;
 mod device;
+mod flags;
 mod inputs;
 mod outputs;
 mod progress;
@@ -102,7 +103,7 @@ fn main() -> ExitCode {
     match panic::catch_unwind(AssertUnwindSafe(|| run(&session, command))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            say(format_args!("error: {error}"));
+            say(format_args!("error: {}", flags::message(&error)));
             ExitCode::from(error.exit_code())
         }
         Err(_) => {
