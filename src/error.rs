@@ -152,3 +152,17 @@ impl std::error::Error for Error {
         self.source.as_ref().map(|source| source as _)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_can_be_told_by_other_names() {
+        let error = Error::input(Path::new("a.toml"), "`lr_min` is more than `lr`").naming(&["lr_min", "lr"]);
+        assert_eq!(error.settings(), ["lr_min", "lr"]);
+        let error = error.with("see `b`");
+        assert_eq!(error.message_with(str::to_uppercase), "a.toml: LR_MIN is more than LR; see `b`");
+        assert_eq!(Error::value("`lr` is text here").message_with(str::to_uppercase), "`lr` is text here");
+    }
+}

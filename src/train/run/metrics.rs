@@ -1,4 +1,4 @@
-//! What a run found out, step by step: `metrics.jsonl`.
+//! The losses of a run, step by step: `metrics.jsonl`.
 
 use super::measures::{Measure, Measured};
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ const LINE_BYTES: u64 = 1 << 20;
 /// What the name of a file begins with that had lines which cannot be read.
 const DAMAGED: &str = "damaged-";
 
-/// What a step found out.
+/// What is recorded of a step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Record {
     /// Counted from 1.

@@ -61,7 +61,7 @@ pub struct Trainer<O: Objective> {
 /// What is told of a step while the run goes on.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What it found out.
+    /// Its losses and whatever else was measured.
     pub record: Record,
     /// Of the run.
     pub steps: usize,
@@ -375,7 +375,7 @@ impl<O: Objective> Trainer<O> {
         self.unreadable.len()
     }
 
-    /// What every step found out.
+    /// The records of all steps.
     pub fn history(&self) -> &[Record] {
         &self.metrics.history
     }

@@ -3,7 +3,7 @@
 use super::Stage1Settings;
 use crate::train::CardFacts;
 
-/// What the checkpoint is, and what its last step found out.
+/// What the checkpoint is, and the losses of its last step.
 pub(super) fn model_card(facts: &CardFacts<'_, Stage1Settings>) -> String {
     let CardFacts { settings, step, .. } = facts;
     let [itc, itm, lm] = settings.objective.loss_weights;

@@ -9,8 +9,8 @@ use super::world::Scene;
 use super::{Goal, HELD_OUT, commands};
 use crate::shell::quoted;
 use html::{corrected, figure, percent, png_uri};
-use qformer::train::{Record, curves};
-use qformer::{Error, QFormer, Result};
+use qformer::train::{Objective, Record, Stage1, curves};
+use qformer::{Cpu, Error, QFormer, Result};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -43,7 +43,7 @@ impl Page<'_> {
         let (pictures, steps) = (self.learnt.len(), self.history.len());
         let (minutes, seconds) = (self.seconds / 60, self.seconds % 60);
         let queries = self.model.config().num_query_tokens;
-        let curves = curves::svg("Training", steps, self.history);
+        let curves = curves::svg("Training", steps, Stage1::<Cpu<f32>>::MEASURES, self.history);
         let mut page = format!(
             "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
              <meta name=\"viewport\" content=\"width=device-width\"><title>qformer demo</title>\n\
