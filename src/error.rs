@@ -1,5 +1,5 @@
 //! The crate's one error type: a kind, which decides the exit code, and a sentence that names the
-//! file, tensor or flag at fault and the remedy.
+//! file, tensor or setting at fault and the remedy.
 
 use std::fmt;
 use std::path::Path;
@@ -40,11 +40,13 @@ pub struct Error {
     kind: Kind,
     message: String,
     source: Option<std::io::Error>,
+    /// Those that the message names.
+    settings: Vec<&'static str>,
 }
 
 impl Error {
     fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into(), source: None, settings: Vec::new() }
     }
 
     /// A request that cannot be carried out as made.
@@ -100,6 +102,24 @@ impl Error {
         Self::new(Kind::Device, message)
     }
 
+    /// The same; its message names these settings between backticks, as in "`lr_min` is more than `lr`".
+    pub(crate) fn naming(self, settings: &[&'static str]) -> Self {
+        debug_assert!(settings.iter().all(|name| self.message.contains(&format!("`{name}`"))), "{self:?}");
+        Self { settings: settings.to_vec(), ..self }
+    }
+
+    /// The fields, or arguments, that it is about: the message has their names between backticks.
+    pub fn settings(&self) -> &[&'static str] {
+        &self.settings
+    }
+
+    /// The message for people who know a setting by another name, such as a command line's flag: `name_of` tells
+    /// it.
+    pub fn message_with(&self, name_of: impl Fn(&str) -> String) -> String {
+        let renamed = |message: String, name: &&str| message.replace(&format!("`{name}`"), &name_of(name));
+        self.settings.iter().fold(self.message.clone(), renamed)
+    }
+
     /// What kind of fault this is.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -130,5 +150,19 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_can_be_told_by_other_names() {
+        let error = Error::input(Path::new("a.toml"), "`lr_min` is more than `lr`").naming(&["lr_min", "lr"]);
+        assert_eq!(error.settings(), ["lr_min", "lr"]);
+        let error = error.with("see `b`");
+        assert_eq!(error.message_with(str::to_uppercase), "a.toml: LR_MIN is more than LR; see `b`");
+        assert_eq!(Error::value("`lr` is text here").message_with(str::to_uppercase), "`lr` is text here");
     }
 }

@@ -174,6 +174,32 @@ fn features_choose_modules_not_lines() {
     assert!(seen > 0, "no feature was seen");
 }
 
+/// A run trains whatever it is given: the losses' names are the objective's.
+#[test]
+fn runs_know_no_loss_by_name() {
+    let of_losses =
+        ["itc", "itm", "itg", "lm", "contrastive", "matching", "captioning", "stage1", "stage2", "stage"];
+    for (path, text) in sources("src/train/run") {
+        let words = text.split(|c: char| !c.is_alphanumeric()).map(str::to_lowercase);
+        let found = words.into_iter().find(|word| of_losses.contains(&&**word));
+        assert_eq!(found, None, "{}", path.display());
+    }
+}
+
+/// A caller of the library, or another program on top of it, has no flags: `Error` carries the settings' names, and the
+/// command line translates them.
+#[test]
+fn messages_of_the_library_name_no_flags() {
+    for (path, text) in sources("src").iter().filter(|(path, _)| module(path) != "bin") {
+        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+        for line in code {
+            let mut parts = line.split("--").skip(1);
+            let flag = parts.find(|part| part.starts_with(|c: char| c.is_ascii_lowercase()));
+            assert_eq!(flag, None, "{}: {line}", path.display());
+        }
+    }
+}
+
 /// `print!`, `eprintln!` and their like panic if a stream cannot be written: it would be told as a fault, or hang the program.
 #[test]
 fn lines_are_written_where_a_closed_stream_is_thought_of() {

@@ -226,10 +226,11 @@ impl Producer {
         let (bad, allowed) = (self.known.len(), self.preparation.options.max_bad_samples);
         if bad > allowed {
             return Err(Error::value(format!(
-                "{} cannot be read; --max-bad-samples allows {allowed}: {}",
+                "{} cannot be read; `max_bad_samples` allows {allowed}: {}",
                 counted(bad, "sample"),
                 self.told.join("; ")
-            )));
+            ))
+            .naming(&["max_bad_samples"]));
         }
         if self.barren >= examples {
             return Err(Error::value(format!(

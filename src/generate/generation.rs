@@ -33,7 +33,7 @@ impl Decoding {
         }
         let json = input::parse_json(&path, &input::read_text(&path, FILE_BYTES)?)?;
         let decoding = Self::from_json(&json, longest).map_err(|what| Error::input(&path, what))?;
-        decoding.validate().map_err(|error| Error::input(&path, error))?;
+        decoding.validate().map_err(|error| Error::input(&path, error.message_with(field_of)))?;
         Ok(decoding)
     }
 
@@ -87,6 +87,16 @@ impl Decoding {
         }
         json
     }
+}
+
+/// What the file calls a setting of [`Decoding`].
+fn field_of(setting: &str) -> String {
+    let field = match setting {
+        "beams" => "num_beams",
+        "sequences" => "num_return_sequences",
+        same => same,
+    };
+    field.to_owned()
 }
 
 fn count(json: &Value, field: &str) -> std::result::Result<Option<usize>, String> {
@@ -170,8 +180,8 @@ mod tests {
             (r#"{"num_beams": 1.5}"#, "num_beams is 1.5"),
             (r#"{"length_penalty": []}"#, "length_penalty is []; it has to be a number"),
             (r#"{"do_sample": 1}"#, "do_sample is 1; it has to be true or false"),
-            (r#"{"min_length": 19, "max_length": 18}"#, "--min-length 19"),
-            (r#"{"num_return_sequences": 4}"#, "--num-captions 4"),
+            (r#"{"min_length": 19, "max_length": 18}"#, "min_length 19 is more than max_length 18"),
+            (r#"{"num_return_sequences": 4}"#, "num_return_sequences 4 is more than num_beams 3"),
             (r#"[]"#, "is not a JSON object"),
             (r#"{"num_beams": 1, "num_beams": 2}"#, "num_beams"),
         ] {

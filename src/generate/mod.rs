@@ -104,45 +104,53 @@ pub struct Hypothesis {
 
 impl Decoding {
     /// # Errors
-    /// Fails if a value is out of its range, naming it as the command line does.
+    /// Fails if a value is out of its range, naming its field.
     pub fn validate(&self) -> Result<()> {
-        let refuse = |what: String| Err(Error::usage(what));
+        let refuse = |settings: &[&'static str], what: String| Err(Error::usage(what).naming(settings));
         if self.max_length < 2 {
-            return refuse(format!(
-                "--max-length {} leaves no room for a token; give 2 or more",
-                self.max_length
-            ));
+            return refuse(
+                &["max_length"],
+                format!("`max_length` {} leaves no room for a token; give 2 or more", self.max_length),
+            );
         }
         if self.min_length > self.max_length {
-            return refuse(format!(
-                "--min-length {} is more than --max-length {}; give one that is not",
-                self.min_length, self.max_length
-            ));
+            return refuse(
+                &["min_length", "max_length"],
+                format!(
+                    "`min_length` {} is more than `max_length` {}; give one that is not",
+                    self.min_length, self.max_length
+                ),
+            );
         }
         if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
-            return refuse(format!("--repetition-penalty {} is not above 0", self.repetition_penalty));
+            let what = format!("`repetition_penalty` {} is not above 0", self.repetition_penalty);
+            return refuse(&["repetition_penalty"], what);
         }
         if self.sequences == 0 {
-            return refuse("--num-captions 0 asks for nothing; give 1 or more".into());
+            return refuse(&["sequences"], "`sequences` 0 asks for nothing; give 1 or more".into());
         }
         match self.search {
             Search::Beam { beams, length_penalty } => {
                 if beams < self.sequences {
-                    return refuse(format!(
-                        "--num-captions {} is more than --num-beams {beams} can find; give as many beams",
-                        self.sequences
-                    ));
+                    return refuse(
+                        &["sequences", "beams"],
+                        format!(
+                            "`sequences` {} is more than `beams` {beams} can find; give as many beams",
+                            self.sequences
+                        ),
+                    );
                 }
                 if !length_penalty.is_finite() {
-                    return refuse(format!("--length-penalty {length_penalty} is not a finite number"));
+                    let what = format!("`length_penalty` {length_penalty} is not a finite number");
+                    return refuse(&["length_penalty"], what);
                 }
             }
             Search::Nucleus { top_p, temperature, .. } => {
                 if !(top_p > 0.0 && top_p <= 1.0) {
-                    return refuse(format!("--top-p {top_p} is not above 0 and at most 1"));
+                    return refuse(&["top_p"], format!("`top_p` {top_p} is not above 0 and at most 1"));
                 }
                 if !(temperature.is_finite() && temperature > 0.0) {
-                    return refuse(format!("--temperature {temperature} is not above 0"));
+                    return refuse(&["temperature"], format!("`temperature` {temperature} is not above 0"));
                 }
             }
         }

@@ -13,6 +13,7 @@ mod golden;
 mod gpu;
 mod hostile;
 mod mistakes;
+mod objective;
 #[path = "../support/paths.rs"]
 mod paths;
 mod pictures;

@@ -2,6 +2,7 @@
 
 mod commands;
 mod device;
+mod flags;
 mod inputs;
 mod outputs;
 mod page;
@@ -104,7 +105,7 @@ fn main() -> ExitCode {
     match panic::catch_unwind(AssertUnwindSafe(|| run(&session, command))) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
-            say(format_args!("error: {error}"));
+            say(format_args!("error: {}", flags::message(&error)));
             ExitCode::from(error.exit_code())
         }
         Err(_) => {

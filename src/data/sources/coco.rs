@@ -30,7 +30,7 @@ pub(in crate::data) fn read(path: &Path, split: Option<&str>) -> Result<Listing>
     }
     let mut coco = Coco::default();
     records::read_json(path, reader, Whole(&mut coco))?;
-    let chosen = coco.choose(split).map_err(|what| Error::input(path, printable(&what)))?;
+    let chosen = coco.choose(path, split)?;
     coco.listing(&chosen).map_err(|what| Error::input(path, what))
 }
 
@@ -53,13 +53,17 @@ struct Coco {
 
 impl Coco {
     /// Whether an image is to be taken; all are if there are no splits.
-    fn choose(&self, split: Option<&str>) -> std::result::Result<Vec<bool>, String> {
+    fn choose(&self, path: &Path, split: Option<&str>) -> Result<Vec<bool>> {
         let mut names: Vec<&str> = self.split_names.iter().map(String::as_str).collect();
         names.sort_unstable();
+        let listed = printable(&names.join(", "));
         let Some(split) = split else {
             return match names[..] {
                 [] => Ok(vec![true; self.names.len()]),
-                _ => Err(format!("has the splits {}; choose one with --split", names.join(", "))),
+                _ => {
+                    let what = format_args!("has the splits {listed}; choose one as `split`");
+                    Err(Error::input(path, what).naming(&["split"]))
+                }
             };
         };
         let is_of = |own: &str| if own == "restval" { split == TRAIN } else { own == split };
@@ -69,7 +73,8 @@ impl Coco {
             .map(|own| own.is_some_and(|own| is_of(&self.split_names[usize::from(own)])))
             .collect();
         if !chosen.contains(&true) {
-            return Err(format!("has no image of split {split}; its splits are: {}", names.join(", ")));
+            let what = format_args!("has no image of split {split}; its splits are: {listed}");
+            return Err(Error::input(path, what));
         }
         Ok(chosen)
     }

@@ -196,16 +196,18 @@ impl<B: Backend> Captioner<B> {
         if length > longest {
             return Err(Error::usage(format!(
                 "captions of {length} tokens are longer than the {longest} that the model can read; \
-                 lower --max-length"
-            )));
+                 lower `max_length`"
+            ))
+            .naming(&["max_length"]));
         }
         // Rows of text are counted in 32 bits.
         let rows = sequences.checked_mul(length).filter(|&rows| u32::try_from(rows).is_ok());
         let rows = rows.ok_or_else(|| {
             Error::usage(format!(
-                "{sequences} sequences of {length} tokens are more than can be followed at a time; lower --num-beams, \
-                 --num-captions or --max-length"
+                "{sequences} sequences of {length} tokens are more than can be followed at a time; lower `beams`, \
+                 `sequences` or `max_length`"
             ))
+            .naming(&["beams", "sequences", "max_length"])
         })?;
         let sizes = [images.count(), rows];
         let mut lease = self.growing.lease(&model.device, (sequences, "sequences"), |c| {

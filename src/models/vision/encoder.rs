@@ -30,8 +30,8 @@ pub fn expect_in(checkpoint: &Checkpoint) -> Result<()> {
     }
     let what = "has no image encoder (tensors vision_model.…), so it reads no images: LAVIS's .pth files and \
                 the checkpoints of training on features leave it out; give the image encoder's output as \
-                --features, which qformer encode writes with the checkpoint that has it";
-    Err(Error::input(checkpoint.path(), what))
+                `features`, which qformer encode writes with the checkpoint that has it";
+    Err(Error::input(checkpoint.path(), what).naming(&["features"]))
 }
 
 /// A frozen image encoder with its weights on device `B`.

@@ -112,9 +112,10 @@ pub(crate) fn check_heads<D: AttentionOp>(what: &str, width: usize) -> Result<()
         return Ok(());
     }
     Err(Error::device(format!(
-        "the heads of {what} have {width} columns (hidden_size / num_attention_heads), and the GPU's kernels take {} at most; compute on the CPU (--device cpu)",
+        "the heads of {what} have {width} columns (hidden_size / num_attention_heads), and the GPU's kernels take {} at most; compute on the CPU (`device` cpu)",
         D::WIDEST_HEAD
-    )))
+    ))
+    .naming(&["device"]))
 }
 
 impl<D: Device> Clone for Attention<'_, D> {

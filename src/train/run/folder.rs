@@ -144,14 +144,18 @@ fn expect_empty(folder: &Path) -> Result<()> {
     }
     let shown = folder.display();
     Err(match (Run::exists(folder), folder.join(checkpoint::FOLDER_NAME).exists()) {
-        (true, _) => Error::usage(format!(
-            "{shown} is not empty; give another --output, or --resume to continue the run in it"
-        )),
+        (true, _) => {
+            let what = format!("{shown} is not empty; give another `folder`, or `reopen` the run in it");
+            Error::usage(what).naming(&["folder", "reopen"])
+        }
         (false, true) => Error::usage(format!(
-            "{shown} has checkpoints, but {CONFIG_FILE_NAME} with the run's settings is gone; put it back and --resume, or \
-             begin another run from a checkpoint by --model {shown}/{}/latest and another --output",
+            "{shown} has checkpoints, but {CONFIG_FILE_NAME} with the run's settings is gone; put it back and `reopen` the \
+             run, or begin another from a checkpoint by `model` {shown}/{}/latest in another `folder`",
             checkpoint::FOLDER_NAME
-        )),
-        (false, false) => Error::usage(format!("{shown} is not empty; give another --output")),
+        ))
+        .naming(&["reopen", "model", "folder"]),
+        (false, false) => {
+            Error::usage(format!("{shown} is not empty; give another `folder`")).naming(&["folder"])
+        }
     })
 }

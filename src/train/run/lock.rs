@@ -37,9 +37,10 @@ impl Lock {
             let file = opened.map_err(|error| Error::io(&path, "write", error))?;
             if let Err(TryLockError::WouldBlock) = file.try_lock() {
                 return Err(Error::value(format!(
-                    "another process is training in {}; wait until it ends, or give another --output",
+                    "another process is training in {}; wait until it ends, or give another `folder`",
                     folder.display()
-                )));
+                ))
+                .naming(&["folder"]));
             }
             // A run that could not begin removes its lock: this may be one that is gone.
             if is_at(&file, &path) {

@@ -1,10 +1,10 @@
-//! What a run found out, step by step: `metrics.jsonl`.
+//! The losses of a run, step by step: `metrics.jsonl`.
 
+use super::measures::{Measure, Measured};
 use crate::error::{Error, Result};
 use crate::input;
 use crate::output::{counted, path_aside, write_atomically};
-use crate::train::Losses;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -19,25 +19,16 @@ const LINE_BYTES: u64 = 1 << 20;
 /// What the name of a file begins with that had lines which cannot be read.
 const DAMAGED: &str = "damaged-";
 
-/// What a step found out.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// What is recorded of a step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Record {
     /// Counted from 1.
     pub step: usize,
-    /// The weighted sum of the three.
+    /// The loss that was differentiated.
     pub loss: f64,
-    /// ITC
-    pub loss_itc: f64,
-    /// ITM
-    pub loss_itm: f64,
-    /// ITG
-    pub loss_lm: f64,
-    /// Share of pairs that ITM tells right.
-    pub itm_accuracy: f64,
-    /// Share of images and texts whose most similar partner is theirs.
-    pub itc_recall1: f64,
-    /// What similarities were divided by.
-    pub temp: f64,
+    /// What the objective measured besides.
+    #[serde(flatten)]
+    pub measured: Measured,
     /// Before it was clipped.
     pub grad_norm: f64,
     /// The learning rate.
@@ -45,31 +36,28 @@ pub struct Record {
 }
 
 impl Record {
-    pub(super) fn new(step: usize, losses: Losses, temp: f64, grad_norm: f64, lr: f64) -> Self {
-        let [of_images, of_texts] = losses.recall;
-        Self {
-            step,
-            loss: losses.total,
-            loss_itc: losses.contrastive,
-            loss_itm: losses.matching,
-            loss_lm: losses.captioning,
-            itm_accuracy: losses.matching_accuracy,
-            itc_recall1: (of_images + of_texts) / 2.0,
-            temp,
-            grad_norm,
-            lr,
-        }
+    /// What the line `json` of the file says, if it is one about a step of an objective with these measures.
+    fn from_json(json: &Value, measures: &'static [Measure]) -> Option<Self> {
+        let number = |name: &str| json[name].as_f64();
+        let values = measures.iter().map(|measure| number(measure.name)).collect::<Option<Vec<_>>>()?;
+        Some(Self {
+            step: json["step"].as_u64()?.try_into().ok()?,
+            loss: number("loss")?,
+            measured: Measured::new(measures, values),
+            grad_norm: number("grad_norm")?,
+            lr: number("lr")?,
+        })
     }
 }
 
 /// A line of the file about a step.
 #[derive(Serialize)]
-pub(super) struct Line {
+pub(super) struct Line<'a> {
     pub(super) event: &'static str,
     pub(super) epoch: u64,
     pub(super) samples_seen: usize,
     #[serde(flatten)]
-    pub(super) record: Record,
+    pub(super) record: &'a Record,
     pub(super) samples_per_second: f64,
     pub(super) data_time_s: f64,
     pub(super) step_time_s: f64,
@@ -88,15 +76,20 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file at `path` of a run that goes on after step `saved`, or that begins. Of a file that is
-    /// there, what was written later goes: those steps are done again. Where lines are damaged, `warn` is told
-    /// by what name the file stays as it was.
+    /// Opens the file at `path` of a run whose objective has these measures, and that goes on after step `saved`, or
+    /// that begins. Of a file that is there, what was written later goes: those steps are done again. Where lines are
+    /// damaged, `warn` is told by what name the file stays as it was.
     ///
     /// # Errors
     /// Fails if the run begins though the file tells of a checkpoint, if it is not a file of the run's own, and if it
     /// cannot be read or written.
-    pub(super) fn open(path: PathBuf, saved: Option<usize>, warn: &mut dyn FnMut(String)) -> Result<Self> {
-        let history = if input::exists(&path) { rewind(&path, saved, warn)? } else { Vec::new() };
+    pub(super) fn open(
+        path: PathBuf,
+        measures: &'static [Measure],
+        saved: Option<usize>,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<Self> {
+        let history = if input::exists(&path) { rewind(&path, measures, saved, warn)? } else { Vec::new() };
         let file = OpenOptions::new().append(true).create(true).open(&path);
         let file = file.map_err(|error| Error::io(&path, "write", error))?;
         Ok(Self { path, file, history })
@@ -117,7 +110,12 @@ impl Metrics {
 
 /// Removes from the file the lines after step `saved`, all if there is none, and what is damaged; returns what the
 /// others say of steps.
-fn rewind(path: &Path, saved: Option<usize>, warn: &mut dyn FnMut(String)) -> Result<Vec<Record>> {
+fn rewind(
+    path: &Path,
+    measures: &'static [Measure],
+    saved: Option<usize>,
+    warn: &mut dyn FnMut(String),
+) -> Result<Vec<Record>> {
     let cannot_read = |error| Error::io(path, "read", error);
     let (file, length) = input::open_own(path)?;
     let mut lines = BufReader::new(file.take(length));
@@ -140,7 +138,7 @@ fn rewind(path: &Path, saved: Option<usize>, warn: &mut dyn FnMut(String)) -> Re
                 }
                 if saved.is_some_and(|saved| json["step"].as_u64().is_none_or(|step| step <= saved as u64)) {
                     if json["event"] == "train_step" {
-                        history.extend(serde_json::from_value::<Record>(json));
+                        history.extend(Record::from_json(&json, measures));
                     }
                     match kept.last_mut() {
                         Some(last) if last.end == begin => last.end = end,

@@ -25,7 +25,7 @@ pub struct TrainingStart<'a> {
     pub processor: ImageProcessor,
     /// Files for the checkpoints.
     pub companions: Companions,
-    /// Parameters of stage 1; of the image encoder too if the data are pictures.
+    /// What is trained; the image encoder too if the data are pictures.
     pub source: &'a dyn TensorSource,
     /// Whether `source` has the image encoder that features are of, for the checkpoints to carry as they do
     /// where the data are pictures.

@@ -1,21 +1,18 @@
-//! A run of stage 1: data to steps, steps to a folder.
+//! A run: data to steps, steps to a folder.
 
-use super::card::model_card;
 use super::checkpoint::{self, Frozen, Moments, State, Tensors};
 use super::folder::Run;
 use super::metrics::{self, Line, Metrics, Record};
 use super::model::{Companions, TrainingStart};
+use super::objective::{CardFacts, Objective, StepLoss, StepSize};
 use super::settings::Settings;
 use super::{curves, non_finite};
 use crate::config::Config;
 use crate::data::{Dataset, Images, Kind, Loader, LoaderOptions, Position};
+use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::models::qformer::{Abilities, Parameters};
 use crate::models::vision::encoder::VisionEncoder;
-use crate::ops::Backend;
 use crate::output::write_atomically;
-use crate::params::part_names;
-use crate::train::{Batch, Stage1, StepSize};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -29,22 +26,22 @@ const CURVES_FILE_NAME: &str = "curves.svg";
 /// Bytes.
 const GIB: f64 = (1 << 30) as f64;
 
-/// A run of stage 1.
-pub struct Trainer<B: Backend> {
-    device: B,
+/// A run of an objective.
+pub struct Trainer<O: Objective> {
+    device: O::Device,
     config: Config,
-    settings: Settings,
-    stage1: Stage1<B>,
+    settings: Settings<O::Settings>,
+    objective: O,
     /// Where the data are pictures.
-    encoder: Option<VisionEncoder<B>>,
+    encoder: Option<VisionEncoder<O::Device>>,
     /// The image encoder's file, if the checkpoints carry it.
     frozen: Option<Frozen>,
     loader: Loader,
     /// Of the data set.
     fingerprint: u32,
     companions: Companions,
-    /// Tensors that transformers knows.
-    known: BTreeSet<String>,
+    /// Trained tensors that transformers has no place for, and the name of the file for them.
+    extra: Option<(&'static str, BTreeSet<String>)>,
     run: Run,
     metrics: Metrics,
     /// What there is to know before the first step.
@@ -61,10 +58,10 @@ pub struct Trainer<B: Backend> {
     since: (usize, Instant),
 }
 
-/// A step, for whom it may concern.
+/// What is told of a step while the run goes on.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// What it found out.
+    /// Its losses and whatever else was measured.
     pub record: Record,
     /// Of the run.
     pub steps: usize,
@@ -88,14 +85,14 @@ pub enum Ending {
 }
 
 /// What a step learns from, read.
-struct Read {
-    batches: Vec<Batch>,
+struct Read<B> {
+    batches: Vec<B>,
     names: Vec<String>,
     next: Position,
     unreadable: Vec<String>,
 }
 
-impl<B: Backend + Clone> Trainer<B> {
+impl<O: Objective> Trainer<O> {
     /// Gets ready for the first step, or for the one after the checkpoint that `run` goes on from; `model`
     /// then is that checkpoint's.
     ///
@@ -103,19 +100,16 @@ impl<B: Backend + Clone> Trainer<B> {
     /// Fails if a setting is out of bounds, if model and data do not fit each other, if a file cannot be read
     /// or written, and if there is not enough memory.
     pub fn new(
-        device: B,
-        settings: Settings,
+        device: O::Device,
+        settings: Settings<O::Settings>,
         model: TrainingStart<'_>,
         dataset: Arc<Dataset>,
         run: Run,
     ) -> Result<Self> {
+        settings.validate()?;
+        dataset.check_features([model.config.image_tokens(), model.config.vision.hidden_size])?;
+        let mut objective = O::open(device.clone(), &settings, &model)?;
         let TrainingStart { config, tokenizer, processor, companions, source, has_encoder } = model;
-        settings.validate(&config)?;
-        tokenizer.check_vocabulary(config.qformer.vocab_size)?;
-        dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;
-        let [start_token, _] = tokenizer.caption_ends();
-        let options = settings.stage1(start_token);
-        let mut stage1 = Stage1::new(device.clone(), config.clone(), options, source)?;
         let encoder = match dataset.kind() {
             Kind::Features { .. } => None,
             Kind::Pictures => {
@@ -126,7 +120,7 @@ impl<B: Backend + Clone> Trainer<B> {
         };
         let carried = has_encoder || encoder.is_some();
         let frozen = carried.then(|| Frozen::of(run.folder(), run.saved(), &config, source)).transpose()?;
-        stage1.reserve(StepSize {
+        objective.reserve(StepSize {
             images: settings.batch_size,
             batches: settings.accum_freq,
             image_tokens: config.image_tokens(),
@@ -149,22 +143,22 @@ impl<B: Backend + Clone> Trainer<B> {
         let processor = encoder.is_some().then_some(processor);
         let captions = dataset.captions().len();
         let loader = Loader::start(dataset, (processor, tokenizer), options, position, &unreadable)?;
-        let known = part_names(&Parameters::spec(&config, Abilities { text: true, retrieval: true }));
+        let extra = objective.extra_file();
         let saved = run.saved().map(|saved| saved.state.global_step);
         let mut warnings = Vec::new();
         let path = run.folder().join(metrics::FILE_NAME);
-        let metrics = Metrics::open(path, saved, &mut |warning| warnings.push(warning))?;
+        let metrics = Metrics::open(path, O::MEASURES, saved, &mut |warning| warnings.push(warning))?;
         let mut trainer = Self {
             device,
             config,
             settings,
-            stage1,
+            objective,
             encoder,
             frozen,
             loader,
             fingerprint,
             companions,
-            known,
+            extra,
             run,
             metrics,
             warnings,
@@ -176,7 +170,7 @@ impl<B: Backend + Clone> Trainer<B> {
         };
         if let Some(saved) = trainer.run.saved() {
             let moments = Moments::open(&saved.folder)?;
-            trainer.stage1.weights_mut().load_moments(&trainer.device, &moments)?;
+            trainer.objective.weights_mut().load_moments(&trainer.device, &moments)?;
             trainer.saved = Some((step, saved.folder.clone()));
         }
         let event = if saved.is_some() { "run_resume" } else { "run_start" };
@@ -184,7 +178,7 @@ impl<B: Backend + Clone> Trainer<B> {
             "event": event,
             "schema": 1,
             "version": env!("CARGO_PKG_VERSION"),
-            "params": trainer.stage1.weights().count(),
+            "params": trainer.objective.weights().count(),
             "device": trainer.run.device(),
             "world_size": 1,
             "captions": captions,
@@ -205,21 +199,22 @@ impl<B: Backend + Clone> Trainer<B> {
         let Read { batches, names, next, unreadable } = self.read()?;
         let read = begun.elapsed();
         let step = self.step + 1;
-        let temperature = self.stage1.weights().parameters().temperature;
-        let temperature = f64::from(self.device.read(temperature)?[0]);
-        let losses = self.device.enter(|| self.stage1.differentiate(&batches, step))?;
+        let found = self.device.enter(|| self.objective.differentiate(&batches, step))?;
         let rate = self.settings.schedule().at(step);
         let mut norm = f64::NAN;
-        if losses.total.is_finite() {
+        if found.loss.is_finite() {
             // A gradient that is not finite changes nothing.
-            norm = self.device.enter(|| self.stage1.update(self.settings.adamw(), rate, step))?;
+            let (device, adamw) = (&self.device, self.settings.adamw());
+            let weights = self.objective.weights_mut();
+            norm = device.enter(|| weights.update(device, adamw, rate, step))?;
         }
         if !norm.is_finite() {
-            let path = non_finite::write_batch(self.run.folder(), step, &batches, &names)?;
+            let tensors = O::batch_tensors(&batches);
+            let path = non_finite::write_batch(self.run.folder(), step, tensors, &names)?;
             self.metrics
                 .write(&json!({ "event": "non_finite", "step": step, "batch": path.to_string_lossy() }))?;
             self.metrics.synchronise()?;
-            return Err(non_finite::error(step, losses, &path, self.saved.as_ref().map(|(_, path)| &**path)));
+            return Err(non_finite::error(step, &found, &path, self.saved.as_ref().map(|(_, path)| &**path)));
         }
         let epoch = self.position.epoch;
         (self.step, self.position) = (step, next);
@@ -228,27 +223,28 @@ impl<B: Backend + Clone> Trainer<B> {
         }
         self.unreadable.extend_from_slice(&unreadable);
         let (examples, took) = (names.len(), begun.elapsed().as_secs_f64());
-        let record = Record::new(step, losses, temperature, norm, rate);
+        let StepLoss { loss, measured } = found;
+        let record = Record { step, loss, measured, grad_norm: norm, lr: rate };
         let samples_per_second = examples as f64 / took;
         self.metrics.write(&Line {
             event: "train_step",
             epoch,
             samples_seen: step * examples,
-            record,
+            record: &record,
             samples_per_second,
             data_time_s: read.as_secs_f64(),
             step_time_s: took,
             mem_peak_gib: self.memory().iter().map(|(_, bytes)| *bytes as f64).sum::<f64>() / GIB,
             wall_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64()),
         })?;
-        self.metrics.history.push(record);
+        self.metrics.history.push(record.clone());
         let (first, since) = self.since;
         let left = since.elapsed().mul_f64((self.settings.steps - step) as f64 / (step - first) as f64);
         let steps = self.settings.steps;
         Ok(Report { record, steps, epoch, samples_per_second, left, unreadable })
     }
 
-    fn read(&mut self) -> Result<Read> {
+    fn read(&mut self) -> Result<Read<O::Batch>> {
         let mut read =
             Read { batches: Vec::new(), names: Vec::new(), next: self.position, unreadable: Vec::new() };
         for _ in 0..self.settings.accum_freq {
@@ -259,7 +255,7 @@ impl<B: Backend + Clone> Trainer<B> {
                 (Images::Pixels(pixels), Some(encoder)) => encoder.encode(&pixels)?,
                 (Images::Pixels(_), None) => unreachable!("pictures come with their encoder"),
             };
-            let batch = Batch::new(&self.config, vision_output, examples.texts, examples.image_ids)?;
+            let batch = self.objective.batch(vision_output, examples.texts, examples.image_ids)?;
             read.batches.push(batch);
             read.names.extend(examples.names);
             read.unreadable.extend(loaded.unreadable);
@@ -280,15 +276,21 @@ impl<B: Backend + Clone> Trainer<B> {
         let (position, dataset, files) = (self.position, self.fingerprint, BTreeMap::new());
         let unreadable = self.unreadable.clone();
         let state = State { global_step: self.step, position, seed, dataset, unreadable, files };
-        let (weights, device) = (self.stage1.weights(), &self.device);
+        let (weights, device) = (self.objective.weights(), &self.device);
+        let is_extra = |name: &str| self.extra.as_ref().is_some_and(|(_, names)| names.contains(name));
         let tensors = Tensors {
-            model: weights.tensors(device, |name| self.known.contains(name)),
-            stage1: weights.tensors(device, |name| !self.known.contains(name)),
+            model: weights.tensors(device, |name| !is_extra(name)),
+            extra: self.extra.as_ref().map(|(file, _)| (*file, weights.tensors(device, is_extra))),
             moments: weights.moments(device),
             frozen: self.frozen.as_ref(),
         };
         self.metrics.synchronise()?;
-        let card = model_card(&self.settings, self.step, self.metrics.history.last(), tensors.frozen);
+        let card = O::card(&CardFacts {
+            settings: &self.settings,
+            step: self.step,
+            last: self.metrics.history.last(),
+            has_encoder: self.frozen.is_some(),
+        });
         let saved = checkpoint::save(
             self.run.folder(),
             state,
@@ -311,7 +313,7 @@ impl<B: Backend + Clone> Trainer<B> {
         let folder = self.run.folder();
         let path = folder.join(CURVES_FILE_NAME);
         let title = folder.file_name().unwrap_or_default().to_string_lossy();
-        let svg = curves::svg(&title, self.settings.steps, &self.metrics.history);
+        let svg = curves::svg(&title, self.settings.steps, O::MEASURES, &self.metrics.history);
         write_atomically(&path, |file| {
             file.write_all(svg.as_bytes()).map_err(|error| Error::io(&path, "write", error))
         })
@@ -355,7 +357,7 @@ impl<B: Backend + Clone> Trainer<B> {
 
     /// Bytes of the device's memory by purpose, of which there is no more in any step.
     pub fn memory(&self) -> Vec<(&'static str, usize)> {
-        let mut purposes = self.stage1.memory().purposes().to_vec();
+        let mut purposes = self.objective.memory();
         if let Some(encoder) = &self.encoder {
             purposes.push(("image encoder", encoder.weight_bytes()));
             purposes.push(("image encoder's activations", encoder.workspace_bytes()));
@@ -373,7 +375,7 @@ impl<B: Backend + Clone> Trainer<B> {
         self.unreadable.len()
     }
 
-    /// What every step found out.
+    /// The records of all steps.
     pub fn history(&self) -> &[Record] {
         &self.metrics.history
     }

@@ -153,7 +153,7 @@ impl<B: Backend> StepOutputs<'_, B> {
         }
     }
 
-    /// Pairs that ITM of a pass told right, and counted [1, 2].
+    /// Pairs that ITM of a pass classified correctly, and pairs counted [1, 2].
     pub(super) fn correct(&self, pass: usize) -> View<'_, B, u32> {
         self.correct.view().row_range(pass..pass + 1)
     }

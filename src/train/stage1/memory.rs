@@ -9,42 +9,29 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::memory::Arena;
 use crate::ops::Backend;
+use crate::train::StepSize;
 use crate::train::optimizer::VectorBytes;
 
 /// Most images of a micro-batch, and tokens of an image: enough for any machine, and few enough that
 /// sizes are counted in 64 bits.
 const MOST_IMAGES: usize = 1 << 16;
 
-/// How large the steps are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StepSize {
-    /// Images of a micro-batch.
-    pub images: usize,
-    /// Micro-batches of a step.
-    pub batches: usize,
-    /// N, tokens of an image.
-    pub image_tokens: usize,
-    /// Tokens of the longest text, `[CLS]` and `[SEP]` among them.
-    pub text_tokens: usize,
-}
-
-impl StepSize {
-    fn check(&self, config: &Config) -> Result<()> {
-        let longest = config.qformer.max_position_embeddings;
-        for (what, value, least, most) in [
-            ("images in a micro-batch", self.images, 1, MOST_IMAGES),
-            ("micro-batches in a step", self.batches, 1, MOST_BATCHES),
-            ("tokens of an image", self.image_tokens, 1, MOST_IMAGES),
-            ("tokens in the longest text", self.text_tokens, 2, longest),
-        ] {
-            if !(least..=most).contains(&value) {
-                return Err(Error::usage(format!(
-                    "{value} {what} are asked for; {least} to {most} are possible"
-                )));
-            }
+/// Refuses steps of a size that no machine takes.
+fn check(size: StepSize, config: &Config) -> Result<()> {
+    let longest = config.qformer.max_position_embeddings;
+    for (what, value, least, most) in [
+        ("images in a micro-batch", size.images, 1, MOST_IMAGES),
+        ("micro-batches in a step", size.batches, 1, MOST_BATCHES),
+        ("tokens of an image", size.image_tokens, 1, MOST_IMAGES),
+        ("tokens in the longest text", size.text_tokens, 2, longest),
+    ] {
+        if !(least..=most).contains(&value) {
+            return Err(Error::usage(format!(
+                "{value} {what} are asked for; {least} to {most} are possible"
+            )));
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Bytes of a device's memory by what they are for. What libraries and the device's own software keep
@@ -76,7 +63,7 @@ impl MemoryPlan {
     /// Fails if the model cannot be trained with these options, or by steps of this size.
     pub fn of<B: Backend>(b: &B, config: &Config, options: &Stage1Options, size: StepSize) -> Result<Self> {
         options.check(config)?;
-        size.check(config)?;
+        check(size, config)?;
         let StepSize { images, batches, image_tokens, text_tokens } = size;
         let vectors = VectorBytes::planned::<B>(&Stage1Parameters::spec(config, options.matching));
         let rows = ImageRows { queries: config.num_query_tokens, tokens: image_tokens };

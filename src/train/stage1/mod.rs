@@ -30,7 +30,9 @@
 
 mod acts;
 mod batch;
+mod card;
 mod memory;
+mod objective;
 mod objectives;
 mod options;
 mod parameters;
@@ -38,10 +40,12 @@ mod pass;
 mod place;
 mod plan;
 mod second;
+mod settings;
 mod step;
 
 pub use batch::Batch;
-pub use memory::{MemoryPlan, StepSize};
+pub use memory::MemoryPlan;
 pub use options::{Hardness, Losses, Recompute, Stage1Options, StepPart};
 pub use parameters::{SimilarityLogit, Stage1Parameters};
+pub use settings::Stage1Settings;
 pub use step::Stage1;

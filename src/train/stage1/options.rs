@@ -1,4 +1,4 @@
-//! How stage 1 is trained, and what a step of it finds out.
+//! How stage 1 is trained, and the losses of a step.
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ pub struct Stage1Options {
     pub hardness: Hardness,
     /// What the contrastive loss is differentiated by.
     pub contrastive_gradient: ContrastiveGradient,
-    /// What ITM tells pairs by.
+    /// What ITM classifies pairs by.
     pub matching: Matching,
     /// What is computed again in the backward pass rather than kept.
     pub recompute: Recompute,
@@ -76,7 +76,7 @@ pub enum StepPart {
     FirstBackward,
 }
 
-/// What a step found out.
+/// The losses and accuracies of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Losses {
     /// The weighted sum of the three.
@@ -87,7 +87,7 @@ pub struct Losses {
     pub matching: f64,
     /// ITG
     pub captioning: f64,
-    /// Share of pairs that ITM tells right.
+    /// Share of pairs that ITM classifies correctly.
     pub matching_accuracy: f64,
     /// Share of images, and of texts, whose most similar partner is theirs.
     pub recall: [f64; 2],

@@ -20,7 +20,7 @@ pub struct Stage1Parameters<T> {
 
 /// Makes a logit of the largest similarity of a pair: scale·similarity + bias.
 ///
-/// Begun with 10 and −5 a pair whose outputs are unrelated (cosine 0) is told a match with probability
+/// Begun with 10 and −5 a pair whose outputs are unrelated (cosine 0) is called a match with probability
 /// 0.7 %, one whose outputs are equal with 99.3 %, and one in the middle with a half. The optimiser
 /// moves each by about the learning rate a step, so they begin where they could stay and the outputs
 /// come to them.

@@ -371,7 +371,7 @@ impl<B: Backend> StepContext<'_, B> {
         })
     }
 
-    /// What was found out; `shares` are those of the passes' pairs. Waits for the device.
+    /// The step's losses; `shares` are those of the passes' pairs. Waits for the device.
     pub(super) fn losses(&self, whole: &WholeActs<'_, B>, shares: &[f64]) -> Result<Losses> {
         let (contrastive, recall) = whole.contrastive.read(self.b)?;
         let (of_passes, correct, of_batches) = whole.findings.read(self.b, shares.len())?;

@@ -1,4 +1,4 @@
-//! Which rows the two streams of a step have, and which of them attend to one another.
+//! The token streams of a step's two phases: the rows of queries, texts and padding, and their attention spans.
 
 use crate::device::Device;
 use crate::layers::stream::FirstKeys;
@@ -16,7 +16,7 @@ pub(super) struct ImageRows {
 }
 
 /// `rows` of text, filled up with texts of padding to a number that comes again, where the device replays
-/// steps ([`Device::row_unit`]). Filler is computed like any text, but no head reads it: its gradients are zeros, and
+/// steps ([`Device::row_unit`]). Padding is computed like any text, but no head reads it: its gradients are zeros, and
 /// so are their products with all that is finite, which is what they add to the gradients of parameters. Of padding
 /// as a word nothing is learnt, and what is added for its place is zero as well.
 pub(super) fn filled_up<D: Device>(rows: usize) -> usize {

@@ -22,7 +22,7 @@ pub(super) struct PairPass {
     /// Which ones of the list.
     pub(super) pairs: Range<usize>,
     pub(super) stream: StreamSizes,
-    /// R, rows that predict, filler among them.
+    /// R, rows that predict, padding among them.
     pub(super) predicting: usize,
     /// Rows that heads read: first those that predict, then, if ITM reads them, the first ones of the pairs' texts.
     pub(super) picked: usize,

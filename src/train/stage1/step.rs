@@ -2,7 +2,7 @@
 
 use super::acts::{Constants, SecondPhaseActs, WholeActs};
 use super::batch::GlobalBatch;
-use super::memory::{MemoryPlan, StepSize};
+use super::memory::MemoryPlan;
 use super::pass::StepContext;
 use super::place::{Done, FirstPhase, PairPassIndex};
 use super::plan::{FirstPhaseInputs, filled_up};
@@ -18,6 +18,7 @@ use crate::ops::Backend;
 use crate::ops::adamw::AdamW;
 use crate::ops::attention::check_heads;
 use crate::params::TensorSource;
+use crate::train::StepSize;
 use crate::train::optimizer::{ParamSlot, TrainedWeights, Training};
 
 /// A Q-Former in training.
@@ -74,8 +75,16 @@ impl<B: Backend> Stage1<B> {
     }
 
     /// The same, to go on from what was saved of them.
-    pub(in crate::train) fn weights_mut(&mut self) -> &mut TrainedWeights<B, Stage1Parameters<ParamSlot>> {
+    pub(super) fn weights_mut(&mut self) -> &mut TrainedWeights<B, Stage1Parameters<ParamSlot>> {
         &mut self.weights
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) fn options(&self) -> &Stage1Options {
+        &self.options
     }
 
     /// The device.

@@ -6,7 +6,7 @@
 //!   README.md                the model card
 //!   model.safetensors        trained tensors that transformers knows; model-00001-of-00002.safetensors where
 //!                            an image encoder belongs to the run, which then is the second shard
-//!   stage1.safetensors       those that it has no place for: temperature, language-modelling head
+//!   a file of the objective  those that it has no place for, if there are any
 //!   optimizer.safetensors    moments: exp_avg.NAME, exp_avg_sq.NAME
 //!   trainer_state.json       step, place in the data, samples left out, seed; length and checksum of every
 //!                            other file, and its own checksum
@@ -22,7 +22,7 @@ mod state;
 use super::settings::Settings;
 use crate::data::{Dataset, Position};
 use crate::error::{Error, Result};
-use crate::params::safetensors::{Checkpoint, STAGE1_FILE_NAME};
+use crate::params::safetensors::Checkpoint;
 use crate::params::{Part, TensorSource};
 pub(super) use folder::{newest, tidy};
 pub(super) use frozen::{ENCODER_FILE_NAME, Frozen};
@@ -51,7 +51,12 @@ pub struct Saved {
 impl Saved {
     /// Refuses to go on with other data, whose fingerprint is `fingerprint`, or with another seed, and from a place
     /// where the run cannot have been.
-    pub(super) fn check_place(&self, settings: &Settings, dataset: &Dataset, fingerprint: u32) -> Result<()> {
+    pub(super) fn check_place<S>(
+        &self,
+        settings: &Settings<S>,
+        dataset: &Dataset,
+        fingerprint: u32,
+    ) -> Result<()> {
         let State { global_step, position, seed, dataset: begun_with, .. } = self.state;
         if begun_with != fingerprint {
             return Err(Error::value(

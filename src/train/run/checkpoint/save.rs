@@ -1,13 +1,12 @@
 //! Writing a checkpoint.
 
 use super::folder::{name_of, point_latest, put_aside, remove, tidy};
-use super::{FOLDER_NAME, FileSum, Frozen, OPTIMIZER_FILE_NAME, SHARDS, STAGE1_FILE_NAME, State};
+use super::{FOLDER_NAME, FileSum, Frozen, OPTIMIZER_FILE_NAME, SHARDS, State};
 use crate::config::{self, Config};
 use crate::error::{Error, Result};
 use crate::input;
 use crate::output::{create_folder, synchronise, write_atomically, write_json};
 use crate::params::safetensors::{Checkpoint, FILE_NAME, INDEX_FILE_NAME, NewTensor, write};
-use crate::train::run::card;
 use crate::train::run::model::Companions;
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
@@ -16,12 +15,15 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// Name of the file with the model card, as model hubs have it.
+const CARD_FILE_NAME: &str = "README.md";
+
 /// Tensors of a checkpoint, by file.
 pub(in crate::train) struct Tensors<'a> {
     /// Of the model, as transformers knows it.
     pub(in crate::train) model: Vec<NewTensor<'a>>,
-    /// What transformers has no place for.
-    pub(in crate::train) stage1: Vec<NewTensor<'a>>,
+    /// What transformers has no place for, and the name of the file for it.
+    pub(in crate::train) extra: Option<(&'static str, Vec<NewTensor<'a>>)>,
     /// Both moments.
     pub(in crate::train) moments: Vec<NewTensor<'a>>,
     /// The image encoder's file, if there is one.
@@ -70,7 +72,7 @@ fn fill(
     let none = BTreeMap::new();
     write_json(&folder.join(config::FILE_NAME), &config.to_json())?;
     companions.write(folder)?;
-    let path = folder.join(card::FILE_NAME);
+    let path = folder.join(CARD_FILE_NAME);
     write_atomically(&path, |file| {
         file.write_all(card.as_bytes()).map_err(|error| Error::io(&path, "write", error))
     })?;
@@ -85,7 +87,9 @@ fn fill(
             write_index(folder, &shards)?;
         }
     }
-    write(&folder.join(STAGE1_FILE_NAME), &none, tensors.stage1)?;
+    if let Some((name, tensors)) = tensors.extra {
+        write(&folder.join(name), &none, tensors)?;
+    }
     write(&folder.join(OPTIMIZER_FILE_NAME), &none, tensors.moments)?;
     for entry in folder.read_dir().map_err(|error| Error::io(folder, "list", error))? {
         let name = entry.map_err(|error| Error::io(folder, "list", error))?.file_name();

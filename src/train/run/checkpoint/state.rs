@@ -1,6 +1,6 @@
 //! Where a run stood, and whether the files of its checkpoint are those that were written.
 
-use super::{OPTIMIZER_FILE_NAME, SHARDS, STAGE1_FILE_NAME, STATE_FILE_NAME};
+use super::{OPTIMIZER_FILE_NAME, SHARDS, STATE_FILE_NAME};
 use crate::config;
 use crate::data::Position;
 use crate::error::{Error, Result};
@@ -97,7 +97,7 @@ impl State {
         let is_listed = |name: &&str| state.files.contains_key(*name);
         let model: &[&str] =
             if is_listed(&FILE_NAME) { &[FILE_NAME] } else { &[INDEX_FILE_NAME, SHARDS[0], SHARDS[1]] };
-        let needed = [config::FILE_NAME, STAGE1_FILE_NAME, OPTIMIZER_FILE_NAME].iter().chain(model);
+        let needed = [config::FILE_NAME, OPTIMIZER_FILE_NAME].iter().chain(model);
         if let Some(name) = needed.copied().find(|name| !is_listed(name)) {
             let what = format_args!("its list of files lacks {name}, which belongs to every checkpoint");
             return Err(Error::input(&path, what));

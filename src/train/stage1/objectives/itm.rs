@@ -94,7 +94,7 @@ impl<'a, B: Backend> MatchingActs<'a, B> {
     }
 }
 
-/// What tells whether pairs match.
+/// The parameters of the matching head, in either form.
 pub(in crate::train::stage1) struct MatchingHead<'a, B: Backend> {
     pub(in crate::train::stage1) heads: &'a RetrievalHeads<W<'a, B>>,
     /// Of the largest similarity.
@@ -107,11 +107,11 @@ pub(in crate::train::stage1) struct MatchingGradients<'g, 'a, B: Backend> {
     pub(in crate::train::stage1) logit: Option<&'g mut SimilarityLogit<SM<'a, B>>>,
 }
 
-/// What ITM finds out of a pass's pairs.
+/// The results of ITM over a pass's pairs.
 pub(in crate::train::stage1) struct MatchingOutputs<'a, B: Backend> {
     /// [1, 1]
     pub(in crate::train::stage1) loss: SM<'a, B>,
-    /// [1, 2]: told right, and counted
+    /// [1, 2]: pairs classified correctly, and pairs counted
     pub(in crate::train::stage1) correct: ViewMut<'a, B, u32>,
 }
 

@@ -9,8 +9,10 @@ use qformer::generate::Decoding;
 use qformer::ops::contrastive::ContrastiveGradient;
 use qformer::params::NamedCheckpoint;
 use qformer::params::safetensors::Checkpoint;
-use qformer::train::{Companions, Hardness, Record, Report, Run, Settings, Trainer, TrainingStart};
-use qformer::{Config, Cpu, Error, ImageProcessor, Result, Tokenizer};
+use qformer::train::{
+    Companions, Hardness, Record, Report, Run, Settings, Stage1, Stage1Settings, Trainer, TrainingStart,
+};
+use qformer::{Config, Cpu, ImageProcessor, Result, Tokenizer};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,26 +32,29 @@ pub(super) struct Learnt {
     pub(super) history: Vec<Record>,
 }
 
-fn settings(steps: usize, seed: u32) -> Settings {
+fn settings(steps: usize, seed: u32) -> Settings<Stage1Settings> {
     Settings {
         lr: 3e-3,
         lr_min: 3e-5,
         warmup: 40.min(steps),
         grad_clip_norm: Some(1.0),
-        // No example is met often enough to be learnt by heart.
-        dropout: 0.0,
-        // Retrieval comes by itself; matches take longer to tell, and words longest.
-        loss_weights: [1.0, 2.0, 6.0],
-        // Few of the drawn negatives of a batch differ in one attribute alone, which is what is to be told.
-        negatives: Hardness::Hardest,
-        // A picture's gradient by both directions: twice as much is learnt from as few examples.
-        itc_gradient: ContrastiveGradient::Full,
         augment: Augmentation::None,
         text_length: model::LONGEST,
         seed,
         save_frequency: steps,
         keep: 1,
-        ..Settings::new(steps, BATCH_SIZE)
+        objective: Stage1Settings {
+            // No example is met often enough to be learnt by heart.
+            dropout: 0.0,
+            // Retrieval comes by itself; matches take longer to tell, and words longest.
+            loss_weights: [1.0, 2.0, 6.0],
+            // Few of the drawn negatives of a batch differ in one attribute alone, which is what is to be told.
+            negatives: Hardness::Hardest,
+            // A picture's gradient by both directions: twice as much is learnt from as few examples.
+            itc_gradient: ContrastiveGradient::Full,
+            ..Stage1Settings::default()
+        },
+        ..Settings::stage1(steps, BATCH_SIZE)
     }
 }
 
@@ -76,14 +81,14 @@ pub(super) fn learn(
         has_encoder: true,
     };
     let settings = settings(steps, seed);
-    let table = toml::Table::try_from(&settings)
-        .map_err(|error| Error::value(format!("the run's settings cannot be written: {error}")))?;
+    let table = settings.to_table()?;
     let table = toml::Table::from_iter([
         ("device".to_owned(), toml::Value::from("cpu")),
         ("train".to_owned(), toml::Value::Table(table)),
     ]);
     let run = Run::create(folder, &table)?;
-    let mut trainer = Trainer::new(Cpu::<f32>::new(), settings, model, Arc::new(data.features()?), run)?;
+    let mut trainer =
+        Trainer::<Stage1<_>>::new(Cpu::<f32>::new(), settings, model, Arc::new(data.features()?), run)?;
     let line = LiveLine::new(steps, remarks);
     trainer.run(&AtomicBool::new(false), &mut |report| line.tell(report))?;
     let checkpoint = trainer.saved().expect("a run ends with a checkpoint").to_owned();
@@ -111,14 +116,15 @@ impl LiveLine {
     fn tell(&self, report: &Report) {
         let record = &report.record;
         let left = report.left.as_secs();
+        let measured = |name| record.measured.get(name).unwrap_or(f64::NAN);
         let text = format!(
             "step {:>4}/{}  itc {:.2}  itm {:.2}  itg {:.2}  recall@1 {:>3.0} %  {}:{:02} left",
             record.step,
             report.steps,
-            record.loss_itc,
-            record.loss_itm,
-            record.loss_lm,
-            100.0 * record.itc_recall1,
+            measured("loss_itc"),
+            measured("loss_itm"),
+            measured("loss_lm"),
+            100.0 * measured("itc_recall1"),
             left / 60,
             left % 60,
         );

@@ -6,8 +6,8 @@ use super::world::Scene;
 use super::{Goal, HELD_OUT, commands};
 use crate::page::{Picture, figure, head, looks, uri};
 use crate::shell::quoted;
-use qformer::train::{Record, curves};
-use qformer::{Error, HostTensor, QFormer, Result};
+use qformer::train::{Objective, Record, Stage1, curves};
+use qformer::{Cpu, Error, HostTensor, QFormer, Result};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -41,7 +41,7 @@ impl Page<'_> {
         let (pictures, steps) = (self.learnt.len(), self.history.len());
         let (minutes, seconds) = (self.seconds / 60, self.seconds % 60);
         let queries = self.model.config().num_query_tokens;
-        let curves = curves::svg("Training", steps, self.history);
+        let curves = curves::svg("Training", steps, Stage1::<Cpu<f32>>::MEASURES, self.history);
         let mut page = format!(
             "{}<h1>A Q-Former learns to see</h1>\n\
              <p>{queries} learned queries look at a picture through cross-attention and speak to text through shared \

@@ -1,11 +1,13 @@
 //! The flags of `qformer train stage1`, and what `config.toml` keeps of them.
 
+use super::stage1_settings::Stage1Arguments;
 use crate::device::Device;
 use crate::inputs::data::DataArguments;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use qformer::train::Settings;
 use qformer::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf, absolute};
 use toml::{Table, Value};
@@ -23,7 +25,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     pub(super) data: DataArguments,
     #[command(flatten)]
-    pub(super) settings: SettingsArguments,
+    pub(super) settings: SettingsArguments<Stage1Arguments>,
     /// Where to compute; a run goes on where it was begun [env: QFORMER_DEVICE=] [default: auto]
     #[arg(long, value_enum)]
     pub(super) device: Option<Device>,
@@ -74,10 +76,10 @@ pub(super) struct ModelArguments {
     pub(super) vision_model: Option<PathBuf>,
 }
 
-/// [`Settings`], as far as they are given.
+/// The settings that every run has, as far as they are given, and those of its objective.
 #[derive(Args, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) struct SettingsArguments {
+pub(super) struct SettingsArguments<O: Args> {
     /// Steps of the optimiser
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
@@ -118,28 +120,9 @@ pub(super) struct SettingsArguments {
     /// Scale the gradient down to this norm if it is larger [default: leave it]
     #[arg(long, value_name = "NORM")]
     grad_clip_norm: Option<f64>,
-    /// Dropout [default: 0.1]
-    #[arg(long, value_name = "P")]
-    dropout: Option<f64>,
-    /// Label smoothing of ITC and ITG [default: 0.1]
-    #[arg(long, value_name = "X")]
-    label_smoothing: Option<f64>,
-    /// Weights of the losses [default: 1,1,1]
-    #[arg(long, value_name = "ITC,ITM,LM", value_delimiter = ',')]
-    loss_weights: Option<Vec<f64>>,
-    /// Hard negatives of ITM: drawn by similarity, or the most similar [default: sampled]
-    #[arg(long, value_parser = PossibleValuesParser::new(["sampled", "hardest"]))]
-    negatives: Option<String>,
-    /// Differentiate each direction of ITC by its own side, as LAVIS does, or by both [default: one-sided]
-    #[arg(long, value_parser = PossibleValuesParser::new(["one-sided", "full"]))]
-    itc_gradient: Option<String>,
-    /// What ITM tells pairs by: a two-class head, or the largest cosine of a query [default: classifier]
-    #[arg(long, value_parser = PossibleValuesParser::new(["classifier", "max-similarity"]))]
-    matching: Option<String>,
-    /// Compute what is within the blocks again in the backward pass: less memory for more time [default: none]
-    #[arg(long, num_args = 0..=1, default_missing_value = "blocks",
-        value_parser = PossibleValuesParser::new(["none", "blocks"]))]
-    grad_checkpointing: Option<String>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    objective: O,
     /// Order of an epoch's examples [default: shuffled]
     #[arg(long, value_parser = PossibleValuesParser::new(["shuffled", "given"]))]
     order: Option<String>,
@@ -167,26 +150,36 @@ pub(super) struct SettingsArguments {
     keep: Option<usize>,
 }
 
-impl SettingsArguments {
+/// Settings of an objective, as far as they are given.
+pub(super) trait ObjectiveArguments: Args + Serialize {
+    /// All of them.
+    type Settings: Serialize + DeserializeOwned;
+
+    /// The settings of a run where nothing is given, of so many steps of so many examples.
+    fn defaults(steps: usize, batch_size: usize) -> Settings<Self::Settings>;
+
+    /// Refuses what the flags' own types do not.
+    fn check(&self) -> Result<()>;
+}
+
+impl<O: ObjectiveArguments> SettingsArguments<O> {
     /// The settings asked for, of a data set of so many captions.
-    pub(super) fn resolve(&self, captions: usize) -> Result<Settings> {
+    pub(super) fn resolve(&self, captions: usize) -> Result<Settings<O::Settings>> {
         let batch_size = self.batch_size.unwrap_or(100);
         let step = batch_size.saturating_mul(self.accum_freq.unwrap_or(1)).max(1);
         let of_epochs = || captions.saturating_mul(self.epochs.unwrap_or(10)).div_ceil(step);
-        let mut settings = Settings::new(self.steps.unwrap_or_else(of_epochs), batch_size);
+        let mut settings = O::defaults(self.steps.unwrap_or_else(of_epochs), batch_size);
         if let Some(lr) = self.lr {
             settings.lr_min = lr / 10.0;
         }
-        let mut table = table(&settings)?;
+        let mut table = settings.to_table()?;
         table.extend(self.given()?);
-        table.try_into().map_err(|error: toml::de::Error| Error::usage(error.message()))
+        Settings::from_table(table)
     }
 
     /// What was given, by the names of [`Settings`].
     pub(super) fn given(&self) -> Result<Table> {
-        if self.loss_weights.as_ref().is_some_and(|weights| weights.len() != 3) {
-            return Err(Error::usage("--loss-weights takes three numbers, as in 1,1,0.5"));
-        }
+        self.objective.check()?;
         table(self)
     }
 

@@ -10,7 +10,7 @@ use qformer::models::vision::image::ImageProcessor;
 use qformer::params::safetensors::Checkpoint;
 use qformer::params::sources::{Bert, Initial, Layered};
 use qformer::params::{NamedCheckpoint, TensorSource};
-use qformer::train::{Companions, Settings, Stage1Parameters, TrainingStart};
+use qformer::train::{Companions, Settings, Stage1Parameters, Stage1Settings, TrainingStart};
 use qformer::{Config, Error, Result, Tokenizer};
 use std::path::Path;
 use tempfile::TempDir;
@@ -19,7 +19,7 @@ impl ModelArguments {
     /// Opens the model that is begun with, and hands it to `take`.
     pub(super) fn open<R>(
         &self,
-        settings: &Settings,
+        settings: &Settings<Stage1Settings>,
         dataset: &Dataset,
         remarks: Remarks,
         take: impl FnOnce(TrainingStart<'_>) -> Result<R>,
@@ -37,7 +37,7 @@ impl ModelArguments {
         &self,
         folder: &Path,
         bert: Option<&Bert>,
-        settings: &Settings,
+        settings: &Settings<Stage1Settings>,
         dataset: &Dataset,
         remarks: Remarks,
         take: impl FnOnce(TrainingStart<'_>) -> Result<R>,
@@ -48,7 +48,7 @@ impl ModelArguments {
         expect_encoder(folder, &config, &open, dataset, remarks)?;
         let named = NamedCheckpoint::new(&open)?;
         let source = Layered::new(&named, Initial::new(&config, settings.seed.into(), bert));
-        let begun = source.begun(&Stage1Parameters::spec(&config, settings.matching));
+        let begun = source.begun(&Stage1Parameters::spec(&config, settings.objective.matching));
         if !begun.is_empty() {
             remarks.note(format_args!(
                 "begun anew, as {} lacks them: {}",
@@ -65,7 +65,7 @@ impl ModelArguments {
         &self,
         preset: &str,
         bert: Option<&Bert>,
-        settings: &Settings,
+        settings: &Settings<Stage1Settings>,
         dataset: &Dataset,
         remarks: Remarks,
         take: impl FnOnce(TrainingStart<'_>) -> Result<R>,

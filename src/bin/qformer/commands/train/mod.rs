@@ -5,6 +5,7 @@ mod begin;
 mod provenance;
 mod report;
 mod stage1;
+mod stage1_settings;
 mod stop;
 
 use crate::Remarks;

@@ -30,13 +30,12 @@ pub(super) fn memory(purposes: &[(&str, usize)], remarks: Remarks) {
 
 fn line(report: &Report) -> String {
     let (record, steps) = (&report.record, report.steps.to_string());
+    let told = record.measured.iter().filter_map(|(measure, value)| Some((measure.short?, value)));
+    let measured: String = told.map(|(name, value)| format!("  {name} {value:.3}")).collect();
     format!(
-        "step {:>width$}/{steps}  loss {:.3}  itc {:.3}  itm {:.3}  lm {:.3}  lr {:.1e}  |g| {:.2}  {:.1} img/s  {} left",
+        "step {:>width$}/{steps}  loss {:.3}{measured}  lr {:.1e}  |g| {:.2}  {:.1} img/s  {} left",
         record.step,
         record.loss,
-        record.loss_itc,
-        record.loss_itm,
-        record.loss_lm,
         record.lr,
         record.grad_norm,
         report.samples_per_second,

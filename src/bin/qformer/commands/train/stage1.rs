@@ -13,7 +13,7 @@ use crate::{Remarks, say};
 use clap::ValueEnum;
 use qformer::data::{Dataset, Kind};
 use qformer::ops::Backend;
-use qformer::train::{Ending, Run, Settings, Trainer, TrainingStart};
+use qformer::train::{Ending, Run, Settings, Stage1, Stage1Settings, Trainer, TrainingStart};
 use qformer::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -28,7 +28,7 @@ const CHANGEABLE: [&str; 4] = ["max-bad-samples", "save-frequency", "log-every-n
 struct Begun {
     model: ModelArguments,
     data: DataArguments,
-    settings: Settings,
+    settings: Settings<Stage1Settings>,
     dataset: Arc<Dataset>,
 }
 
@@ -104,8 +104,9 @@ impl Begun {
         check_against(folder, &given, begun.get("train"))?;
         let mut train: Table = section(folder, begun, "train")?;
         train.extend(changed);
-        let config = Table::from_iter([("train".to_owned(), train.into())]);
-        let (model, settings) = (section(folder, begun, "model")?, section(folder, &config, "train")?);
+        let settings = Settings::from_table(train)
+            .map_err(|error| Error::input(folder, format_args!("config.toml: [train]: {error}")))?;
+        let model = section(folder, begun, "model")?;
         Ok(Self { model, data, settings, dataset })
     }
 
@@ -119,7 +120,7 @@ impl Begun {
             ("device".to_owned(), Value::from(name)),
             ("model".to_owned(), with_absolute_paths(table(&self.model)?)?.into()),
             ("data".to_owned(), with_absolute_paths(table(&self.data)?)?.into()),
-            ("train".to_owned(), table(&self.settings)?.into()),
+            ("train".to_owned(), self.settings.to_table()?.into()),
             ("provenance".to_owned(), provenance(device).into()),
         ]))
     }
@@ -164,8 +165,9 @@ fn train<B: Backend + Clone>(begun: Begun, run: Run, device: B, remarks: Remarks
     let saved = held.saved().map(|saved| saved.folder.clone());
     let Begun { model, settings, dataset, .. } = begun;
     let (stop, every) = (stop::watch()?, settings.log_every_n_steps);
-    let prepare =
-        |model: TrainingStart<'_>| Trainer::new(device, settings.clone(), model, dataset.clone(), run);
+    let prepare = |model: TrainingStart<'_>| {
+        Trainer::<Stage1<B>>::new(device, settings.clone(), model, dataset.clone(), run)
+    };
     let prepared = match &saved {
         Some(folder) => begin::reopen(folder, prepare),
         None => model.open(&settings, &dataset, remarks, prepare),
