@@ -31,7 +31,7 @@ impl<B: Backend> QFormer<B> {
         // Each cross-attention's keys, then its values.
         let first = 2 * config.hidden_size * (block / config.cross_attention_frequency);
         let mut maps = Vec::with_capacity(images * heads * queries * tokens);
-        let per_image = tokens * self.config.vision.hidden_size;
+        let per_image = tokens * self.config.vision.width();
         for values in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image) {
             let images = values.len() / per_image;
             let of_pass = self.device.enter(|| {
@@ -87,7 +87,7 @@ mod tests {
         let abilities = Abilities { text: true, retrieval: true };
         let model =
             QFormer::from_source(Cpu::new(), config.clone(), abilities, &source, &mut |_, _| ()).unwrap();
-        let shape = [3, config.image_tokens(), config.vision.hidden_size];
+        let shape = [3, config.image_tokens(), config.vision.width()];
         let key = init::key(1, "features");
         let values = (0..shape.iter().product::<usize>() as u64).map(|i| init::uniform(key, i) as f32 - 0.5);
         (model, HostTensor::new(&shape, values.collect()).unwrap())

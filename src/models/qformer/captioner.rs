@@ -268,7 +268,7 @@ impl<B: Backend> Captioner<B> {
     ) -> Result<()> {
         self.model.check_images(vision_output)?;
         let config = &self.model.config;
-        let per_image = config.image_tokens() * config.vision.hidden_size;
+        let per_image = config.image_tokens() * config.vision.width();
         for (index, values) in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image).enumerate() {
             pass(values, index * B::IMAGES_PER_PASS, values.len() / per_image)?;
         }

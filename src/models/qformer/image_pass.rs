@@ -47,7 +47,7 @@ impl<B: Backend> Pass<B> for ImagePass {
     }
 
     fn carve<'a>(&self, config: &Config, cursor: &mut Cursor<'a, B>) -> ImagePassActs<'a, B> {
-        let (tokens, width) = (self.stream.sets * config.image_tokens(), config.vision.hidden_size);
+        let (tokens, width) = (self.stream.sets * config.image_tokens(), config.vision.width());
         let (rows, embedding) = (self.stream.rows(), config.image_text_hidden_size);
         ImagePassActs {
             vision_output: cursor.take(tokens, width),
@@ -131,7 +131,7 @@ impl<B: Backend> QFormer<B> {
         let (queries, hidden) = (self.config.num_query_tokens, self.config.qformer.hidden_size);
         let embedding = self.config.image_text_hidden_size;
         let (mut query_output, mut features) = (Vec::new(), Vec::new());
-        let per_image = self.config.image_tokens() * self.config.vision.hidden_size;
+        let per_image = self.config.image_tokens() * self.config.vision.width();
         for values in vision_output.values().chunks(B::IMAGES_PER_PASS * per_image) {
             let images = values.len() / per_image;
             self.device.enter(|| self.image_pass(values, images, &mut query_output, &mut features))?;
@@ -261,7 +261,7 @@ impl<B: Backend> QFormer<B> {
 
     /// Width of the keys and values that the image pass forms: none where it reads the features themselves.
     fn formed_width(&self) -> usize {
-        if self.cross_sizes().absorbs(self.device.frozen_packing(self.config.vision.hidden_size)) {
+        if self.cross_sizes().absorbs(self.device.frozen_packing(self.config.vision.width())) {
             0
         } else {
             self.keys_values_width()

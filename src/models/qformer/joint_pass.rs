@@ -130,7 +130,7 @@ impl<B: Backend> QFormer<B> {
         let mut order: Vec<usize> = (0..pairs.len()).collect();
         order.sort_by_key(|&pair| pairs[pair]);
         let mut matches = vec![Match { score: 0.0, logits: None }; pairs.len()];
-        let per_image = self.config.image_tokens() * self.config.vision.hidden_size;
+        let per_image = self.config.image_tokens() * self.config.vision.width();
         let groups =
             order.chunk_by(|&a, &b| pairs[a].0 / B::IMAGES_PER_PASS == pairs[b].0 / B::IMAGES_PER_PASS);
         for group in groups {

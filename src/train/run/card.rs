@@ -3,15 +3,16 @@
 use super::checkpoint::Frozen;
 use super::metrics::Record;
 use super::settings::Settings;
+use crate::config::{Config, VisionConfig};
 
 /// Name of the file, as model hubs have it.
 pub(super) const FILE_NAME: &str = "README.md";
 
 /// What the checkpoint after step `step` is, and what its last step found out.
 pub(super) fn model_card(
+    config: &Config,
     settings: &Settings,
-    step: usize,
-    last: Option<&Record>,
+    (step, last): (usize, Option<&Record>),
     encoder: Option<&Frozen>,
 ) -> String {
     let [itc, itm, lm] = settings.loss_weights;
@@ -19,6 +20,15 @@ pub(super) fn model_card(
     let seen = match encoder {
         Some(_) => "The image encoder, which was not trained, is in the folder.",
         None => "It was trained on an image encoder's output; the encoder is not in the folder.",
+    };
+    let opened_by = match config.vision {
+        VisionConfig::Features(_) => {
+            "It reads features only, which `qformer` takes by `--features`; transformers knows no such model."
+        }
+        _ => {
+            "`Blip2ForImageTextRetrieval.from_pretrained` of transformers opens the folder; `stage1.safetensors` holds what\n\
+             transformers has no place for."
+        }
     };
     let mut card = format!(
         "---\n\
@@ -28,8 +38,7 @@ pub(super) fn model_card(
          # BLIP-2's Q-Former after step {step} of {} of stage 1\n\n\
          Trained by qformer {} with ITC, ITM and ITG weighted {itc}, {itm} and {lm}, in batches of {batch}, with a learning\n\
          rate of {:e} at most. {seen}\n\n\
-         `Blip2ForImageTextRetrieval.from_pretrained` of transformers opens the folder; `stage1.safetensors` holds what\n\
-         transformers has no place for.\n",
+         {opened_by}\n",
         settings.steps,
         env!("CARGO_PKG_VERSION"),
         settings.lr,

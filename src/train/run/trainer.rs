@@ -112,7 +112,7 @@ impl<B: Backend + Clone> Trainer<B> {
         let TrainingStart { config, tokenizer, processor, companions, source, has_encoder } = model;
         settings.validate(&config)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
-        dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;
+        dataset.check_features([config.image_tokens(), config.vision.width()])?;
         let [start_token, _] = tokenizer.caption_ends();
         let options = settings.stage1(start_token);
         let mut stage1 = Stage1::new(device.clone(), config.clone(), options, source)?;
@@ -146,7 +146,7 @@ impl<B: Backend + Clone> Trainer<B> {
             max_bad_samples: settings.max_bad_samples,
             augmentation: settings.augment,
         };
-        let processor = encoder.is_some().then_some(processor);
+        let processor = processor.filter(|_| encoder.is_some());
         let captions = dataset.captions().len();
         let loader = Loader::start(dataset, (processor, tokenizer), options, position, &unreadable)?;
         let known = part_names(&Parameters::spec(&config, Abilities { text: true, retrieval: true }));
@@ -288,7 +288,12 @@ impl<B: Backend + Clone> Trainer<B> {
             frozen: self.frozen.as_ref(),
         };
         self.metrics.synchronise()?;
-        let card = model_card(&self.settings, self.step, self.metrics.history.last(), tensors.frozen);
+        let card = model_card(
+            &self.config,
+            &self.settings,
+            (self.step, self.metrics.history.last()),
+            tensors.frozen,
+        );
         let saved = checkpoint::save(
             self.run.folder(),
             state,

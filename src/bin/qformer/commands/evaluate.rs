@@ -4,7 +4,7 @@ use crate::Remarks;
 use crate::commands::caption;
 use crate::device::Opened;
 use crate::inputs::data::DataArguments;
-use crate::inputs::images::{compare_encoders, processor};
+use crate::inputs::images::{compare_encoders, expect_encoder, processor};
 use crate::inputs::{ModelArguments, tell_of_matching};
 use crate::outputs::check_file_name;
 use crate::progress::Progress;
@@ -97,7 +97,10 @@ impl Arguments {
         let config = Config::load(&self.model.folder)?;
         let tokenizer = Tokenizer::load(&self.model.folder)?;
         tokenizer.check_vocabulary(config.qformer.vocab_size)?;
-        dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;
+        dataset.check_features([config.image_tokens(), config.vision.width()])?;
+        if dataset.kind() == Kind::Pictures {
+            expect_encoder(&self.model.folder, &config)?;
+        }
         let (texts, owners) = texts(dataset, remarks);
         let tokens =
             tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;

@@ -3,6 +3,7 @@
 use crate::Remarks;
 use crate::progress::Progress;
 use clap::Args;
+use qformer::config::VitConfig;
 use qformer::data::{Dataset, NAMES, VISION_OUTPUT};
 use qformer::models::vision::encoder::{self, VisionEncoder};
 use qformer::models::vision::identity::identity;
@@ -138,27 +139,37 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Refuses the model in the folder `model` if it has no image encoder that is built here.
+pub(crate) fn expect_encoder<'a>(model: &Path, config: &'a Config) -> Result<&'a VitConfig> {
+    config.vision.encoder().map_err(|error| Error::input(model, error))
+}
+
 /// The image processor of the model in the folder `model`.
 pub(crate) fn processor(model: &Path, config: &Config) -> Result<ImageProcessor> {
-    let processor = ImageProcessor::load(model)?;
-    let side = config.vision.image_size;
+    processor_for(model, expect_encoder(model, config)?.image_size)
+}
+
+/// The image processor in `folder`, for an encoder that reads images of this `side`.
+fn processor_for(folder: &Path, side: usize) -> Result<ImageProcessor> {
+    let processor = ImageProcessor::load(folder)?;
     if processor.size() != (side, side) {
         let (height, width) = processor.size();
         let what = format!(
             "its image processor makes images of {height}x{width} pixels, but its image encoder reads \
              {side}x{side}; set size in preprocessor_config.json"
         );
-        return Err(Error::input(model, what));
+        return Err(Error::input(folder, what));
     }
     Ok(processor)
 }
 
-/// The image processor in `folder`, or BLIP-2's if it holds none.
-pub(crate) fn processor_or_blip2(folder: &Path, config: &Config) -> Result<ImageProcessor> {
+/// The image processor in `folder`, or BLIP-2's if it holds none; a model of features needs none.
+pub(crate) fn processor_or_blip2(folder: &Path, config: &Config) -> Result<Option<ImageProcessor>> {
+    let Some(side) = config.vision.image_size() else { return Ok(None) };
     let files = ["processor_config.json", "preprocessor_config.json"];
     match files.iter().any(|file| folder.join(file).exists()) {
-        true => processor(folder, config),
-        false => Ok(ImageProcessor::blip2(config.vision.image_size)),
+        true => processor_for(folder, side).map(Some),
+        false => Ok(Some(ImageProcessor::blip2(side))),
     }
 }
 
@@ -171,12 +182,15 @@ pub(crate) fn compare_encoders(
     checkpoint: &Checkpoint,
     remarks: Remarks,
 ) -> Result<()> {
-    let (Some(of_features), true) = (dataset.encoder(), encoder::is_in(&NamedCheckpoint::new(checkpoint)?))
+    let (Some(of_features), Ok(_), Some(processor)) =
+        (dataset.encoder(), config.vision.encoder(), processor_or_blip2(model, config)?)
     else {
         return Ok(());
     };
+    if !encoder::is_in(&NamedCheckpoint::new(checkpoint)?) {
+        return Ok(());
+    }
     let progress = Progress::of_bytes("identifying the image encoder", remarks);
-    let processor = processor_or_blip2(model, config)?;
     let own = identity(config, checkpoint, &processor, &mut |done, total| progress.set(done, total))?;
     if own != of_features {
         remarks.warning(format_args!(
@@ -201,7 +215,7 @@ fn read_images(paths: &[PathBuf], processor: &ImageProcessor) -> Result<HostTens
 
 /// Names of the images whose features `checkpoint` holds; their numbers where it holds no names.
 fn names_in(checkpoint: &Checkpoint, config: &Config) -> Result<Vec<String>> {
-    let (tokens, width) = (config.image_tokens(), config.vision.hidden_size);
+    let (tokens, width) = (config.image_tokens(), config.vision.width());
     let expected = format_args!("[images, {tokens}, {width}] for this model");
     let images = match checkpoint.get(VISION_OUTPUT).map(|info| &info.shape[..]) {
         Some(&[images, n, w]) if n == tokens && w == width && images > 0 => images,

@@ -11,8 +11,8 @@ impl Page<'_> {
     /// Each query's cross-attention in the last block, for the first pictures held out.
     pub(super) fn looks(&self) -> Result<String> {
         let config = self.model.config();
-        let per_image = config.image_tokens() * config.vision.hidden_size;
-        let shape = [PICTURES, config.image_tokens(), config.vision.hidden_size];
+        let per_image = config.image_tokens() * config.vision.width();
+        let shape = [PICTURES, config.image_tokens(), config.vision.width()];
         let values = self.held_out.vision_output.values()[..PICTURES * per_image].to_vec();
         let block = config.qformer.cross_attention_layers().next_back().expect("block 0 has cross-attention");
         let maps = self.model.cross_attention_maps(&HostTensor::new(&shape, values)?, block)?;
@@ -22,7 +22,7 @@ impl Page<'_> {
             let caption = self.held_out.scenes[image].caption();
             let picture = html::figure(&uri, &caption);
             // The picture stands in the page once for all its maps.
-            let side = config.vision.patches_per_side();
+            let side = config.vision.encoder()?.patches_per_side();
             let _ = write!(
                 html,
                 "<div class=\"looks\">{picture}<div class=\"maps\">\
