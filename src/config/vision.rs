@@ -51,7 +51,11 @@ pub struct VitConfig {
     pub post_layer_norm_eps: f64,
 }
 
-/// Features of an encoder that the model does not have. transformers knows no such `vision_config`.
+/// Features of an encoder that the model does not have. transformers knows no such `vision_config`:
+///
+/// ```json
+/// { "model_type": "image_features", "image_tokens": 13, "hidden_size": 40 }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct FeaturesConfig {
     /// N: tokens of an image. No default.

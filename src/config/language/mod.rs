@@ -1,7 +1,4 @@
-//! The language model of a generating checkpoint (`text_config`).
-//!
-//! Its sizes are written with the letters of [`config`](super), V, D, H and F being its own. All of it is read, checked
-//! and written; the models themselves are not built yet.
+//! The language model of a generating checkpoint (`text_config`): read, checked and written.
 
 mod llama;
 mod opt;
@@ -16,7 +13,7 @@ use super::validate::Checked;
 use serde_json::Value;
 
 /// The frozen language model, by the `model_type` of `text_config`; `opt` where the file names none, as in
-/// transformers.
+/// transformers. V, D, H and F are the language model's own. No such model is built yet.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LanguageConfig {
     /// `opt`: decoder-only, with learned positions.
