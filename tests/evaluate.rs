@@ -5,7 +5,7 @@ mod paths;
 #[path = "support/random.rs"]
 mod random;
 
-use qformer::config::Config;
+use qformer::config::{Config, VisionConfig, VitConfig};
 use qformer::evaluate::{Captions, Images, MatchingLogits, captioning, retrieval};
 use qformer::models::qformer::Abilities;
 use qformer::params::safetensors::Checkpoint;
@@ -17,8 +17,8 @@ fn config() -> Config {
     let mut config = Config::tiny();
     config.num_query_tokens = 4;
     config.image_text_hidden_size = 16;
-    config.vision.hidden_size = 48;
-    config.vision.num_attention_heads = 1;
+    let vision = config.vision.encoder().unwrap().clone();
+    config.vision = VisionConfig::Eva(VitConfig { hidden_size: 48, num_attention_heads: 1, ..vision });
     config.qformer.encoder_hidden_size = 48;
     config.qformer.hidden_size = 64;
     config.qformer.num_attention_heads = 2;
@@ -43,7 +43,7 @@ fn model() -> QFormer<Cpu> {
 
 fn images() -> HostTensor {
     let config = config();
-    let shape = [IMAGES, config.image_tokens(), config.vision.hidden_size];
+    let shape = [IMAGES, config.image_tokens(), config.vision.width()];
     HostTensor::new(&shape, random("images", shape.iter().product())).unwrap()
 }
 
@@ -217,7 +217,7 @@ fn features_of_another_number_of_images_are_refused() {
 fn perplexity_is_that_of_every_token_once() {
     let golden = paths::path("tests/golden/stage1");
     let (config, checkpoint) = (Config::load(&golden).unwrap(), Checkpoint::open(&golden).unwrap());
-    let shape = [IMAGES, config.image_tokens(), config.vision.hidden_size];
+    let shape = [IMAGES, config.image_tokens(), config.vision.width()];
     let images = HostTensor::new(&shape, random("images", shape.iter().product())).unwrap();
     let captioner =
         Captioner::from_checkpoint(Cpu::<f64>::new(), config, &checkpoint, [138, 3], &mut |_, _| ()).unwrap();

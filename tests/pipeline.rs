@@ -206,7 +206,7 @@ fn what_cannot_be_read_is_named() {
 fn a_checkpoint_is_described_before_it_is_loaded() {
     let builder = Pipeline::builder(folder()).unwrap();
     assert_eq!(builder.checkpoint().path(), Checkpoint::open(&folder()).unwrap().path());
-    let side = builder.config().vision.image_size;
+    let side = builder.config().vision.image_size().unwrap();
     assert_eq!(builder.image_processor().unwrap().size(), (side, side));
     assert_eq!(builder.tokenizer().unwrap().encode("a cup", 9).unwrap().first(), Some(&2));
     assert!(builder.require_caption_head().unwrap_err().to_string().contains("language-modelling head"));

@@ -5,7 +5,7 @@ mod random;
 #[path = "../src/bin/qformer-bench/reference.rs"]
 mod reference;
 
-use qformer::config::{Activation, Config};
+use qformer::config::{Activation, Config, VisionConfig, VitConfig};
 use qformer::device::Real;
 use qformer::generate::Decoding;
 use qformer::models::qformer::Abilities;
@@ -32,9 +32,12 @@ fn config([hidden, heads, intermediate, layers, frequency, queries, width, embed
     let mut config = Config::tiny();
     config.num_query_tokens = queries;
     config.image_text_hidden_size = embedding;
-    config.vision.hidden_size = width;
-    config.vision.num_attention_heads = 1;
-    config.vision.post_layer_norm_eps = 1e-3;
+    config.vision = VisionConfig::Eva(VitConfig {
+        hidden_size: width,
+        num_attention_heads: 1,
+        post_layer_norm_eps: 1e-3,
+        ..config.vision.encoder().unwrap().clone()
+    });
     config.qformer.encoder_hidden_size = width;
     config.qformer.hidden_size = hidden;
     config.qformer.num_attention_heads = heads;
@@ -54,7 +57,7 @@ fn model<E: Real>(config: &Config) -> QFormer<Cpu<E>> {
 }
 
 fn images(config: &Config, count: usize) -> HostTensor {
-    let shape = [count, config.image_tokens(), config.vision.hidden_size];
+    let shape = [count, config.image_tokens(), config.vision.width()];
     HostTensor::new(&shape, random("images", shape.iter().product())).unwrap()
 }
 

@@ -7,6 +7,7 @@ mod cuda;
 mod random;
 
 use cuda::cuda;
+use qformer::config::{VisionConfig, VitConfig};
 use qformer::device::Device;
 use qformer::generate::{Decoding, Search};
 use qformer::memory::Arena;
@@ -26,8 +27,8 @@ fn config() -> Config {
     let mut config = Config::tiny();
     config.num_query_tokens = 4;
     config.image_text_hidden_size = 16;
-    config.vision.hidden_size = 48;
-    config.vision.num_attention_heads = 1;
+    let vision = config.vision.encoder().unwrap().clone();
+    config.vision = VisionConfig::Eva(VitConfig { hidden_size: 48, num_attention_heads: 1, ..vision });
     config.qformer.encoder_hidden_size = 48;
     config.qformer.hidden_size = 64;
     config.qformer.intermediate_size = 96;
@@ -43,7 +44,7 @@ fn images(name: &str) -> HostTensor {
 
 fn some_images(count: usize, name: &str) -> HostTensor {
     let config = config();
-    let shape = [count, config.image_tokens(), config.vision.hidden_size];
+    let shape = [count, config.image_tokens(), config.vision.width()];
     HostTensor::new(&shape, random(name, shape.iter().product())).unwrap()
 }
 
@@ -123,7 +124,7 @@ fn replayed_joint_passes_have_the_bits_of_a_fresh_model() {
 fn a_replayed_image_encoder_has_the_bits_of_a_fresh_one() {
     let encoder =
         || VisionEncoder::from_source(cuda().clone(), &config(), &RandomWeights, &mut |_, _| ()).unwrap();
-    let side = config().vision.image_size;
+    let side = config().vision.encoder().unwrap().image_size;
     let pixels = ["first", "second", "third"]
         .map(|name| HostTensor::new(&[2, 3, side, side], random(name, 2 * 3 * side * side)).unwrap());
     let fresh = pixels.each_ref().map(|pixels| encoder().encode(pixels).unwrap());

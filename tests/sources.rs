@@ -217,7 +217,7 @@ fn a_checkpoint_without_head_and_temperature_begins_these_anew_and_nothing_else(
 #[test]
 fn of_a_checkpoint_whose_encoder_is_taken_nothing_else_is() {
     let config = Config::tiny();
-    let of_encoder = parts_of(&encoder::Parameters::spec(&config.vision));
+    let of_encoder = parts_of(&encoder::Parameters::spec(config.vision.encoder().unwrap()));
     let all = [parts(), of_encoder.clone()].concat();
     let theirs = read_parts(&Initial::new(&config, SEED + 1, None), &all).unwrap();
     let write = |parts: &[Part]| {

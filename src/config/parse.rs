@@ -1,91 +1,21 @@
-//! From JSON to a [`Config`]: types, names and defaults. Bounds are checked in `validate`.
+//! Reading fields of JSON objects: types, names and defaults. Bounds are checked in `validate`.
 
+use super::activation::Activation;
+use crate::input::printable;
 use serde_json::{Map, Value};
 
-use super::{Activation, Config, Family, QFormerConfig, VisionConfig};
-use crate::input::printable;
-
-type Parsed<T> = std::result::Result<T, String>;
-
-/// The configuration that `json` describes; the error is a sentence without the file's name.
-pub(super) fn config(json: &Value) -> Parsed<Config> {
-    let top = Section::new("", Some(json))?;
-    let family = match top.text("model_type", "")? {
-        "blip-2" => Family::Blip2,
-        "instructblip" => Family::InstructBlip,
-        other => return Err(top.complaint("model_type", other, "\"blip-2\" or \"instructblip\"")),
-    };
-    let vision = vision(&Section::new("vision_config", top.get("vision_config"))?)?;
-    let qformer =
-        qformer(&Section::new("qformer_config", top.get("qformer_config"))?, family, vision.hidden_size)?;
-    let image_token_index = match top.get("image_token_index") {
-        None | Some(Value::Null) => None,
-        Some(_) => Some(top.integer("image_token_index", 0)?),
-    };
-    let text_model = top.get("text_config").filter(|value| !value.is_null()).cloned();
-    Ok(Config {
-        family,
-        num_query_tokens: top.integer("num_query_tokens", 32)?,
-        image_text_hidden_size: top.integer("image_text_hidden_size", 256)?,
-        vision,
-        qformer,
-        text_model,
-        image_token_index,
-    })
-}
-
-fn vision(section: &Section<'_>) -> Parsed<VisionConfig> {
-    // No released model differs here, and the parameter tree counts on it.
-    section.only("qkv_bias", &Value::Bool(true))?;
-    let layer_norm_eps = section.number("layer_norm_eps", 1e-6)?;
-    Ok(VisionConfig {
-        hidden_size: section.integer("hidden_size", 1408)?,
-        intermediate_size: section.integer("intermediate_size", 6144)?,
-        num_hidden_layers: section.integer("num_hidden_layers", 39)?,
-        num_attention_heads: section.integer("num_attention_heads", 16)?,
-        image_size: section.integer("image_size", 224)?,
-        patch_size: section.integer("patch_size", 14)?,
-        hidden_act: section.activation("hidden_act")?,
-        layer_norm_eps,
-        post_layer_norm_eps: section.number("post_layer_norm_eps", layer_norm_eps)?,
-    })
-}
-
-fn qformer(section: &Section<'_>, family: Family, image_width: usize) -> Parsed<QFormerConfig> {
-    // transformers 4 could also have "relative_key", whose parameters no released model has.
-    section.only("position_embedding_type", &Value::from("absolute"))?;
-    // Replaced below, but a value that is no width is an error nonetheless.
-    section.integer("encoder_hidden_size", image_width)?;
-    let older_name = section.boolean("qformer_text_input", family == Family::InstructBlip)?;
-    let use_qformer_text_input = section.boolean("use_qformer_text_input", older_name)?;
-    Ok(QFormerConfig {
-        vocab_size: section.integer("vocab_size", 30522)?,
-        hidden_size: section.integer("hidden_size", 768)?,
-        num_hidden_layers: section.integer("num_hidden_layers", 12)?,
-        num_attention_heads: section.integer("num_attention_heads", 12)?,
-        intermediate_size: section.integer("intermediate_size", 3072)?,
-        hidden_act: section.activation("hidden_act")?,
-        hidden_dropout_prob: section.number("hidden_dropout_prob", 0.1)?,
-        attention_probs_dropout_prob: section.number("attention_probs_dropout_prob", 0.1)?,
-        max_position_embeddings: section.integer("max_position_embeddings", 512)?,
-        initializer_range: section.number("initializer_range", 0.02)?,
-        layer_norm_eps: section.number("layer_norm_eps", 1e-12)?,
-        pad_token_id: section.integer("pad_token_id", 0)?,
-        cross_attention_frequency: section.integer("cross_attention_frequency", 2)?,
-        encoder_hidden_size: image_width,
-        use_qformer_text_input: use_qformer_text_input || family == Family::InstructBlip,
-    })
-}
+/// What is read; the error is a sentence without the file's name.
+pub(super) type Parsed<T> = std::result::Result<T, String>;
 
 /// One object of the file, under its name.
-struct Section<'a> {
+pub(super) struct Section<'a> {
     name: &'static str,
     fields: Option<&'a Map<String, Value>>,
 }
 
 impl<'a> Section<'a> {
     /// `value` as the object that it has to be, if it is there at all.
-    fn new(name: &'static str, value: Option<&'a Value>) -> Parsed<Self> {
+    pub(super) fn new(name: &'static str, value: Option<&'a Value>) -> Parsed<Self> {
         match value {
             None | Some(Value::Null) if !name.is_empty() => Ok(Self { name, fields: None }),
             Some(Value::Object(fields)) => Ok(Self { name, fields: Some(fields) }),
@@ -94,7 +24,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn get(&self, field: &str) -> Option<&'a Value> {
+    pub(super) fn get(&self, field: &str) -> Option<&'a Value> {
         self.fields.and_then(|fields| fields.get(field))
     }
 
@@ -120,17 +50,43 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn integer(&self, field: &str, default: usize) -> Parsed<usize> {
-        self.field(field, default, "an integer that is not negative", |value| {
-            value.as_u64().and_then(|value| usize::try_from(value).ok())
+    pub(super) fn integer(&self, field: &str, default: usize) -> Parsed<usize> {
+        self.field(field, default, "an integer that is not negative", integer)
+    }
+
+    /// An integer where there is one: null is as good as absent.
+    pub(super) fn optional_integer(&self, field: &str) -> Parsed<Option<usize>> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(_) => self.integer(field, 0).map(Some),
+        }
+    }
+
+    /// A token where there is one: old files have -1 in place of null.
+    pub(super) fn token(&self, field: &str, default: Option<usize>) -> Parsed<Option<usize>> {
+        let allowed = "an integer that is not negative, or null";
+        self.field(field, default, allowed, |value| match value {
+            Value::Null => Some(None),
+            value if value.as_i64() == Some(-1) => Some(None),
+            value => integer(value).map(Some),
         })
     }
 
-    fn number(&self, field: &str, default: f64) -> Parsed<f64> {
+    /// Tokens: a number, a list, or null for none.
+    pub(super) fn tokens(&self, field: &str, default: usize) -> Parsed<Vec<usize>> {
+        let allowed = "an integer that is not negative, a list of such, or null";
+        self.field(field, vec![default], allowed, |value| match value {
+            Value::Null => Some(Vec::new()),
+            Value::Array(values) => values.iter().map(integer).collect(),
+            value => integer(value).map(|token| vec![token]),
+        })
+    }
+
+    pub(super) fn number(&self, field: &str, default: f64) -> Parsed<f64> {
         self.field(field, default, "a number", Value::as_f64)
     }
 
-    fn boolean(&self, field: &str, default: bool) -> Parsed<bool> {
+    pub(super) fn boolean(&self, field: &str, default: bool) -> Parsed<bool> {
         self.field(field, default, "true or false", Value::as_bool)
     }
 
@@ -138,16 +94,59 @@ impl<'a> Section<'a> {
         self.field(field, default, "a string", Value::as_str)
     }
 
-    fn activation(&self, field: &str) -> Parsed<Activation> {
-        let names = Activation::NAMES.map(|(name, _)| format!("\"{name}\"")).join(", ");
-        self.field(field, Activation::Gelu, &format!("one of {names}"), |value| {
-            let (_, activation) = Activation::NAMES.iter().find(|(name, _)| value == name)?;
-            Some(*activation)
+    /// What the string `field` stands for by the list `names`.
+    pub(super) fn named<T: Copy>(
+        &self,
+        field: &str,
+        default: &'static str,
+        names: &[(&'static str, T)],
+    ) -> Parsed<T> {
+        let text = self.text(field, default)?;
+        match names.iter().find(|(name, _)| *name == text) {
+            Some((_, meaning)) => Ok(*meaning),
+            None => Err(self.complaint(field, text, &one_of(names))),
+        }
+    }
+
+    pub(super) fn activation(&self, field: &str, default: Activation) -> Parsed<Activation> {
+        self.field(field, default, &format!("one of {}", quoted(&Activation::NAMES)), |value| {
+            value.as_str().and_then(Activation::named)
         })
     }
 
     /// Refuses any value of `field` but `supported`.
-    fn only(&self, field: &str, supported: &Value) -> Parsed<()> {
+    pub(super) fn only(&self, field: &str, supported: &Value) -> Parsed<()> {
         self.field(field, (), &supported.to_string(), |value| (value == supported).then_some(()))
+    }
+
+    /// Refuses any number in `field` but `supported`, however it is written.
+    pub(super) fn only_number(&self, field: &str, supported: f64) -> Parsed<()> {
+        let is_supported = |value: &Value| (value.as_f64() == Some(supported)).then_some(());
+        self.field(field, (), &supported.to_string(), is_supported)
+    }
+}
+
+fn integer(value: &Value) -> Option<usize> {
+    value.as_u64().and_then(|value| usize::try_from(value).ok())
+}
+
+fn quoted<T>(names: &[(&'static str, T)]) -> String {
+    names.iter().map(|(name, _)| format!("\"{name}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// `"a", "b" or "c"`
+fn one_of<T>(names: &[(&'static str, T)]) -> String {
+    match names {
+        [first @ .., (last, _)] if !first.is_empty() => format!("{} or \"{last}\"", quoted(first)),
+        names => quoted(names),
+    }
+}
+
+/// Tokens as [`Section::tokens`] reads them.
+pub(super) fn tokens_json(tokens: &[usize]) -> Value {
+    match tokens {
+        [] => Value::Null,
+        [token] => (*token).into(),
+        tokens => tokens.into(),
     }
 }

@@ -134,7 +134,7 @@ impl Images<'_> {
             Self::Encoded(output) => output.read(&pipeline.engine, |input| read(input, 0)),
             Self::Raw([]) => {
                 let vision = &pipeline.config().vision;
-                let none = HostTensor::new(&[0, vision.image_tokens(), vision.hidden_size], Vec::new())?;
+                let none = HostTensor::new(&[0, vision.image_tokens(), vision.width()], Vec::new())?;
                 read(Input::Host(&none), 0)
             }
             Self::Raw(images) => {

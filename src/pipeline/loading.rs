@@ -3,7 +3,7 @@
 use super::Pipeline;
 use super::device::{DeviceName, OnDevice};
 use super::engine::{Engine, Loading, Models};
-use crate::config::Config;
+use crate::config::{Config, VitConfig};
 use crate::error::{Error, Result};
 use crate::generate::Decoding;
 use crate::models::qformer::captioner::{has_caption_head, no_caption_head};
@@ -73,12 +73,20 @@ impl Folder {
         if let Some(processor) = self.image_processor.get() {
             return Ok(processor);
         }
-        let processor = ImageProcessor::load_for(&self.path, &self.config)?;
+        let processor = ImageProcessor::load_for(&self.path, self.require_encoder()?.image_size)?;
         Ok(self.image_processor.get_or_init(|| processor))
     }
 
     pub(super) fn decoding(&self) -> Result<Decoding> {
         Decoding::load(&self.path, self.config.qformer.max_position_embeddings)
+    }
+
+    /// The image encoder, of a checkpoint that has one which is built here.
+    pub(super) fn require_encoder(&self) -> Result<&VitConfig> {
+        let path = self.checkpoint.path();
+        let config = self.config.vision.encoder().map_err(|error| Error::input(path, error))?;
+        encoder::expect_in(&self.checkpoint)?;
+        Ok(config)
     }
 
     /// Refuses a checkpoint without a language-modelling head.
@@ -152,6 +160,14 @@ impl PipelineBuilder {
         self.folder.decoding()
     }
 
+    /// Refuses a checkpoint without an image encoder that is built here, before anything is loaded.
+    ///
+    /// # Errors
+    /// Fails if it has none.
+    pub fn require_encoder(&self) -> Result<()> {
+        self.folder.require_encoder().map(drop)
+    }
+
     /// Refuses a checkpoint whose Q-Former has no language-modelling head, before anything is loaded.
     ///
     /// # Errors
@@ -196,7 +212,9 @@ impl OnDevice for Load<'_> {
         let Folder { config, checkpoint, .. } = self.folder;
         let load = || -> Result<Arc<dyn Engine>> {
             let encoder = match self.parts {
-                Parts::All => encoder::is_in(&NamedCheckpoint::new(checkpoint)?),
+                Parts::All => {
+                    config.vision.encoder().is_ok() && encoder::is_in(&NamedCheckpoint::new(checkpoint)?)
+                }
                 Parts::QFormer => false,
                 Parts::ImageEncoder => true,
             };

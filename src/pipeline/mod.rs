@@ -16,7 +16,6 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, CaptionStatistics, Captions, MatchingLogits, Progress, Retrieval};
 use crate::generate::Decoding;
 use crate::models::qformer::{Abilities, ImageFeatures, Match, Matching};
-use crate::models::vision::encoder;
 use crate::models::vision::image::ImageProcessor;
 use crate::params::NamedCheckpoint;
 use crate::tensor::HostTensor;
@@ -192,7 +191,7 @@ impl Pipeline {
         if self.engine.abilities().0 {
             return Ok(());
         }
-        encoder::expect_in(&self.folder.checkpoint)?;
+        self.folder.require_encoder()?;
         Err(Error::usage("the pipeline was opened without the image encoder; open it with all parts"))
     }
 

@@ -46,6 +46,9 @@ fn the_text_says_what_the_json_says() {
     for line in [
         "  in 1 file, names of Hugging Face",
         "  types: F32 (127)",
+        "  images: 56x56 pixels in patches of 14, 17 tokens of width 64",
+        "  image encoder: EVA, 2 layers, 2 heads, feed-forward width 128",
+        "  Q-Former: 8 queries, 3 layers of width 128, 2 heads, feed-forward width 256, cross-attention in 2",
         "total                          127         830,722      3.3 MB",
         "  yes  compare images with texts (ITC)",
         "  no   go on with stage 1 of training: there is no temperature (temp)",
@@ -128,4 +131,82 @@ fn what_training_keeps_beside_a_checkpoint_is_told() {
     for name in ["ITC", "ITM", "ITG", "stage 1"] {
         assert!(obstacle(&report, name).is_null(), "{name}");
     }
+}
+
+/// What is said of the model `name` within the model: what it is, and what is in the way of running it.
+fn component(report: &Value, name: &str) -> (String, Value) {
+    let components = report["components"].as_array().unwrap();
+    let found = components.iter().find(|one| one["name"] == name).unwrap();
+    (found["what"].as_str().unwrap().to_owned(), found["obstacle"].clone())
+}
+
+#[test]
+fn a_language_model_is_told_and_that_it_is_not_run_yet() {
+    let configurations = [
+        (
+            json!({ "model_type": "opt", "hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32,
+                "ffn_dim": 10240, "vocab_size": 50304 }),
+            "OPT, 32 layers of width 2560, 32 heads, feed-forward width 10240, 50304 tokens",
+        ),
+        (
+            json!({ "model_type": "t5", "d_model": 2048, "num_layers": 24, "num_heads": 32, "d_ff": 5120 }),
+            "T5, 24 + 24 layers of width 2048, 32 heads, feed-forward width 5120, 32128 tokens",
+        ),
+        (
+            json!({ "model_type": "llama" }),
+            "LLaMA, 32 layers of width 4096, 32 heads, feed-forward width 11008, 32000 tokens",
+        ),
+    ];
+    let mut workplace = Workplace::new();
+    for (text_config, what) in &configurations {
+        workplace.configure(|config| config["text_config"] = text_config.clone());
+        let expected = (what.to_string(), json!("its weights are not in this checkpoint"));
+        assert_eq!(component(&inspect(&workplace.model()), "language model"), expected);
+    }
+    workplace
+        .tensors
+        .insert("language_model.shared.weight".into(), HostTensor::new(&[1], vec![0.5]).unwrap());
+    workplace.save(Dtype::F32);
+    let report = inspect(&workplace.model());
+    assert_eq!(component(&report, "language model").1, "not built yet: read, not run");
+    assert_eq!(obstacle(&report, "language model"), "qformer does not do this yet");
+    let text = run(["inspect", &shown(&workplace.model())]).succeeds();
+    let line = format!("  language model: {}; not built yet: read, not run", configurations[2].1);
+    assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");
+    // A model that nothing here knows is told by its name.
+    workplace.configure(|config| config["text_config"] = json!({ "model_type": "gpt2" }));
+    run(["inspect", &shown(&workplace.model())])
+        .fails(&["text_config.model_type is gpt2", "\"opt\", \"t5\" or \"llama\""]);
+}
+
+#[test]
+fn an_encoder_that_is_not_built_is_told_and_its_features_are_read() {
+    let workplace = Workplace::new();
+    let features = shown(&workplace.path().join("vision.safetensors"));
+    let image = shown(&images()[0]);
+    let model = shown(&workplace.model());
+    let embed = |source: &[&str]| {
+        let output = shown(&workplace.output());
+        run([&["embed", "--model", &model, "--output", &output], source].concat())
+    };
+    embed(&["--images", &image, "--save-vision-output", &features]).succeeds();
+    let expected = read(&workplace.output(), "query_output");
+    fs::remove_file(workplace.output()).unwrap();
+    workplace.configure(|config| config["vision_config"]["model_type"] = "clip_vision_model".into());
+    let report = inspect(&workplace.model());
+    let what = "CLIP, 2 layers, 2 heads, feed-forward width 128".to_owned();
+    assert_eq!(component(&report, "image encoder"), (what, json!("not built yet: read, not run")));
+    assert_eq!(report["faults"], json!([]));
+    assert_eq!(
+        obstacle(&report, "read images"),
+        "the image encoder is not built yet; its output can be given with --features"
+    );
+    embed(&["--images", &image]).fails(&[
+        "clip_vision_model",
+        "not built yet",
+        "give its output as features",
+    ]);
+    workplace.has_written_nothing();
+    embed(&["--features", &features]).succeeds();
+    assert_eq!(read(&workplace.output(), "query_output"), expected);
 }

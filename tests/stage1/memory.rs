@@ -14,7 +14,7 @@ const TEXT_TOKENS: usize = 16;
 /// A batch of random images whose texts have so many tokens each.
 fn batch(images: usize, text_tokens: usize) -> Batch {
     let config = config();
-    let shape = [images, 17, config.vision.hidden_size];
+    let shape = [images, 17, config.vision.width()];
     let values = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.7).sin()).collect();
     let texts = (0..images).map(|i| (0..text_tokens).map(|t| (t * 7 + i * 3 + 5) as u32 % 138).collect());
     let ids = (0..images as u32).collect();

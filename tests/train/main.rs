@@ -8,6 +8,7 @@ mod common;
 #[cfg(target_os = "linux")]
 mod crash;
 mod faults;
+mod features;
 mod folders;
 mod golden;
 mod gpu;

@@ -55,7 +55,9 @@ fn data_that_do_not_fit_are_refused() {
     for (file, found) in [(&narrow, "17 tokens of width 32"), (&short, "5 tokens of width 64")] {
         let told =
             [&**file, "\"vision_output\"", found, "but the model reads 17 of width 64", "qformer encode"];
-        refused(&of(file, &captions), 1, &told);
+        let golden = path("tests/golden/retrieval/model");
+        let model = ["--model", golden.to_str().unwrap(), "--features", file, "--captions", &captions];
+        refused(&model, 1, &told);
     }
     refused(&of(&features, &few), 1, &["few.jsonl: has 1 line, but the features have 10 rows"]);
     refused(&of(&captions, &captions), 1, &["captions.jsonl"]);

@@ -196,10 +196,10 @@ impl Reference<'_> {
     fn norm_image(&self, vision_output: &[f32]) -> Rows {
         let vision = &self.config.vision;
         let rows: Rows = vision_output
-            .chunks(vision.hidden_size)
+            .chunks(vision.width())
             .map(|row| row.iter().map(|&x| f64::from(x)).collect())
             .collect();
-        self.norm("vision_model.post_layernorm", &rows, vision.post_layer_norm_eps)
+        self.norm("vision_model.post_layernorm", &rows, vision.post_layer_norm_eps())
     }
 
     fn norm(&self, name: &str, x: &[Vec<f64>], epsilon: f64) -> Rows {

@@ -147,13 +147,13 @@ impl<B: Measured> Work<B> {
                 .then(|| VisionEncoder::from_source(device.clone(), &config, source, &mut |_, _| ()));
             Ok((model, vision.transpose()?))
         })?;
-        let (tokens, side) = (config.image_tokens(), config.vision.image_size);
-        let pictures = if loaded.1.is_some() { batch } else { 0 };
+        let tokens = config.image_tokens();
+        let (pictures, side) = loaded.1.as_ref().map_or((0, 0), |v| (batch, v.config().image_size));
         Ok(Self {
             model: loaded.0,
             vision: loaded.1,
             source,
-            vision_output: random_tensor("vision_output", &[batch, tokens, config.vision.hidden_size]),
+            vision_output: random_tensor("vision_output", &[batch, tokens, config.vision.width()]),
             pixels: random_tensor("pixel_values", &[pictures, 3, side, side]),
             texts: random_texts(batch, config.qformer.vocab_size),
             batch,
@@ -166,7 +166,7 @@ impl<B: Measured> Work<B> {
     pub(crate) fn check(&self) -> Result<Vec<Check>> {
         let per_image = self.vision_output.values().len() / self.batch;
         let first = HostTensor::new(
-            &[1, self.config.image_tokens(), self.config.vision.hidden_size],
+            &[1, self.config.image_tokens(), self.config.vision.width()],
             self.vision_output.values()[..per_image].to_vec(),
         )?;
         let image = self.model.encode_image(&self.vision_output)?.query_output;
@@ -299,7 +299,7 @@ impl<B: Measured> Work<B> {
     }
 
     fn vision_flops(&self) -> f64 {
-        let v = &self.config.vision;
+        let v = self.vision.as_ref().expect("prepared when asked for").config();
         let (rows, width) = (v.image_tokens(), v.hidden_size);
         let block = rows * (8 * width * width + 4 * width * v.intermediate_size) + 4 * rows * rows * width;
         let embedding = 2 * (rows - 1) * width * 3 * v.patch_size * v.patch_size;

@@ -81,7 +81,8 @@ impl Features {
             Some(first) if [self.tokens, self.width] != [tokens, width] => {
                 let what = format!(
                     "tensor \"{VISION_OUTPUT}\" has {} tokens of width {} an image, but the model reads {tokens} of \
-                     width {width}; encode the images with this model's image encoder (qformer encode)",
+                     width {width}; give features of the encoder that it was trained with (qformer encode writes \
+                     those of its own)",
                     self.tokens, self.width
                 );
                 Err(Error::input(first.path(), what))

@@ -101,7 +101,7 @@ mod tests {
         let abilities = Abilities { text: true, retrieval: true };
         let model =
             QFormer::from_source(Cpu::new(), config.clone(), abilities, &source, &mut |_, _| ()).unwrap();
-        let shape = [3, config.image_tokens(), config.vision.hidden_size];
+        let shape = [3, config.image_tokens(), config.vision.width()];
         let key = init::key(1, "features");
         let values = (0..shape.iter().product::<usize>() as u64).map(|i| init::uniform(key, i) as f32 - 0.5);
         (model, HostTensor::new(&shape, values.collect()).unwrap())

@@ -78,7 +78,7 @@ impl<B: Backend> Pass<B> for ImagePass {
     }
 
     fn carve<'a>(&self, config: &Config, cursor: &mut Cursor<'a, B>) -> ImagePassActs<'a, B> {
-        let (tokens, width) = (self.stream.sets * config.image_tokens(), config.vision.hidden_size);
+        let (tokens, width) = (self.stream.sets * config.image_tokens(), config.vision.width());
         let (rows, embedding) = (self.stream.rows(), config.image_text_hidden_size);
         ImagePassActs {
             vision_output: cursor.take(tokens, width),
@@ -289,7 +289,7 @@ impl<B: Backend> QFormer<B> {
 
     /// Width of the keys and values that the image pass forms: none where it reads the features themselves.
     fn formed_width(&self) -> usize {
-        if self.cross_sizes().absorbs(self.device.frozen_packing(self.config.vision.hidden_size)) {
+        if self.cross_sizes().absorbs(self.device.frozen_packing(self.config.vision.width())) {
             0
         } else {
             self.keys_values_width()

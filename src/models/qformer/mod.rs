@@ -214,7 +214,7 @@ impl<B: Backend> QFormer<B> {
 
     /// Extents of `vision_output` [I, N, W].
     fn check_images(&self, vision_output: TensorInput<'_, B>) -> Result<usize> {
-        let (tokens, width) = (self.config.image_tokens(), self.config.vision.hidden_size);
+        let (tokens, width) = (self.config.image_tokens(), self.config.vision.width());
         match *vision_output.shape() {
             [images, n, w] if n == tokens && w == width => Ok(images),
             ref found => Err(Error::value(format!(

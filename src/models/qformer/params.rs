@@ -70,10 +70,10 @@ impl Parameters<Spec> {
         Self {
             image_norm: LayerNorm::spec(
                 "vision_model.post_layernorm",
-                vision.hidden_size,
-                vision.post_layer_norm_eps,
+                vision.width(),
+                vision.post_layer_norm_eps(),
             ),
-            image_kv: Linear::fused(&image_kv, hidden, vision.hidden_size),
+            image_kv: Linear::fused(&image_kv, hidden, vision.width()),
             query_tokens: Spec::table("query_tokens".into(), &[1, config.num_query_tokens, hidden], hidden),
             embedding_norm: LayerNorm::spec("qformer.layernorm", hidden, qformer.layer_norm_eps),
             text_embeddings: abilities.text.then(|| TextEmbeddings {

@@ -4,7 +4,7 @@
 pub use super::vit::{Parameters, VisionBlock};
 
 use super::vit::{CHANNELS, VisionPass};
-use crate::config::{Config, VisionConfig};
+use crate::config::{Config, VitConfig};
 use crate::device::M;
 use crate::error::{Error, Result};
 use crate::memory::{DeviceTensor, Workspace};
@@ -51,7 +51,7 @@ pub fn expect_in(checkpoint: &Checkpoint) -> Result<()> {
 /// ```
 pub struct VisionEncoder<B: Backend = crate::Cpu> {
     device: B,
-    config: VisionConfig,
+    config: VitConfig,
     weights: Weights<B, Parameters<Slot>>,
     workspace: Workspace<B>,
 }
@@ -61,7 +61,7 @@ impl<B: Backend> VisionEncoder<B> {
     ///
     /// # Errors
     /// Fails if a file is missing or malformed, naming every tensor that is missing, surplus or of
-    /// the wrong shape, if the heads of attention are too wide for the device, and if there is not enough
+    /// the wrong shape, as [`VisionConfig::encoder`](crate::config::VisionConfig::encoder) does, if the heads of attention are too wide for the device, and if there is not enough
     /// memory.
     pub fn load(device: B, directory: impl AsRef<Path>) -> Result<Self> {
         let config = Config::load(directory.as_ref())?;
@@ -79,9 +79,10 @@ impl<B: Backend> VisionEncoder<B> {
         checkpoint: &Checkpoint,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        let vision = config.vision.encoder().map_err(|error| Error::input(checkpoint.path(), error))?;
         expect_in(checkpoint)?;
         let checkpoint = NamedCheckpoint::new(checkpoint)?;
-        let specs = Parameters::spec(&config.vision);
+        let specs = Parameters::spec(vision);
         reject_surplus(&checkpoint, &part_names(&specs), |name| {
             !name.starts_with("vision_model.") || name.starts_with("vision_model.post_layernorm.")
                 // LAVIS's pair in place of a bias, and the keys' bias that is always zero.
@@ -93,7 +94,8 @@ impl<B: Backend> VisionEncoder<B> {
     /// The same with parameters from anywhere.
     ///
     /// # Errors
-    /// Fails as [`Config::validate`] and the source do, if the heads of attention are too wide for the device,
+    /// Fails as [`Config::validate`], [`VisionConfig::encoder`](crate::config::VisionConfig::encoder) and the source
+    /// do, if the heads of attention are too wide for the device,
     /// and if there is not enough memory.
     pub fn from_source(
         device: B,
@@ -102,13 +104,14 @@ impl<B: Backend> VisionEncoder<B> {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         config.validate()?;
-        check_heads::<B>("the image encoder", config.vision.head_dim())?;
-        let weights = Weights::load(&device, &Parameters::spec(&config.vision), source, progress)?;
-        Ok(Self { device, config: config.vision.clone(), weights, workspace: Workspace::default() })
+        let config = config.vision.encoder()?.clone();
+        check_heads::<B>("the image encoder", config.head_dim())?;
+        let weights = Weights::load(&device, &Parameters::spec(&config), source, progress)?;
+        Ok(Self { device, config, weights, workspace: Workspace::default() })
     }
 
     /// Sizes and constants.
-    pub fn config(&self) -> &VisionConfig {
+    pub fn config(&self) -> &VitConfig {
         &self.config
     }
 

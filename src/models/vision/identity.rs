@@ -3,7 +3,7 @@
 use super::encoder::{Parameters, expect_in};
 use super::image::ImageProcessor;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::params::safetensors::Checkpoint;
 use crate::params::{NamedCheckpoint, Spec, TensorSource, Tree};
 use bytemuck::cast_slice;
@@ -13,17 +13,18 @@ use bytemuck::cast_slice;
 /// `progress` is told the weights read so far and in all, in bytes.
 ///
 /// # Errors
-/// Fails if a tensor is missing, has another shape, or cannot be read.
+/// Fails if the model has no encoder that is built here, if a tensor is missing, has another shape, or cannot be read.
 pub fn identity(
     config: &Config,
     checkpoint: &Checkpoint,
     processor: &ImageProcessor,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<String> {
+    let vision = config.vision.encoder().map_err(|error| Error::input(checkpoint.path(), error))?;
     expect_in(checkpoint)?;
     let source = NamedCheckpoint::new(checkpoint)?;
     let mut specs: Vec<Spec> = Vec::new();
-    Parameters::spec(&config.vision).map(&mut |spec: &Spec| specs.push(spec.clone()));
+    Parameters::spec(vision).map(&mut |spec: &Spec| specs.push(spec.clone()));
     let parts: Vec<_> = specs.iter().flat_map(|spec| &spec.parts).collect();
     source.check(&parts)?;
     let total = 4 * parts.iter().map(|part| part.len()).sum::<usize>();

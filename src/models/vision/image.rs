@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 
 use super::decode::{self, MAX_SIDE};
 use super::resize::{Filter, resize};
-use crate::config::Config;
 use crate::error::{Error, Result};
 
 pub use super::decode::{EXTENSIONS, Rgb};
@@ -111,14 +110,13 @@ impl ImageProcessor {
         Self::from_json(&Value::Object(read_object(&flat)?)).map_err(|what| Error::input(&flat, what))
     }
 
-    /// The same for the model in `dir`, of this configuration.
+    /// The same for an image encoder that reads images of `side` by `side` pixels.
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load), and if the images are not of the size that the image encoder reads.
-    pub fn load_for(dir: &Path, config: &Config) -> Result<Self> {
+    /// As [`load`](Self::load), and if the images are of another size.
+    pub fn load_for(dir: &Path, side: usize) -> Result<Self> {
         let processor = Self::load(dir)?;
-        let side = config.vision.image_size;
         if processor.size() != (side, side) {
             let (height, width) = processor.size();
             let what = format!(

@@ -1,6 +1,6 @@
 //! EVA-CLIP's pre-norm vision transformer.
 
-use crate::config::VisionConfig;
+use crate::config::VitConfig;
 use crate::device::{M, W};
 use crate::error::Result;
 use crate::layers::linear::Fused;
@@ -47,7 +47,7 @@ pub struct VisionBlock<T> {
 
 impl Parameters<Spec> {
     /// `vision_model.*` but for `post_layernorm`.
-    pub fn spec(config: &VisionConfig) -> Self {
+    pub fn spec(config: &VitConfig) -> Self {
         let (width, patch) = (config.hidden_size, config.patch_size);
         let table = |name: &str, shape: &[usize], cols| {
             Spec::table(format!("vision_model.embeddings.{name}"), shape, cols)
@@ -67,7 +67,7 @@ impl Parameters<Spec> {
 }
 
 impl VisionBlock<Spec> {
-    fn spec(config: &VisionConfig, index: usize) -> Self {
+    fn spec(config: &VitConfig, index: usize) -> Self {
         let (width, inner, epsilon) = (config.hidden_size, config.intermediate_size, config.layer_norm_eps);
         let name = |part: &str| format!("vision_model.encoder.layers.{index}.{part}");
         Self {
@@ -134,7 +134,7 @@ pub(super) struct VisionActs<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> VisionActs<'a, B> {
-    fn carve(cursor: &mut Cursor<'a, B>, config: &VisionConfig, sequences: &Sequences) -> Self {
+    fn carve(cursor: &mut Cursor<'a, B>, config: &VitConfig, sequences: &Sequences) -> Self {
         let (width, tokens, images) = (config.hidden_size, config.image_tokens(), sequences.as_slice().len());
         let (rows, patches) = (images * tokens, images * (tokens - 1));
         Self {
@@ -159,21 +159,21 @@ pub(super) struct VisionPass {
 }
 
 impl<B: Backend> Pass<B> for VisionPass {
-    type Model = VisionConfig;
+    type Model = VitConfig;
     type Acts<'a> = VisionActs<'a, B>;
 
     fn items(&self) -> (usize, &'static str) {
         (self.images, "images")
     }
 
-    fn carve<'a>(&self, config: &VisionConfig, cursor: &mut Cursor<'a, B>) -> VisionActs<'a, B> {
+    fn carve<'a>(&self, config: &VitConfig, cursor: &mut Cursor<'a, B>) -> VisionActs<'a, B> {
         VisionActs::carve(cursor, config, &self.sequences(config))
     }
 }
 
 impl VisionPass {
     /// All tokens of an image see one another.
-    fn sequences(&self, config: &VisionConfig) -> Sequences {
+    fn sequences(&self, config: &VitConfig) -> Sequences {
         Sequences::uniform(self.images, config.image_tokens())
     }
 
@@ -182,7 +182,7 @@ impl VisionPass {
     pub(super) fn write<B: Backend>(
         &self,
         b: &B,
-        config: &VisionConfig,
+        config: &VitConfig,
         pixels: &[f32],
         acts: &mut VisionActs<'_, B>,
     ) -> Result<()> {
@@ -207,7 +207,7 @@ impl VisionPass {
 }
 
 /// Patches [B·(N − 1), 3·patch²] of images [B, 3, S, S], each patch channel by channel.
-fn cut_patches(config: &VisionConfig, pixels: &[f32]) -> Vec<f32> {
+fn cut_patches(config: &VitConfig, pixels: &[f32]) -> Vec<f32> {
     let (side, patch, count) = (config.image_size, config.patch_size, config.patches_per_side());
     let mut patches = Vec::with_capacity(pixels.len());
     for image in pixels.chunks_exact(CHANNELS * side * side) {
@@ -227,7 +227,7 @@ impl<B: Backend> Parameters<W<'_, B>> {
     pub(super) fn forward(
         &self,
         b: &B,
-        config: &VisionConfig,
+        config: &VitConfig,
         pass: &VisionPass,
         acts: &mut VisionActs<'_, B>,
     ) -> Result<()> {
@@ -257,7 +257,7 @@ impl<B: Backend> VisionBlock<W<'_, B>> {
     fn forward(
         &self,
         b: &B,
-        config: &VisionConfig,
+        config: &VitConfig,
         sizes: SequenceSizes,
         acts: &mut VisionActs<'_, B>,
     ) -> Result<()> {

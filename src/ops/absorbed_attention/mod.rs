@@ -87,7 +87,7 @@ impl CrossSizes {
             queries: config.num_query_tokens,
             hidden: config.qformer.hidden_size,
             image_tokens: config.image_tokens(),
-            image_width: config.vision.hidden_size,
+            image_width: config.vision.width(),
         }
     }
 

@@ -21,8 +21,8 @@ pub struct TrainingStart<'a> {
     pub config: Config,
     /// Reads the captions.
     pub tokenizer: Tokenizer,
-    /// Makes pixel values of pictures.
-    pub processor: ImageProcessor,
+    /// Makes pixel values of pictures; a model of features has none.
+    pub processor: Option<ImageProcessor>,
     /// Files for the checkpoints.
     pub companions: Companions,
     /// What is trained; the image encoder too if the data are pictures.
@@ -40,29 +40,31 @@ pub struct Companions {
 }
 
 impl Companions {
-    /// The image processor's settings where version 4 of transformers looks for them and where version 5
-    /// does, the tokenizer in the folder `tokenizer`, if there is one, and how the model captions, if it does.
+    /// The image processor's settings, if there is one, where version 4 of transformers looks for them and where
+    /// version 5 does, the tokenizer in the folder `tokenizer`, if there is one, and how the model captions, if it does.
     ///
     /// # Errors
     /// Fails if a file cannot be read.
     pub fn gather(
         config: &Config,
-        processor: &ImageProcessor,
+        processor: Option<&ImageProcessor>,
         tokenizer: Option<&Path>,
         decoding: Option<&Decoding>,
     ) -> Result<Self> {
         let json = |name: &str, value: &Value| (name.to_owned(), format!("{value:#}\n").into_bytes());
-        let image_processor = processor.to_json();
         // By a number, transformers puts as many places for an image into every text, which a model of
         // retrieval has no embedding for.
         let places = (!config.is_retrieval()).then_some(config.num_query_tokens);
-        let unified = json!({
-            "image_processor": image_processor,
-            "num_query_tokens": places,
-            "processor_class": "Blip2Processor",
-        });
-        let mut files =
-            vec![json("preprocessor_config.json", &image_processor), json("processor_config.json", &unified)];
+        let mut files = Vec::new();
+        if let Some(image_processor) = processor.map(ImageProcessor::to_json) {
+            let unified = json!({
+                "image_processor": image_processor,
+                "num_query_tokens": places,
+                "processor_class": "Blip2Processor",
+            });
+            files.push(json("preprocessor_config.json", &image_processor));
+            files.push(json("processor_config.json", &unified));
+        }
         files.extend(decoding.map(|decoding| json(Decoding::FILE_NAME, &decoding.to_json())));
         for name in tokenizer::FILE_NAMES {
             let Some(path) = tokenizer.map(|folder| folder.join(name)).filter(|path| path.exists()) else {

@@ -4,6 +4,7 @@ use super::measures::{Measure, Measured};
 use super::metrics::Record;
 use super::model::TrainingStart;
 use super::settings::Settings;
+use crate::config::Config;
 use crate::error::Result;
 use crate::ops::Backend;
 use crate::params::Tree;
@@ -116,6 +117,8 @@ pub struct StepLoss {
 
 /// What a model card tells of a checkpoint.
 pub struct CardFacts<'a, S> {
+    /// Of the model.
+    pub config: &'a Config,
     /// Of the run.
     pub settings: &'a Settings<S>,
     /// Steps done.

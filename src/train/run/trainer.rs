@@ -107,7 +107,7 @@ impl<O: Objective> Trainer<O> {
         run: Run,
     ) -> Result<Self> {
         settings.validate()?;
-        dataset.check_features([model.config.image_tokens(), model.config.vision.hidden_size])?;
+        dataset.check_features([model.config.image_tokens(), model.config.vision.width()])?;
         let mut objective = O::open(device.clone(), &settings, &model)?;
         let TrainingStart { config, tokenizer, processor, companions, source, has_encoder } = model;
         let encoder = match dataset.kind() {
@@ -140,7 +140,7 @@ impl<O: Objective> Trainer<O> {
             max_bad_samples: settings.max_bad_samples,
             augmentation: settings.augment,
         };
-        let processor = encoder.is_some().then_some(processor);
+        let processor = processor.filter(|_| encoder.is_some());
         let captions = dataset.captions().len();
         let loader = Loader::start(dataset, (processor, tokenizer), options, position, &unreadable)?;
         let extra = objective.extra_file();
@@ -286,6 +286,7 @@ impl<O: Objective> Trainer<O> {
         };
         self.metrics.synchronise()?;
         let card = O::card(&CardFacts {
+            config: &self.config,
             settings: &self.settings,
             step: self.step,
             last: self.metrics.history.last(),

@@ -101,7 +101,7 @@ pub(super) struct FoldActs<'a, B: Backend> {
 
 impl<'a, B: Backend> FoldActs<'a, B> {
     fn carve(cursor: &mut Cursor<'a, B>, config: &Config) -> Self {
-        let (out, width) = (keys_values_width(config), config.vision.hidden_size);
+        let (out, width) = (keys_values_width(config), config.vision.width());
         Self {
             weight: cursor.take(out, width),
             bias: cursor.take(1, out),
@@ -209,7 +209,7 @@ impl<'a, B: Backend> FirstPhaseActs<'a, B> {
         config: &Config,
         recompute: Recompute,
     ) -> Self {
-        let (hidden, width) = (config.qformer.hidden_size, config.vision.hidden_size);
+        let (hidden, width) = (config.qformer.hidden_size, config.vision.width());
         let (tokens, rows) = (plan.sets * image.tokens, plan.rows());
         let out = keys_values_width(config);
         Self {

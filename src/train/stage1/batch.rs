@@ -32,7 +32,7 @@ impl Batch {
         texts: Vec<Vec<u32>>,
         image_ids: Vec<u32>,
     ) -> Result<Self> {
-        let width = config.vision.hidden_size;
+        let width = config.vision.width();
         let images = match *vision_output.shape() {
             [images, tokens, w] if images > 0 && tokens > 0 && w == width => images,
             ref found => {

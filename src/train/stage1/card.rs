@@ -1,6 +1,7 @@
 //! The model card of a checkpoint.
 
 use super::Stage1Settings;
+use crate::config::VisionConfig;
 use crate::train::CardFacts;
 
 /// What the checkpoint is, and the losses of its last step.
@@ -12,6 +13,15 @@ pub(super) fn model_card(facts: &CardFacts<'_, Stage1Settings>) -> String {
         true => "The image encoder, which was not trained, is in the folder.",
         false => "It was trained on an image encoder's output; the encoder is not in the folder.",
     };
+    let opened_by = match facts.config.vision {
+        VisionConfig::Features(_) => {
+            "It reads features only, which `qformer` takes by `--features`; transformers knows no such model."
+        }
+        _ => {
+            "`Blip2ForImageTextRetrieval.from_pretrained` of transformers opens the folder; `stage1.safetensors` holds what\n\
+             transformers has no place for."
+        }
+    };
     let mut card = format!(
         "---\n\
          library_name: transformers\n\
@@ -20,8 +30,7 @@ pub(super) fn model_card(facts: &CardFacts<'_, Stage1Settings>) -> String {
          # BLIP-2's Q-Former after step {step} of {} of stage 1\n\n\
          Trained by qformer {} with ITC, ITM and ITG weighted {itc}, {itm} and {lm}, in batches of {batch}, with a learning\n\
          rate of {:e} at most. {seen}\n\n\
-         `Blip2ForImageTextRetrieval.from_pretrained` of transformers opens the folder; `stage1.safetensors` holds what\n\
-         transformers has no place for.\n",
+         {opened_by}\n",
         settings.steps,
         env!("CARGO_PKG_VERSION"),
         settings.lr,

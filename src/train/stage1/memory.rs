@@ -74,7 +74,7 @@ impl MemoryPlan {
         let tokens =
             TextRoom { of_pairs: [least, pairs * text_tokens], of_captions: captions, longest: text_tokens };
         let second = PairPass::new::<B>(0..pairs, 0..images, images, tokens, rows, options);
-        let width = config.vision.hidden_size;
+        let width = config.vision.width();
         let constants = Arena::<B>::bytes(|c| {
             Constants::carve(c, width);
         });

@@ -48,7 +48,7 @@ impl<B: Backend> Stage1<B> {
         check_heads::<B>("the Q-Former", config.qformer.head_dim())?;
         let spec = Stage1Parameters::spec(&config, options.matching);
         let weights = TrainedWeights::load(&device, &spec, source)?;
-        let width = config.vision.hidden_size;
+        let width = config.vision.width();
         let mut constants = Arena::planned(&device, "constants", |c| {
             Constants::carve(c, width);
         })?;
@@ -181,7 +181,7 @@ impl<B: Backend> Stage1<B> {
         self.weights.clear_gradients(&self.device)?;
         let Self { device: b, config, options, weights, constants, recorded, .. } = self;
         let b: &B = b;
-        let mut constants = Constants::carve(&mut constants.cursor(), config.vision.hidden_size);
+        let mut constants = Constants::carve(&mut constants.cursor(), config.vision.width());
         b.write_indices(&[options.seed, step as u32], constants.key.reborrow())?;
         let Training { weights: parameters, parameters: exact, mut gradients } = weights.training();
         let (parameters, exact) = (&parameters, &exact);

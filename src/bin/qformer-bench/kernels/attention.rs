@@ -36,7 +36,6 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
     let (config, batch) = (kernels.config, kernels.batch);
     let (queries, tokens) = (config.num_query_tokens, config.image_tokens());
     let (heads, width) = (config.qformer.num_attention_heads, config.qformer.hidden_size);
-    let (vision_heads, vision_width) = (config.vision.num_attention_heads, config.vision.hidden_size);
     let own = |name, length: usize, heads, width, training| Case {
         name,
         shape: format!("{batch} × {length}, {heads}×{}", width / heads),
@@ -84,14 +83,17 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
         pairs: batch * (CAPTION * queries + CAPTION * (CAPTION + 1) / 2),
         training: Training::Trained,
     };
-    for case in [
+    let encoder = config.vision.encoder().ok();
+    let seeing =
+        encoder.map(|v| own("attention", tokens, v.num_attention_heads, v.hidden_size, Training::Frozen));
+    let cases = [
         own("attention", queries, heads, width, Training::Trained),
         own("attention", queries + CAPTION, heads, width, Training::Trained),
         cross(1),
         cross(3),
         cached,
-        own("attention", tokens, vision_heads, vision_width, Training::Frozen),
-    ] {
+    ];
+    for case in cases.into_iter().chain(seeing) {
         run(kernels, &case)?;
     }
     Ok(())

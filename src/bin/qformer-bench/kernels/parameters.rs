@@ -18,7 +18,7 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
     optimiser(kernels, count)?;
     let config = kernels.config;
     let layers = config.qformer.cross_attention_layers().count();
-    fold(kernels, 2 * layers * config.qformer.hidden_size, config.vision.hidden_size)
+    fold(kernels, 2 * layers * config.qformer.hidden_size, config.vision.width())
 }
 
 fn optimiser<B: Measured>(kernels: &mut Kernels<'_, B>, count: usize) -> Result<()> {

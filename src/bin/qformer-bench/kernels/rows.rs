@@ -16,7 +16,7 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
     let (config, batch) = (kernels.config, kernels.batch);
     let (hidden, rows) = (config.qformer.hidden_size, config.num_query_tokens * batch);
     layer_norm(kernels, rows, hidden)?;
-    image_norm(kernels, config.image_tokens() * batch, config.vision.hidden_size)?;
+    image_norm(kernels, config.image_tokens() * batch, config.vision.width())?;
     embedding(kernels, CAPTION * batch, hidden)?;
     activation(kernels, rows, config.qformer.intermediate_size)?;
     dropout(kernels, rows, hidden)?;

@@ -66,7 +66,7 @@ impl Model<'_> {
     /// Keys and values of all layers for one image, whose gradient goes to the weights alone.
     fn keys_values(&self, count: &mut Count) {
         let layers = self.config.qformer.cross_attention_layers().count();
-        let (width, outputs) = (self.config.vision.hidden_size, 2 * layers * self.config.qformer.hidden_size);
+        let (width, outputs) = (self.config.vision.width(), 2 * layers * self.config.qformer.hidden_size);
         let flops = 2.0 * self.image_tokens as f64 * width as f64 * outputs as f64;
         count.forward += flops;
         count.backward += flops;

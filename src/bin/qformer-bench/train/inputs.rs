@@ -18,7 +18,7 @@ pub(super) struct Inputs {
 impl Inputs {
     /// `count` random images of `image_tokens` tokens with captions of 9 to 16.
     pub(super) fn random(config: &Config, count: usize, image_tokens: usize) -> Self {
-        let shape = [count, image_tokens, config.vision.hidden_size];
+        let shape = [count, image_tokens, config.vision.width()];
         let texts = random_texts(count, config.qformer.vocab_size);
         Self { vision_output: random_tensor("vision_output", &shape), texts }
     }

@@ -67,7 +67,7 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let last = config.qformer.cross_attention_layers().next_back().expect("layer 0 attends to the image");
     let layer = arguments.layer.unwrap_or(last);
     let mut page = heading(config, layer, images.names.len(), arguments.text.as_deref());
-    let (side, mut number) = (config.vision.patches_per_side(), 0);
+    let (side, mut number) = (config.vision.encoder()?.patches_per_side(), 0);
     images.for_each_batch(&pipeline, arguments.batch.size, remarks, |batch| {
         let maps = pipeline.attention_maps(batch, arguments.text.as_deref(), layer)?;
         for image in 0..maps.shape()[0] {

@@ -176,7 +176,7 @@ impl<'a> Shards<'a> {
         let path = self.path(shard);
         let mut spool = Spool::new(&path)?;
         let vision = &pipeline.config().vision;
-        spool.append(&HostTensor::new(&[0, vision.image_tokens(), vision.hidden_size], Vec::new())?)?;
+        spool.append(&HostTensor::new(&[0, vision.image_tokens(), vision.width()], Vec::new())?)?;
         thread::scope(|scope| {
             let (sender, batches) = sync_channel(AHEAD);
             let of_shard = images.clone();

@@ -9,7 +9,6 @@ use crate::progress::Progress;
 use clap::Args;
 use qformer::data::{Dataset, Kind};
 use qformer::evaluate::{CaptionStatistics, Captions, Images, MatchingAccuracy, Recalls, Retrieval};
-use qformer::models::vision::encoder;
 use qformer::output::{self, counted};
 use qformer::{HostTensor, Parts, Pipeline, Result};
 use serde_json::{Map, Value, json};
@@ -76,7 +75,7 @@ impl Arguments {
     fn evaluate(&self, dataset: &Dataset, remarks: Remarks) -> Result<Evaluation> {
         let builder = self.model.open()?;
         let (config, tokenizer) = (builder.config(), builder.tokenizer()?);
-        dataset.check_features([config.image_tokens(), config.vision.hidden_size])?;
+        dataset.check_features([config.image_tokens(), config.vision.width()])?;
         let (texts, owners) = texts(dataset, remarks);
         let tokens =
             tokenizer.encode_batch(&texts, TEXT_LENGTH.min(config.qformer.max_position_embeddings))?;
@@ -86,7 +85,7 @@ impl Arguments {
                 Parts::QFormer
             }
             Kind::Pictures => {
-                encoder::expect_in(builder.checkpoint())?;
+                builder.require_encoder()?;
                 builder.image_processor()?;
                 Parts::All
             }
@@ -149,7 +148,7 @@ impl Reader<'_> {
             return dataset.features(&numbers);
         }
         let config = pipeline.config();
-        let shape = [numbers.len(), config.image_tokens(), config.vision.hidden_size];
+        let shape = [numbers.len(), config.image_tokens(), config.vision.width()];
         let per_image = shape[1] * shape[2];
         if encoded.len() < images.end * per_image {
             let pixels = dataset.pixels(&numbers, pipeline.image_processor()?)?;

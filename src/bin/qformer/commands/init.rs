@@ -68,8 +68,8 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let mut json = config.to_json();
     json[ORIGIN] = json!({ "preset": name, "seed": arguments.seed });
     write_json(&directory.join(config::FILE_NAME), &json)?;
-    let processor = ImageProcessor::blip2(config.vision.image_size);
-    Companions::gather(&config, &processor, arguments.tokenizer.as_deref(), None)?.write(directory)?;
+    let processor = ImageProcessor::blip2(config.vision.encoder()?.image_size);
+    Companions::gather(&config, Some(&processor), arguments.tokenizer.as_deref(), None)?.write(directory)?;
     match (&arguments.tokenizer, arguments.preset) {
         (Some(_), _) => {}
         (None, Preset::Tiny) => Tokenizer::write_tiny(directory)?,
@@ -80,7 +80,11 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     }
     let abilities = Abilities { text: true, retrieval: true };
     let mut tensors = init::tensors(&Parameters::spec(&config, abilities), &config, arguments.seed);
-    tensors.extend(init::tensors(&encoder::Parameters::spec(&config.vision), &config, arguments.seed));
+    tensors.extend(init::tensors(
+        &encoder::Parameters::spec(config.vision.encoder()?),
+        &config,
+        arguments.seed,
+    ));
     safetensors::write(&directory.join(safetensors::FILE_NAME), &BTreeMap::new(), tensors)
 }
 

@@ -13,8 +13,8 @@ pub(crate) struct DataArguments {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) images: ImageDataArguments,
-    /// The image encoder's output in place of images, as qformer encode writes it: one file or all
-    /// shards in their order
+    /// The image encoder's output in place of images, as qformer encode writes it or of any other encoder
+    /// (vision_output [images, tokens, width]): one file or all shards in their order
     #[arg(long, value_name = "FILE", num_args = 1.., requires = "captions", conflicts_with = "data")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) features: Vec<PathBuf>,

@@ -66,7 +66,7 @@ impl Images {
             return Err(Error::input(missing, "is not there or is not a file"));
         }
         if !paths.is_empty() {
-            encoder::expect_in(model.checkpoint())?;
+            model.require_encoder()?;
             model.image_processor()?;
         }
         let names = paths.iter().map(|path| path.to_string_lossy().into_owned()).collect();
@@ -129,12 +129,13 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The image processor in `folder`, or BLIP-2's if it holds none.
-pub(crate) fn processor_or_blip2(folder: &Path, config: &Config) -> Result<ImageProcessor> {
+/// The image processor in `folder`, or BLIP-2's if it holds none; a model of features needs none.
+pub(crate) fn processor_or_blip2(folder: &Path, config: &Config) -> Result<Option<ImageProcessor>> {
+    let Some(side) = config.vision.image_size() else { return Ok(None) };
     let files = ["processor_config.json", "preprocessor_config.json"];
     match files.iter().any(|file| folder.join(file).exists()) {
-        true => ImageProcessor::load_for(folder, config),
-        false => Ok(ImageProcessor::blip2(config.vision.image_size)),
+        true => ImageProcessor::load_for(folder, side).map(Some),
+        false => Ok(Some(ImageProcessor::blip2(side))),
     }
 }
 
@@ -147,12 +148,15 @@ pub(crate) fn compare_encoders(
     checkpoint: &Checkpoint,
     remarks: Remarks,
 ) -> Result<()> {
-    let (Some(of_features), true) = (dataset.encoder(), encoder::is_in(&NamedCheckpoint::new(checkpoint)?))
+    let (Some(of_features), Ok(_), Some(processor)) =
+        (dataset.encoder(), config.vision.encoder(), processor_or_blip2(model, config)?)
     else {
         return Ok(());
     };
+    if !encoder::is_in(&NamedCheckpoint::new(checkpoint)?) {
+        return Ok(());
+    }
     let progress = Progress::of_bytes("identifying the image encoder", remarks);
-    let processor = processor_or_blip2(model, config)?;
     let own = identity(config, checkpoint, &processor, &mut |done, total| progress.set(done, total))?;
     if own != of_features {
         remarks.warning(format_args!(
@@ -166,7 +170,7 @@ pub(crate) fn compare_encoders(
 
 /// Names of the images whose features `checkpoint` holds; their numbers where it holds no names.
 fn names_in(checkpoint: &Checkpoint, config: &Config) -> Result<Vec<String>> {
-    let (tokens, width) = (config.image_tokens(), config.vision.hidden_size);
+    let (tokens, width) = (config.image_tokens(), config.vision.width());
     let expected = format_args!("[images, {tokens}, {width}] for this model");
     let images = match checkpoint.get(VISION_OUTPUT).map(|info| &info.shape[..]) {
         Some(&[images, n, w]) if n == tokens && w == width && images > 0 => images,

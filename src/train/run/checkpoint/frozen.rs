@@ -38,7 +38,7 @@ impl Frozen {
             return Ok(Self { path, sum: known.clone() });
         }
         let mut parts = Vec::new();
-        encoder::Parameters::spec(&config.vision).map(&mut |spec| parts.extend(spec.parts.clone()));
+        encoder::Parameters::spec(config.vision.encoder()?).map(&mut |spec| parts.extend(spec.parts.clone()));
         let tensors = parts.iter().map(|part| {
             // One tensor at a time is in memory.
             let mut values = Vec::new();

@@ -72,10 +72,10 @@ pub(super) fn learn(
     let source = NamedCheckpoint::new(&open)?;
     let decoding = Decoding::load(begun, config.qformer.max_position_embeddings)?;
     let model = TrainingStart {
-        companions: Companions::gather(&config, &processor, Some(begun), Some(&decoding))?,
+        companions: Companions::gather(&config, Some(&processor), Some(begun), Some(&decoding))?,
         tokenizer: Tokenizer::load(begun)?,
         config,
-        processor,
+        processor: Some(processor),
         source: &source,
         // So that the checkpoint reads pictures too.
         has_encoder: true,

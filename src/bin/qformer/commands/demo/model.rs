@@ -1,6 +1,7 @@
 //! The demo's model: sizes, tokenizer, and parameters to begin with.
 
 use super::world;
+use qformer::config::{self, Config, VisionConfig, VitConfig};
 use qformer::generate::Decoding;
 use qformer::models::vision::encoder;
 use qformer::output::write_json;
@@ -8,7 +9,7 @@ use qformer::params::init::{self, key, uniform};
 use qformer::params::safetensors::{self, Dtype, NewTensor};
 use qformer::params::{Part, Tree};
 use qformer::train::Stage1Parameters;
-use qformer::{Config, Error, ImageProcessor, Matching, Result, Tokenizer, config};
+use qformer::{Error, ImageProcessor, Matching, Result, Tokenizer};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,10 +34,7 @@ pub(super) fn config() -> Config {
     let mut config = Config::tiny();
     config.num_query_tokens = 8;
     config.image_text_hidden_size = 64;
-    let vision = &mut config.vision;
-    (vision.image_size, vision.patch_size) = (SIDE, 16);
-    (vision.hidden_size, vision.intermediate_size) = (IMAGE_WIDTH, 2 * IMAGE_WIDTH);
-    (vision.num_hidden_layers, vision.num_attention_heads) = (1, 4);
+    config.vision = VisionConfig::Eva(vision());
     let qformer = &mut config.qformer;
     qformer.vocab_size = SPECIAL.len() + world::words().len() + 1;
     (qformer.hidden_size, qformer.intermediate_size) = (HIDDEN, 2 * HIDDEN);
@@ -48,6 +46,19 @@ pub(super) fn config() -> Config {
     // begins with about the deviation of its inputs.
     qformer.initializer_range = 1.0 / (HIDDEN as f64).sqrt();
     config
+}
+
+/// The image encoder's sizes.
+fn vision() -> VitConfig {
+    VitConfig {
+        hidden_size: IMAGE_WIDTH,
+        intermediate_size: 2 * IMAGE_WIDTH,
+        num_hidden_layers: 1,
+        num_attention_heads: 4,
+        image_size: SIDE,
+        patch_size: 16,
+        ..VitConfig::default()
+    }
 }
 
 /// Writes the model to begin with to `folder`, as any checkpoint.
@@ -65,15 +76,15 @@ pub(super) fn write(folder: &Path, seed: u64) -> Result<()> {
     let decoding = Decoding { min_length: 2, ..Decoding::default().within(LONGEST) };
     write_json(&folder.join(Decoding::FILE_NAME), &decoding.to_json())?;
     let mut tensors = init::tensors(&Stage1Parameters::spec(&config, Matching::Classifier), &config, seed);
-    tensors.extend(image_encoder(&config, seed));
+    tensors.extend(image_encoder(seed));
     safetensors::write(&folder.join(safetensors::FILE_NAME), &BTreeMap::new(), tensors)
 }
 
 /// An image encoder that was never trained: random, but so that outputs have about the deviation of inputs,
 /// which keeps what patches look like and where they are.
-fn image_encoder(config: &Config, seed: u64) -> Vec<NewTensor<'static>> {
+fn image_encoder(seed: u64) -> Vec<NewTensor<'static>> {
     let mut parts: Vec<Part> = Vec::new();
-    encoder::Parameters::spec(&config.vision).map(&mut |spec| parts.extend(spec.parts.iter().cloned()));
+    encoder::Parameters::spec(&vision()).map(&mut |spec| parts.extend(spec.parts.iter().cloned()));
     parts
         .into_iter()
         .map(|Part { name, shape }| {

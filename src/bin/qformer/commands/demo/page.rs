@@ -174,8 +174,8 @@ impl Page<'_> {
     /// Each query's cross-attention in the last block, for the first pictures held out.
     fn looks(&self) -> Result<String> {
         let config = self.model.config();
-        let per_image = config.image_tokens() * config.vision.hidden_size;
-        let shape = [LOOKED_AT, config.image_tokens(), config.vision.hidden_size];
+        let per_image = config.image_tokens() * config.vision.width();
+        let shape = [LOOKED_AT, config.image_tokens(), config.vision.width()];
         let values = self.held_out.vision_output.values()[..LOOKED_AT * per_image].to_vec();
         let block = config.qformer.cross_attention_layers().next_back().expect("block 0 has cross-attention");
         let maps = self.model.cross_attention_maps(&HostTensor::new(&shape, values)?, None, block)?;
@@ -183,7 +183,7 @@ impl Page<'_> {
         for number in 0..LOOKED_AT {
             let (uri, caption) = (self.held_out_uri(number)?, self.held_out.scenes[number].caption());
             let picture = Picture { uri: &uri, number, size: [1, 1], caption: &caption };
-            html += &looks(&picture, &maps, number, config.vision.patches_per_side());
+            html += &looks(&picture, &maps, number, config.vision.encoder()?.patches_per_side());
         }
         Ok(html)
     }

@@ -1,12 +1,15 @@
 //! `qformer inspect`: what a checkpoint holds and what can be done with it.
 
+mod component;
 mod part;
 mod print;
 
 use crate::Remarks;
 use crate::progress::Progress;
 use clap::Args;
+use component::{Component, components};
 use part::Part;
+use qformer::config::VisionConfig;
 use qformer::models::qformer::{Abilities, Parameters};
 use qformer::models::vision::encoder;
 use qformer::params::names::{Naming, canonical};
@@ -45,6 +48,8 @@ struct Report {
     /// Elements of all tensors but copies and buffers.
     parameters: usize,
     bytes: u64,
+    /// The models that the configuration tells of.
+    components: Vec<Component>,
     parts: Vec<PartReport>,
     uses: Vec<Use>,
     /// Tensors that are missing, misshapen or surplus; `None` where no configuration tells.
@@ -113,6 +118,9 @@ fn describe(checkpoint: &Checkpoint, config: Option<&Config>) -> Result<Report> 
             one.obstacle.get_or_insert("the tensors do not fit config.json");
         }
     }
+    let components = config.map_or_else(Vec::new, |config| {
+        components(config, has(Part::ImageEncoder), has(Part::LanguageModel))
+    });
     let parts: Vec<PartReport> = parts.into_values().collect();
     Ok(Report {
         path: checkpoint.path().to_string_lossy().into_owned(),
@@ -126,6 +134,7 @@ fn describe(checkpoint: &Checkpoint, config: Option<&Config>) -> Result<Report> 
         tensors: parts.iter().map(|part| part.tensors).sum(),
         parameters: parts.iter().map(|part| part.parameters).sum(),
         bytes: parts.iter().map(|part| part.bytes).sum(),
+        components,
         parts,
         uses,
         faults,
@@ -138,16 +147,22 @@ fn describe(checkpoint: &Checkpoint, config: Option<&Config>) -> Result<Report> 
 /// saves none after pre-training.
 fn faults(config: &Config, checkpoint: &NamedCheckpoint<'_>, has_image_encoder: bool) -> Vec<String> {
     let qformer = Parameters::spec(config, Abilities::of(config, checkpoint));
-    let vision = encoder::Parameters::spec(&config.vision);
+    let vision = config.vision.encoder().ok().map(encoder::Parameters::spec);
     let mut faults = checkpoint.faults(&qformer);
-    if has_image_encoder {
-        faults.extend(checkpoint.faults(&vision));
+    let mut named = part_names(&qformer);
+    if let Some(vision) = &vision {
+        if has_image_encoder {
+            faults.extend(checkpoint.faults(vision));
+        }
+        named.extend(part_names(vision));
     }
-    let named = part_names(&qformer).into_iter().chain(part_names(&vision)).collect();
+    // Nothing here knows the tensors of an encoder that is not built.
+    let is_unknown = matches!(config.vision, VisionConfig::Clip(_));
     faults.extend(checkpoint.surplus(&named, |name| {
         // LAVIS's pair in place of an image encoder's bias.
         let is_bias = name.ends_with(".self_attn.q_bias") || name.ends_with(".self_attn.v_bias");
-        is_bias || Part::of(Some(name)).is_extra()
+        let part = Part::of(Some(name));
+        is_bias || part.is_extra() || (is_unknown && part == Part::ImageEncoder)
     }));
     faults
 }
@@ -160,8 +175,13 @@ fn uses(config: Option<&Config>, checkpoint: &NamedCheckpoint<'_>, has: impl Fn(
     let has_head = |name: &str| checkpoint.contains(&format!("{name}.weight"));
     let unless = |there: bool, obstacle| (!there).then_some(obstacle);
     let no_qformer = unless(has(Part::QueryTokens) && has(Part::CrossAttention), "there is no Q-Former");
+    let is_built = config.is_none_or(|config| !matches!(config.vision, VisionConfig::Clip(_)));
     let no_image_encoder =
-        unless(has(Part::ImageEncoder), "there is no image encoder; its output can be given with --features");
+        unless(has(Part::ImageEncoder), "there is no image encoder; its output can be given with --features")
+            .or(unless(
+                is_built,
+                "the image encoder is not built yet; its output can be given with --features",
+            ));
     let no_text = no_qformer.or(unless(reads_text, "the Q-Former reads no text"));
     let no_projections = unless(
         has_head("vision_projection") && has_head("text_projection"),

@@ -1,7 +1,9 @@
 //! The report for people.
 
+use super::component::Component;
 use super::{PartReport, Report, Use};
 use qformer::Config;
+use qformer::config::VisionConfig;
 use qformer::output::{counted, grouped, printable};
 use std::fmt::{self, Write};
 
@@ -24,7 +26,7 @@ fn write(to: &mut String, report: &Report, config: Option<&Config>) -> fmt::Resu
     )?;
     writeln!(to, "  types: {}", dtypes.join(", "))?;
     match config {
-        Some(config) => write_config(to, config)?,
+        Some(config) => write_config(to, config, &report.components)?,
         None => writeln!(to, "  a file by itself: its folder's config.json is not read")?,
     }
 
@@ -65,32 +67,22 @@ fn write(to: &mut String, report: &Report, config: Option<&Config>) -> fmt::Resu
     Ok(())
 }
 
-fn write_config(to: &mut String, config: &Config) -> fmt::Result {
-    let Config { vision, qformer, .. } = config;
-    let (side, patch) = (vision.image_size, vision.patch_size);
-    writeln!(
-        to,
-        "  images: {side}x{side} pixels in patches of {patch}, {} tokens of width {}",
-        vision.image_tokens(),
-        vision.hidden_size
-    )?;
-    writeln!(
-        to,
-        "  image encoder: {}, {}, feed-forward width {}",
-        counted(vision.num_hidden_layers, "layer"),
-        counted(vision.num_attention_heads, "head"),
-        vision.intermediate_size
-    )?;
-    writeln!(
-        to,
-        "  Q-Former: {} queries, {} of width {}, {}, feed-forward width {}, cross-attention in {}",
-        config.num_query_tokens,
-        counted(qformer.num_hidden_layers, "layer"),
-        qformer.hidden_size,
-        counted(qformer.num_attention_heads, "head"),
-        qformer.intermediate_size,
-        qformer.cross_attention_layers().count()
-    )?;
+fn write_config(to: &mut String, config: &Config, components: &[Component]) -> fmt::Result {
+    let (vision, qformer) = (&config.vision, &config.qformer);
+    match vision {
+        VisionConfig::Eva(vit) | VisionConfig::Clip(vit) => {
+            let (side, patch) = (vit.image_size, vit.patch_size);
+            write!(to, "  images: {side}x{side} pixels in patches of {patch}, ")?;
+        }
+        VisionConfig::Features(_) => write!(to, "  features of images: ")?,
+    }
+    writeln!(to, "{} of width {}", counted(vision.image_tokens(), "token"), vision.width())?;
+    for Component { name, what, obstacle } in components {
+        match obstacle {
+            None => writeln!(to, "  {name}: {what}")?,
+            Some(obstacle) => writeln!(to, "  {name}: {what}; {obstacle}")?,
+        }
+    }
     match qformer.use_qformer_text_input {
         true => writeln!(
             to,

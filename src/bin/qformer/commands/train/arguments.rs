@@ -65,7 +65,8 @@ pub(super) struct ModelArguments {
     /// begun anew
     #[arg(long, value_name = "DIR", conflicts_with = "preset")]
     pub(super) model: Option<PathBuf>,
-    /// Begin with a new model of these sizes
+    /// Begin with a new model of these sizes; features of another shape than its image encoder makes take
+    /// the encoder's place
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(["blip2-vit-g", "tiny"]))]
     pub(super) preset: Option<String>,
     /// Folder of bert-base-uncased, from which BLIP-2 begins: its weights and its tokenizer

@@ -88,18 +88,34 @@ impl ModelArguments {
         let decoding = Decoding::default().within(config.qformer.max_position_embeddings);
         let seed = settings.seed.into();
         let Some(folder) = &self.vision_model else {
+            suit(&mut config, dataset, remarks);
             let source = Initial::new(&config, seed, bert);
-            let processor = ImageProcessor::blip2(config.vision.image_size);
+            let processor = config.vision.image_size().map(ImageProcessor::blip2);
             return take(model(&config, processor, tokenizer, &decoding, &source)?);
         };
         config.vision = Config::load(folder)?.vision;
-        config.qformer.encoder_hidden_size = config.vision.hidden_size;
+        config.qformer.encoder_hidden_size = config.vision.width();
         let open = Checkpoint::open(folder)?;
         expect_encoder(folder, &config, &open, dataset, remarks)?;
         let named = NamedCheckpoint::new(&open)?;
         let source = Layered::with_encoder_of(&named, Initial::new(&config, seed, bert));
         take(model(&config, images::processor_or_blip2(folder, &config)?, tokenizer, &decoding, &source)?)
     }
+}
+
+/// Makes a new model one of features, if `dataset` are such and not of the shape that the preset's encoder makes.
+fn suit(config: &mut Config, dataset: &Dataset, remarks: Remarks) {
+    let Kind::Features { tokens, width } = dataset.kind() else { return };
+    let [own_tokens, own_width] = [config.image_tokens(), config.vision.width()];
+    if [tokens, width] == [own_tokens, own_width] {
+        return;
+    }
+    remarks.note(format_args!(
+        "the features have {tokens} tokens of width {width}, and the preset's image encoder makes {own_tokens} of \
+         width {own_width}: the model is made for the features, without an image encoder"
+    ));
+    config.vision = config.vision.on_features(tokens, width);
+    config.qformer.encoder_hidden_size = width;
 }
 
 /// Refuses the checkpoint in `folder` if `dataset` are pictures and it has no image encoder; warns if they
@@ -112,7 +128,10 @@ fn expect_encoder(
     remarks: Remarks,
 ) -> Result<()> {
     match dataset.kind() {
-        Kind::Pictures => encoder::expect_in(checkpoint),
+        Kind::Pictures => {
+            config.vision.encoder().map_err(|error| Error::input(folder, error))?;
+            encoder::expect_in(checkpoint)
+        }
         Kind::Features { .. } => images::compare_encoders(dataset, folder, config, checkpoint, remarks),
     }
 }
@@ -128,12 +147,12 @@ pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(TrainingStart<'_>) -> R
 
 fn model<'a>(
     config: &Config,
-    processor: ImageProcessor,
+    processor: Option<ImageProcessor>,
     tokenizer: &Path,
     decoding: &Decoding,
     source: &'a dyn TensorSource,
 ) -> Result<TrainingStart<'a>> {
-    let companions = Companions::gather(config, &processor, Some(tokenizer), Some(decoding))?;
+    let companions = Companions::gather(config, processor.as_ref(), Some(tokenizer), Some(decoding))?;
     let (config, tokenizer) = (config.clone(), Tokenizer::load(tokenizer)?);
     Ok(TrainingStart { config, tokenizer, processor, companions, source, has_encoder: false })
 }

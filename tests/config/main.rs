@@ -1,13 +1,20 @@
 //! Configurations: what is read from a `config.json`, what is refused, and what is written.
 
-use std::path::Path;
+mod language;
+mod vision;
 
-use qformer::config::{Activation, Family};
+use qformer::config::{Activation, Family, LanguageConfig, VisionConfig, VitConfig};
 use qformer::{Config, Result};
 use serde_json::{Value, json};
+use std::path::Path;
 
-const RETRIEVAL: &str = include_str!("golden/retrieval/model/config.json");
-const LAVIS: &str = include_str!("golden/stage1/config.json");
+const RETRIEVAL: &str = include_str!("../golden/retrieval/model/config.json");
+const LAVIS: &str = include_str!("../golden/stage1/config.json");
+
+/// The image encoder's sizes.
+fn vit(config: &Config) -> &VitConfig {
+    config.vision.encoder().unwrap()
+}
 
 fn parse(text: &str) -> Result<Config> {
     Config::from_json(Path::new("config.json"), text)
@@ -32,38 +39,37 @@ fn a_file_of_transformers_is_read() {
     let config = parse(RETRIEVAL).unwrap();
     assert_eq!(config.family, Family::Blip2);
     assert_eq!((config.num_query_tokens, config.image_text_hidden_size), (8, 32));
-    assert_eq!((config.vision.hidden_size, config.vision.num_hidden_layers), (64, 2));
-    assert_eq!(config.vision.layer_norm_eps, 1e-6);
-    assert_eq!(config.vision.post_layer_norm_eps, 1e-6);
+    assert_eq!((vit(&config).hidden_size, vit(&config).num_hidden_layers), (64, 2));
+    assert_eq!((vit(&config).layer_norm_eps, vit(&config).post_layer_norm_eps), (1e-6, 1e-6));
     assert_eq!(config.image_tokens(), 17);
     assert_eq!(config.qformer.vocab_size, 86);
     assert_eq!(config.qformer.layer_norm_eps, 1e-12);
     assert_eq!(config.qformer.head_dim(), 64);
     assert!(config.qformer.use_qformer_text_input);
-    assert_eq!(config.text_model.unwrap()["model_type"], "opt");
+    assert!(matches!(config.language, Some(LanguageConfig::Opt(_))));
     assert_eq!(config.image_token_index, None);
 }
 
 #[test]
 fn a_sparse_file_takes_the_defaults_of_transformers() {
     let config = parse(LAVIS).unwrap();
-    assert_eq!((config.vision.hidden_size, config.vision.num_attention_heads), (64, 16));
-    assert_eq!((config.vision.layer_norm_eps, config.vision.post_layer_norm_eps), (1e-5, 1e-5));
+    assert_eq!((vit(&config).hidden_size, vit(&config).num_attention_heads), (64, 16));
+    assert_eq!((vit(&config).layer_norm_eps, vit(&config).post_layer_norm_eps), (1e-5, 1e-5));
     assert_eq!((config.qformer.intermediate_size, config.qformer.hidden_dropout_prob), (192, 0.0));
 
     let config = parse(r#"{"model_type": "blip-2"}"#).unwrap();
     assert_eq!((config.num_query_tokens, config.image_text_hidden_size), (32, 256));
-    assert_eq!((config.vision.hidden_size, config.vision.intermediate_size), (1408, 6144));
-    assert_eq!((config.vision.num_hidden_layers, config.vision.head_dim()), (39, 88));
+    assert_eq!((vit(&config).hidden_size, vit(&config).intermediate_size), (1408, 6144));
+    assert_eq!((vit(&config).num_hidden_layers, vit(&config).head_dim()), (39, 88));
     assert_eq!(config.image_tokens(), 257);
-    assert_eq!(config.vision.hidden_act, Activation::Gelu);
+    assert_eq!(vit(&config).hidden_act, Activation::Gelu);
     assert_eq!((config.qformer.vocab_size, config.qformer.hidden_size), (30522, 768));
     assert_eq!((config.qformer.num_hidden_layers, config.qformer.head_dim()), (12, 64));
     assert_eq!((config.qformer.intermediate_size, config.qformer.max_position_embeddings), (3072, 512));
     assert_eq!(config.qformer.hidden_dropout_prob, 0.1);
     assert_eq!(config.qformer.attention_probs_dropout_prob, 0.1);
     assert!(!config.qformer.use_qformer_text_input);
-    assert_eq!(config.text_model, None);
+    assert_eq!(config.language, None);
 }
 
 #[test]
@@ -107,7 +113,7 @@ fn fields_beyond_the_defaults_survive_being_written_and_read() {
     assert_eq!(config.family, Family::InstructBlip);
     assert!(config.qformer.use_qformer_text_input, "InstructBLIP's Q-Former always reads text");
     assert_eq!(config.image_token_index, Some(7));
-    assert_eq!((config.vision.layer_norm_eps, config.vision.post_layer_norm_eps), (1e-6, 1e-5));
+    assert_eq!((vit(&config).layer_norm_eps, vit(&config).post_layer_norm_eps), (1e-6, 1e-5));
     assert_eq!(parse(&config.to_json().to_string()).unwrap(), config);
 }
 
@@ -124,7 +130,7 @@ fn the_image_encoders_width_replaces_the_one_of_the_q_former() {
     assert_eq!(parse(text).unwrap().qformer.encoder_hidden_size, 1024);
 
     let mut config = Config::tiny();
-    config.vision.hidden_size = 32;
+    config.vision = VisionConfig::Eva(VitConfig { hidden_size: 32, ..vit(&config).clone() });
     let message = config.validate().unwrap_err().to_string();
     assert!(message.contains("encoder_hidden_size is 64; it has to be vision_config.hidden_size, 32"));
 }
@@ -187,8 +193,9 @@ const NUMBERS: [&str; 6] = [
     "/qformer_config/attention_probs_dropout_prob",
     "/qformer_config/initializer_range",
 ];
-const OTHERS: [&str; 6] = [
+const OTHERS: [&str; 7] = [
     "/model_type",
+    "/vision_config/model_type",
     "/vision_config/hidden_act",
     "/vision_config/qkv_bias",
     "/qformer_config/hidden_act",
@@ -313,7 +320,7 @@ fn what_is_no_plain_json_object_is_refused() {
     for (text, fragment) in cases {
         assert_refused(text, &["config.json", fragment]);
     }
-    for section in ["vision_config", "qformer_config"] {
+    for section in ["vision_config", "qformer_config", "text_config"] {
         for value in [json!(1), json!([]), json!("x")] {
             assert_refused(&with(&format!("/{section}"), &value), &[section, "is not an object"]);
         }
