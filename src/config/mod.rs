@@ -169,6 +169,14 @@ impl Config {
         json
     }
 
+    /// The same model without an image encoder, on features [images, `image_tokens`, `hidden_size`].
+    pub fn on_features(mut self, image_tokens: usize, hidden_size: usize) -> Self {
+        let layer_norm_eps = self.vision.post_layer_norm_eps();
+        self.vision = VisionConfig::Features(FeaturesConfig { image_tokens, hidden_size, layer_norm_eps });
+        self.qformer.encoder_hidden_size = hidden_size;
+        self
+    }
+
     /// Whether transformers opens it as `Blip2ForImageTextRetrieval`.
     pub fn is_retrieval(&self) -> bool {
         self.family == Family::Blip2 && self.qformer.use_qformer_text_input

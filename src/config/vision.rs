@@ -124,15 +124,6 @@ impl VisionConfig {
         }
     }
 
-    /// The same model on features [images, `image_tokens`, `hidden_size`] in place of an encoder.
-    pub fn on_features(&self, image_tokens: usize, hidden_size: usize) -> Self {
-        Self::Features(FeaturesConfig {
-            image_tokens,
-            hidden_size,
-            layer_norm_eps: self.post_layer_norm_eps(),
-        })
-    }
-
     pub(super) fn parse(section: &Section<'_>) -> Parsed<Self> {
         match section.named("model_type", "blip_2_vision_model", &Self::NAMES)? {
             Kind::Eva => {

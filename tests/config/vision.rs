@@ -75,15 +75,18 @@ fn features_are_of_any_number_of_tokens_and_any_width() {
 fn a_model_on_features_keeps_the_rest_and_survives_being_written_and_read() {
     let text = json!({ "model_type": "blip-2", "num_query_tokens": 7,
         "vision_config": { "post_layer_norm_eps": 1e-5 } });
-    let mut config = parse(&text.to_string()).unwrap();
-    config.vision = config.vision.on_features(5, 7);
-    assert!(config.validate().unwrap_err().to_string().contains("encoder_hidden_size is 1408"));
-    config.qformer.encoder_hidden_size = 7;
+    let with_encoder = parse(&text.to_string()).unwrap();
+    let mut config = with_encoder.clone().on_features(5, 7);
     config.validate().unwrap();
+    assert_eq!((config.image_tokens(), config.vision.width()), (5, 7));
     assert_eq!(config.vision.post_layer_norm_eps(), 1e-5);
+    config.qformer.encoder_hidden_size = 8;
+    assert!(config.validate().unwrap_err().to_string().contains("encoder_hidden_size is 8; it has to be"));
+    config.qformer.encoder_hidden_size = 7;
     let written = config.to_json();
     assert_eq!(written["vision_config"]["model_type"], "image_features");
     assert_eq!(parse(&written.to_string()).unwrap(), config);
+    assert_eq!(with_encoder.num_query_tokens, config.num_query_tokens);
 }
 
 #[test]

@@ -130,7 +130,10 @@ pub(crate) const ALL: [Target; 15] = [
             folder.write("config.json", input);
             let _ = Config::load(&folder.path());
         },
-        seeds: || vec![fs::read("tests/golden/retrieval/model/config.json").unwrap()],
+        seeds: || {
+            let names = ["retrieval/model/config", "config/opt", "config/t5", "config/llama"];
+            names.map(|name| fs::read(format!("tests/golden/{name}.json")).unwrap()).into()
+        },
         dictionary: &JSON,
         ..PLAIN
     },

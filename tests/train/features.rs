@@ -9,9 +9,9 @@ use std::fs;
 use std::path::Path;
 
 /// 13 is no square and one, and nothing but 1 divides 41.
-const SHAPE: [usize; 2] = [13, 41];
+pub(crate) const SHAPE: [usize; 2] = [13, 41];
 
-fn write_features(path: &Path, [tokens, width]: [usize; 2]) {
+pub(crate) fn write_features(path: &Path, [tokens, width]: [usize; 2]) {
     let values: Vec<f32> = (0..10 * tokens * width).map(|i| ((i * i) as f32 * 0.37).sin()).collect();
     let tensor = NewTensor::from_slice("vision_output", Dtype::F32, &[10, tokens, width], &values);
     write(path, &BTreeMap::new(), vec![tensor]).unwrap();

@@ -88,7 +88,7 @@ impl ModelArguments {
         let decoding = Decoding::default().within(config.qformer.max_position_embeddings);
         let seed = settings.seed.into();
         let Some(folder) = &self.vision_model else {
-            suit(&mut config, dataset, remarks);
+            let config = suited(config, dataset, remarks);
             let source = Initial::new(&config, seed, bert);
             let processor = config.vision.image_size().map(ImageProcessor::blip2);
             return take(model(&config, processor, tokenizer, &decoding, &source)?);
@@ -103,19 +103,18 @@ impl ModelArguments {
     }
 }
 
-/// Makes a new model one of features, if `dataset` are such and not of the shape that the preset's encoder makes.
-fn suit(config: &mut Config, dataset: &Dataset, remarks: Remarks) {
-    let Kind::Features { tokens, width } = dataset.kind() else { return };
+/// The preset `config`, as a model of features if `dataset` are such and not of the shape that its encoder makes.
+fn suited(config: Config, dataset: &Dataset, remarks: Remarks) -> Config {
+    let Kind::Features { tokens, width } = dataset.kind() else { return config };
     let [own_tokens, own_width] = [config.image_tokens(), config.vision.width()];
     if [tokens, width] == [own_tokens, own_width] {
-        return;
+        return config;
     }
     remarks.note(format_args!(
         "the features have {tokens} tokens of width {width}, and the preset's image encoder makes {own_tokens} of \
          width {own_width}: the model is made for the features, without an image encoder"
     ));
-    config.vision = config.vision.on_features(tokens, width);
-    config.qformer.encoder_hidden_size = width;
+    config.on_features(tokens, width)
 }
 
 /// Refuses the checkpoint in `folder` if `dataset` are pictures and it has no image encoder; warns if they
