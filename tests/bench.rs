@@ -108,6 +108,61 @@ fn every_part_is_checked_and_measured() {
 }
 
 #[test]
+fn a_report_says_where_and_when_it_was_made_and_gives_later_ones_its_limits() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    let path = file.to_str().unwrap();
+    let text = ["text", "--batch-size", "1", "--json"];
+    let first = report(&bench(&[&text[..], &MODEL, &CPU, &["--output", path]].concat()));
+    assert_eq!(first["schema"], 1);
+    assert!(first["version"].as_str().unwrap().contains(env!("CARGO_PKG_VERSION")));
+    let machine = &first["machine"];
+    let date = machine["date"].as_str().unwrap();
+    let form = date.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect::<String>();
+    assert_eq!(form, "0000-00-00T00:00:00Z");
+    assert!(date >= "2026", "{date}");
+    // Other processors have no name in /proc/cpuinfo.
+    let named = cfg!(target_arch = "x86_64").then_some("processor");
+    for name in ["isa", "os", "architecture"].into_iter().chain(named) {
+        assert!(machine[name].as_str().is_some_and(|text| !text.is_empty()), "{name}: {machine}");
+    }
+    assert!(machine["memory_bytes"].as_u64().unwrap() > 1 << 28, "{machine}");
+
+    let with = |peak: &str| report(&bench(&[&text[..], &MODEL, &CPU, &["--peak", peak]].concat()));
+    let again = with(path);
+    for limit in ["gflop_per_second", "gbyte_per_second"] {
+        assert_eq!(again["limits"][limit], first["limits"][limit]);
+    }
+    assert!(again["limits"]["origin"].as_str().unwrap().contains("report.json"), "{again}");
+    let given = with("2000,50");
+    let result = &given["results"][0];
+    let [rate, share] = ["gflop_per_second", "share_of_peak"].map(|name| result[name].as_f64().unwrap());
+    assert!((share * 2000.0 / rate - 1.0).abs() < 1e-9, "{result}");
+    assert_eq!(given["limits"]["gbyte_per_second"], 50.0);
+}
+
+#[test]
+fn a_peak_that_is_none_is_one_clear_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let [other, broken, absent] =
+        ["other.json", "broken.json", "absent.json"].map(|name| folder.path().join(name));
+    std::fs::write(&other, r#"{"limits": {"gflop_per_second": 0}}"#).unwrap();
+    std::fs::write(&broken, "{").unwrap();
+    for (peak, code, fragment) in [
+        (other.to_str().unwrap(), 1, "other.json: has no number limits.gflop_per_second above 0"),
+        (broken.to_str().unwrap(), 1, "broken.json: bad JSON"),
+        (absent.to_str().unwrap(), 1, "absent.json"),
+        ("0,5", 2, "GFLOP/s and GB/s, both above 0"),
+        ("5,NaN", 2, "GFLOP/s and GB/s, both above 0"),
+    ] {
+        let output = bench(&[&["text", "--peak", peak][..], &MODEL, &CPU].concat());
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(code) && message.contains(fragment), "{peak}: {message}");
+        assert!(output.stdout.len() < 200, "something was measured");
+    }
+}
+
+#[test]
 fn every_operation_is_measured() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("report.json");

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Modules of the library, each with those it may name.
 const MAY_USE: [(&str, &[&str]); 19] = [
@@ -211,6 +212,26 @@ fn lines_are_written_where_a_closed_stream_is_thought_of() {
         let at_home = path.ends_with("src/bin/qformer/streams.rs");
         assert!(at_home || !text.contains("stdout()"), "{} writes to the standard output", path.display());
     }
+}
+
+/// Names of the packages that are built with `features`.
+fn packages(features: &[&str]) -> Vec<String> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["tree", "-p", "qformer", "-e", "normal", "--prefix", "none", "--locked", "--offline"]);
+    let output = command.args(features).current_dir(root()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_library_alone_has_none_of_the_programs_packages() {
+    let (programs, library) = (packages(&[]), packages(&["--no-default-features"]));
+    for name in ["clap", "ctrlc", "indicatif", "cudarc"] {
+        assert!(programs.iter().any(|package| package == name), "{name} is not seen");
+        assert!(!library.iter().any(|package| package == name), "{name} comes with the library");
+    }
+    assert!(library.iter().any(|package| package == "safetensors"));
 }
 
 #[test]

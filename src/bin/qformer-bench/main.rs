@@ -1,11 +1,16 @@
 //! Measures the Q-Former's passes and operations at BLIP-2's real size, after checking their answers.
 
+mod cases;
 #[path = "../qformer/device.rs"]
 mod device;
+mod given;
 mod kernels;
+mod machine;
 mod measure;
 mod measured;
+mod passes;
 mod peak;
+mod random;
 mod reference;
 #[path = "../qformer/streams.rs"]
 mod streams;
@@ -17,8 +22,10 @@ mod work;
 
 use clap::{Parser, ValueEnum};
 use device::{Device, Opened};
+use given::Peak;
 use kernels::Kernels;
 use measured::{Limits, Measured};
+use passes::Pass;
 use qformer::train::Recompute;
 use qformer::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -27,7 +34,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use streams::{print, say};
 use train::Training;
-use work::{Pass, Work};
+use work::{Measurement, Work};
+
+/// Number of the JSON object's form: raised where a field that was there means something else or is gone.
+const SCHEMA: u32 = 1;
 
 /// Measures the Q-Former's passes at BLIP-2's real size (random weights unless --model is given).
 ///
@@ -66,6 +76,9 @@ struct Arguments {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
+    /// Limits that shares are of, measured before: GFLOP/s and GB/s (1500,80), or the file of an earlier --output.
+    #[arg(long, value_parser = Peak::parse)]
+    peak: Option<Peak>,
     /// Writes that object to this file besides.
     #[arg(long)]
     output: Option<PathBuf>,
@@ -91,13 +104,13 @@ enum PartKind {
 
 impl PartKind {
     /// The pass that it is, if it is one.
-    fn pass(self) -> Option<Pass> {
+    fn pass(self) -> Option<Measurement> {
         match self {
-            Self::Image => Some(Pass::Image),
-            Self::Text => Some(Pass::Text),
-            Self::Joint => Some(Pass::Joint),
-            Self::Score => Some(Pass::Score),
-            Self::Vision => Some(Pass::Vision),
+            Self::Image => Some(Measurement::Pass(Pass::Image)),
+            Self::Text => Some(Measurement::Pass(Pass::Text)),
+            Self::Joint => Some(Measurement::Pass(Pass::Joint)),
+            Self::Score => Some(Measurement::Pass(Pass::Score)),
+            Self::Vision => Some(Measurement::Vision),
             Self::Train | Self::Kernels => None,
         }
     }
@@ -151,14 +164,17 @@ impl Arguments {
         let passes: Vec<_> = given.iter().filter_map(|kind| kind.pass()).collect();
         let description = device.description()?;
         self.tell(&format!("{} on {description}", version()))?;
-        let (limits, origin) = device.limits(self.seconds)?;
+        let (limits, origin) = match &self.peak {
+            Some(peak) => peak.limits(device.cache_bytes()?)?,
+            None => device.limits(self.seconds).map(|(limits, origin)| (limits, origin.to_owned()))?,
+        };
         self.tell(&format!(
             "limits: {:.0} GFLOP/s, {:.0} GB/s ({origin})",
             limits.flops / 1e9,
             limits.bytes_per_second / 1e9
         ))?;
         let mut report = json!({
-            "version": version(), "device": description, "threads": rayon::current_num_threads(),
+            "schema": SCHEMA, "version": version(), "machine": machine::description(), "device": description, "threads": rayon::current_num_threads(),
             "batch_size": self.batch_size,
             "limits": {
                 "gflop_per_second": limits.flops / 1e9, "gbyte_per_second": limits.bytes_per_second / 1e9,
@@ -166,7 +182,7 @@ impl Arguments {
             },
         });
         if !passes.is_empty() {
-            let (checks, results) = self.measure_passes(device.clone(), &passes, limits)?;
+            let (checks, results) = self.measure_passes(&device, &passes, limits)?;
             report["relative_errors"] = checks.into();
             report["tolerance"] = B::TOLERANCE.into();
             report["results"] = results.into();
@@ -187,14 +203,13 @@ impl Arguments {
         if given.contains(&PartKind::Kernels) {
             let kernels = Kernels {
                 device: &device,
-                config: &work::config(self.model.as_deref())?,
-                batch: self.batch_size.into(),
                 limits,
                 seconds: self.seconds,
                 tell: &|line| self.tell(line),
                 results: Vec::new(),
             };
-            report["kernels"] = kernels.run()?.into();
+            let config = work::config(self.model.as_deref())?;
+            report["kernels"] = kernels.run(&config, self.batch_size.into())?.into();
         }
         if self.json {
             print(&format!("{report:#}\n"))?;
@@ -208,8 +223,8 @@ impl Arguments {
     /// Errors by answer, and results by pass.
     fn measure_passes<B: Measured>(
         &self,
-        device: B,
-        passes: &[Pass],
+        device: &B,
+        passes: &[Measurement],
         limits: Limits,
     ) -> Result<(Map<String, Value>, Vec<Value>)> {
         say("preparing the weights …");

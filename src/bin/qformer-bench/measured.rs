@@ -28,6 +28,8 @@ pub(crate) trait Measured: Backend + Clone {
     fn description(&self) -> Result<String>;
     /// Its limits, and where they are from; measuring them takes some `seconds`.
     fn limits(&self, seconds: f64) -> Result<(Limits, &'static str)>;
+    /// Bytes of its largest cache, if it is known.
+    fn cache_bytes(&self) -> Result<Option<usize>>;
     /// Waits until everything asked for is done.
     fn finish(&self) -> Result<()>;
 }
@@ -56,6 +58,10 @@ impl Measured for Cpu {
             limits,
             "measured: the gemm crate's f32 product (2048³), which this crate's can pass, and a copy of 256 MB",
         ))
+    }
+
+    fn cache_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
     }
 
     fn finish(&self) -> Result<()> {
@@ -88,6 +94,10 @@ impl Measured for Cuda {
             cache_bytes: Some(limits.cache_bytes),
         };
         Ok((limits, "dense bf16 at the highest clock, and the memory's bus, by the device's attributes"))
+    }
+
+    fn cache_bytes(&self) -> Result<Option<usize>> {
+        Ok(Some(Cuda::limits(self)?.cache_bytes))
     }
 
     fn finish(&self) -> Result<()> {

@@ -1,9 +1,9 @@
 //! Memory for the factors of a product, brought to the layout that they are multiplied in, and the tasks that it is
 //! divided into.
 
-use super::Real;
 use super::buffer::CpuBuffer;
 use crate::error::Result;
+use bytemuck::Pod;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -17,31 +17,19 @@ thread_local! {
     static LEFT: RefCell<Option<CpuBuffer>> = const { RefCell::new(None) };
 }
 
-/// What may have any bits.
-///
-/// # Safety
-/// No bits must be invalid, and a page's alignment must suffice.
-pub(super) unsafe trait Plain {}
-// SAFETY: a number may have any bits.
-unsafe impl<E: Real> Plain for E {}
-
 /// So many elements of `memory`, which is kept from one product to the next because fresh memory is slow at
 /// first touch.
-fn elements_in<T: Plain>(memory: &mut Option<CpuBuffer>, count: usize) -> Result<&mut [T]> {
+fn elements_in<T: Pod>(memory: &mut Option<CpuBuffer>, count: usize) -> Result<&mut [T]> {
     let bytes = count * size_of::<T>();
     if memory.as_mut().is_none_or(|memory| memory.bytes_mut().len() < bytes) {
         *memory = Some(CpuBuffer::new(bytes, "the factors of a product")?);
     }
     let memory = memory.as_mut().expect("taken above").bytes_mut();
-    // SAFETY: the memory, which starts with a page, holds so many elements, and any bits are one.
-    Ok(unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast(), count) })
+    Ok(bytemuck::cast_slice_mut(&mut memory[..bytes]))
 }
 
 /// Calls `multiply` with memory for `count` elements of the right factor.
-pub(super) fn with_right<T: Plain>(
-    count: usize,
-    multiply: impl FnOnce(&mut [T]) -> Result<()>,
-) -> Result<()> {
+pub(super) fn with_right<T: Pod>(count: usize, multiply: impl FnOnce(&mut [T]) -> Result<()>) -> Result<()> {
     let kept = || RIGHT.lock().unwrap_or_else(PoisonError::into_inner);
     let mut memory = kept().take();
     multiply(elements_in(&mut memory, count)?)?;
@@ -51,7 +39,7 @@ pub(super) fn with_right<T: Plain>(
 
 /// Calls `work(blocks, panels, memory)` for every chunk of so many of the left factor's `blocks` at most and
 /// every group of the right one's `panels`, with memory for `per_block` elements of each of its blocks.
-pub(super) fn for_each_part<T: Plain>(
+pub(super) fn for_each_part<T: Pod>(
     [blocks, panels]: [usize; 2],
     chunk: usize,
     per_block: usize,

@@ -1,7 +1,7 @@
 //! What [`amx`](super::amx) multiplies: matrices of bf16, two to a word, as tiles.
 
-use super::factors::Plain;
 use crate::tensor::SPLIT_PANEL;
+use bytemuck::{Pod, Zeroable};
 
 /// Rows of a tile; a tile of B has as many columns.
 pub(crate) const TILE: usize = 16;
@@ -25,7 +25,7 @@ pub(super) type Tile = [[u32; PAIRS]; TILE];
 /// hi of the first 16, hi of the others, lo of the first, lo of the others. A word holds two numbers
 /// that are summed over, the first in its low half. A row of the left factor's tile has the words of a
 /// row; a row of the right factor's has a word of every column.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub(crate) struct Step(pub(super) [Tile; 4]);
 
@@ -37,6 +37,3 @@ pub(crate) struct Block(pub(crate) [[f32; BLOCK]; BLOCK]);
 pub(crate) const fn steps(depth: usize) -> usize {
     depth.div_ceil(DEPTH)
 }
-
-// SAFETY: any words are a step, and it starts with a cache line.
-unsafe impl Plain for Step {}

@@ -6,10 +6,11 @@ use std::io::Read;
 use std::path::Path;
 
 use ::safetensors::Dtype;
+use ::safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 
-use crate::error::{Error, Result};
+use crate::error::{self, Error};
 use crate::input::{duplicate_key, json_error, printable};
 use crate::params::bounds::{DIMENSIONS, NAME_BYTES, TENSORS};
 
@@ -21,21 +22,16 @@ pub(super) const METADATA_BYTES: usize = 32 << 20;
 pub(super) const METADATA_KEYS: usize = 1 << 12;
 
 /// What a header says, checked against the length of its file.
+#[derive(Default)]
 pub(super) struct Header {
-    pub(super) tensors: BTreeMap<String, Entry>,
-    pub(super) metadata: BTreeMap<String, String>,
-}
-
-/// One tensor of a [`Header`].
-pub(super) struct Entry {
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    /// Where its values begin, in bytes from the start of the file.
-    pub(super) begin: u64,
+    pub(super) tensors: BTreeMap<String, TensorInfo>,
+    pub(super) metadata: Option<BTreeMap<String, String>>,
+    /// Where the tensors' values begin, in bytes from the start of the file: `data_offsets` count from there.
+    pub(super) data_begin: u64,
 }
 
 /// Reads the header of the file at `path`, `length` bytes long.
-pub(super) fn read(path: &Path, mut file: impl Read, length: u64) -> Result<Header> {
+pub(super) fn read(path: &Path, mut file: impl Read, length: u64) -> error::Result<Header> {
     let cut_short = |source| Error::io(path, "read the header of", source);
     let Some(after_length) = length.checked_sub(8) else {
         let what = format_args!("{length} bytes long; a safetensors file has at least 8");
@@ -58,21 +54,25 @@ pub(super) fn read(path: &Path, mut file: impl Read, length: u64) -> Result<Head
     if !text.starts_with('{') {
         return Err(Error::input(path, "header does not start with '{' at byte 8"));
     }
-    let raw: RawHeader = serde_json::from_str(text).map_err(|error| json_error(path, &error))?;
-    check_layout(path, raw, stated + 8, length)
+    let Object(mut header) =
+        serde_json::from_str::<Object<Header>>(text).map_err(|error| json_error(path, &error))?;
+    header.data_begin = stated + 8;
+    check_layout(path, &header, length)?;
+    Ok(header)
 }
 
-/// Checks that the tensors fill the file after `data_begin` without gap or overlap.
-fn check_layout(path: &Path, raw: RawHeader, data_begin: u64, length: u64) -> Result<Header> {
-    let mut tensors: Vec<_> = raw.tensors.into_iter().collect();
+/// Checks that the tensors fill the file after its header without gap or overlap. The format's own library does not
+/// say where a tensor should be.
+fn check_layout(path: &Path, header: &Header, length: u64) -> error::Result<()> {
+    let mut tensors: Vec<_> = header.tensors.iter().collect();
     tensors.sort_by_key(|(_, tensor)| tensor.data_offsets);
-    let mut end = data_begin;
-    let mut placed = BTreeMap::new();
-    for (name, RawTensor { dtype, shape: Shape(shape), data_offsets }) in tensors {
+    let data_bytes = length - header.data_begin;
+    let mut end = 0_u64;
+    for (name, TensorInfo { dtype, shape, data_offsets: (from, to) }) in tensors {
         let wrong = |what: fmt::Arguments<'_>| {
-            Error::input(path, format_args!("tensor \"{}\": {what}", printable(&name)))
+            Error::input(path, format_args!("tensor \"{}\": {what}", printable(name)))
         };
-        let Some(bytes) = byte_length(dtype, &shape) else {
+        let Some(bytes) = byte_length(*dtype, shape) else {
             return Err(wrong(format_args!(
                 "{dtype} of shape {shape:?} is not a whole number of bytes in 64 bits"
             )));
@@ -80,24 +80,22 @@ fn check_layout(path: &Path, raw: RawHeader, data_begin: u64, length: u64) -> Re
         let begin = end;
         end = begin
             .checked_add(bytes)
-            .filter(|&end| end <= length)
+            .filter(|&end| end <= data_bytes)
             .ok_or_else(|| wrong(format_args!("ends past the end of the file ({length} bytes)")))?;
-        let stated = data_offsets.map(|offset| offset.checked_add(data_begin));
-        if stated != [Some(begin), Some(end)] {
-            let [from, to] = data_offsets;
+        if [*from as u64, *to as u64] != [begin, end] {
             return Err(wrong(format_args!(
-                "data_offsets {from}..{to}, but {dtype} of shape {shape:?} next in the file is at {}..{}",
-                begin - data_begin,
-                end - data_begin
+                "data_offsets {from}..{to}, but {dtype} of shape {shape:?} next in the file is at {begin}..{end}"
             )));
         }
-        placed.insert(name, Entry { dtype, shape, begin });
     }
-    if end != length {
-        let what = format_args!("{} bytes after the last tensor, from byte {end} on", length - end);
-        return Err(Error::input(path, what));
+    if end != data_bytes {
+        let (left, from) = (data_bytes - end, header.data_begin + end);
+        return Err(Error::input(
+            path,
+            format_args!("{left} bytes after the last tensor, from byte {from} on"),
+        ));
     }
-    Ok(Header { tensors: placed, metadata: raw.metadata })
+    Ok(())
 }
 
 /// Bytes that `shape` takes, or `None` if 64 bits do not hold them or they end within a byte.
@@ -108,130 +106,123 @@ pub(super) fn byte_length(dtype: Dtype, shape: &[usize]) -> Option<u64> {
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
-/// The header as JSON has it.
-struct RawHeader {
-    tensors: BTreeMap<String, RawTensor>,
-    metadata: BTreeMap<String, String>,
+/// The library's [`TensorInfo`], which by itself lets pass fields that the format does not have, and shapes as long
+/// as the file.
+#[derive(Deserialize)]
+#[serde(remote = "TensorInfo", deny_unknown_fields)]
+struct StrictInfo {
+    dtype: Dtype,
+    #[serde(deserialize_with = "bounded_shape")]
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
 }
 
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTensor {
-    dtype: Dtype,
-    shape: Shape,
-    data_offsets: [u64; 2],
+struct Tensor(#[serde(with = "StrictInfo")] TensorInfo);
+
+fn bounded_shape<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    struct Extents;
+
+    impl<'de> Visitor<'de> for Extents {
+        type Value = Vec<usize>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a list of extents")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut extents: A) -> Result<Vec<usize>, A::Error> {
+            let mut shape = Vec::new();
+            while let Some(extent) = extents.next_element()? {
+                if shape.len() == DIMENSIONS {
+                    return Err(de::Error::custom(format_args!("more than {DIMENSIONS} dimensions")));
+                }
+                shape.push(extent);
+            }
+            Ok(shape)
+        }
+    }
+
+    deserializer.deserialize_seq(Extents)
 }
 
-struct Shape(Vec<usize>);
+/// What an object is read into, entry by entry: the library's `Metadata` takes the last of equal keys, and any number.
+trait Entries: Default {
+    /// What its values are.
+    const VALUES: &'static str;
 
-impl<'de> Deserialize<'de> for Shape {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Extents;
+    /// Takes the value of `key`, which comes next.
+    fn add<'de, A: MapAccess<'de>>(&mut self, key: String, entries: &mut A) -> Result<(), A::Error>;
+}
 
-        impl<'de> Visitor<'de> for Extents {
-            type Value = Shape;
+struct Object<T>(T);
+
+impl<'de, T: Entries> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs<T>(T);
+
+        impl<'de, T: Entries> Visitor<'de> for Pairs<T> {
+            type Value = Object<T>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a list of extents")
+                write!(formatter, "an object of {}", T::VALUES)
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut extents: A) -> std::result::Result<Shape, A::Error> {
-                let mut shape = Vec::new();
-                while let Some(extent) = extents.next_element()? {
-                    if shape.len() == DIMENSIONS {
-                        return Err(de::Error::custom(format_args!("more than {DIMENSIONS} dimensions")));
-                    }
-                    shape.push(extent);
+            fn visit_map<A: MapAccess<'de>>(mut self, mut entries: A) -> Result<Object<T>, A::Error> {
+                while let Some(key) = entries.next_key()? {
+                    self.0.add(key, &mut entries)?;
                 }
-                Ok(Shape(shape))
+                Ok(Object(self.0))
             }
         }
 
-        deserializer.deserialize_seq(Extents)
+        deserializer.deserialize_map(Pairs(T::default()))
     }
 }
 
-impl<'de> Deserialize<'de> for RawHeader {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Entries;
+impl Entries for Header {
+    const VALUES: &'static str = "tensors";
 
-        impl<'de> Visitor<'de> for Entries {
-            type Value = RawHeader;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object of tensors")
+    fn add<'de, A: MapAccess<'de>>(&mut self, name: String, entries: &mut A) -> Result<(), A::Error> {
+        if name == "__metadata__" {
+            let Object(metadata) = entries.next_value::<Object<Metadata>>()?;
+            if self.metadata.replace(metadata.values).is_some() {
+                return Err(duplicate_key(&name));
             }
-
-            fn visit_map<A: MapAccess<'de>>(
-                self,
-                mut entries: A,
-            ) -> std::result::Result<RawHeader, A::Error> {
-                let mut tensors = BTreeMap::new();
-                let mut metadata = None;
-                while let Some(name) = entries.next_key::<String>()? {
-                    if name == "__metadata__" {
-                        if metadata.is_some() {
-                            return Err(duplicate_key(&name));
-                        }
-                        metadata = Some(entries.next_value::<Metadata>()?.0);
-                        continue;
-                    }
-                    if name.len() > NAME_BYTES {
-                        return Err(de::Error::custom(format_args!("a name longer than {NAME_BYTES} bytes")));
-                    }
-                    if tensors.len() == TENSORS {
-                        return Err(de::Error::custom(format_args!("more than {TENSORS} tensors")));
-                    }
-                    if tensors.contains_key(&name) {
-                        return Err(duplicate_key(&name));
-                    }
-                    tensors.insert(name, entries.next_value()?);
-                }
-                Ok(RawHeader { tensors, metadata: metadata.unwrap_or_default() })
-            }
+        } else if name.len() > NAME_BYTES {
+            return Err(de::Error::custom(format_args!("a name longer than {NAME_BYTES} bytes")));
+        } else if self.tensors.len() == TENSORS {
+            return Err(de::Error::custom(format_args!("more than {TENSORS} tensors")));
+        } else if self.tensors.contains_key(&name) {
+            return Err(duplicate_key(&name));
+        } else {
+            self.tensors.insert(name, entries.next_value::<Tensor>()?.0);
         }
-
-        deserializer.deserialize_map(Entries)
+        Ok(())
     }
 }
 
-struct Metadata(BTreeMap<String, String>);
+#[derive(Default)]
+struct Metadata {
+    values: BTreeMap<String, String>,
+    bytes: usize,
+}
 
-impl<'de> Deserialize<'de> for Metadata {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Pairs;
+impl Entries for Metadata {
+    const VALUES: &'static str = "strings";
 
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Metadata;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object of strings")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> std::result::Result<Metadata, A::Error> {
-                let mut metadata = BTreeMap::new();
-                let mut bytes = 0;
-                while let Some((key, value)) = pairs.next_entry::<String, String>()? {
-                    bytes += key.len() + value.len();
-                    if bytes > METADATA_BYTES {
-                        return Err(de::Error::custom(format_args!(
-                            "more than {METADATA_BYTES} bytes of metadata"
-                        )));
-                    }
-                    if metadata.contains_key(&key) {
-                        return Err(duplicate_key(&key));
-                    }
-                    if metadata.len() == METADATA_KEYS {
-                        return Err(de::Error::custom(format_args!(
-                            "more than {METADATA_KEYS} keys of metadata"
-                        )));
-                    }
-                    metadata.insert(key, value);
-                }
-                Ok(Metadata(metadata))
-            }
+    fn add<'de, A: MapAccess<'de>>(&mut self, key: String, entries: &mut A) -> Result<(), A::Error> {
+        if self.values.contains_key(&key) {
+            return Err(duplicate_key(&key));
         }
-
-        deserializer.deserialize_map(Pairs)
+        if self.values.len() == METADATA_KEYS {
+            return Err(de::Error::custom(format_args!("more than {METADATA_KEYS} keys of metadata")));
+        }
+        let value: String = entries.next_value()?;
+        self.bytes += key.len() + value.len();
+        if self.bytes > METADATA_BYTES {
+            return Err(de::Error::custom(format_args!("more than {METADATA_BYTES} bytes of metadata")));
+        }
+        self.values.insert(key, value);
+        Ok(())
     }
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use ::safetensors::Dtype;
+use header::Header;
 pub use write::{NewTensor, write};
 
 use super::pth;
@@ -165,17 +166,17 @@ impl Checkpoint {
             let tensors = pth::read(&path, &file, length)?.into_iter();
             (tensors.map(|(name, entry)| (name, of_entry(entry))).collect(), BTreeMap::new())
         } else {
-            let of_entry = |header::Entry { dtype, shape, begin }| TensorInfo {
+            let Header { tensors, metadata, data_begin } = header::read(&path, &file, length)?;
+            let of_entry = |::safetensors::tensor::TensorInfo { dtype, shape, data_offsets }| TensorInfo {
                 dtype,
                 shape,
                 shard,
-                begin,
+                begin: data_begin + data_offsets.0 as u64,
                 strides: None,
                 storage: None,
             };
-            let header = header::read(&path, &file, length)?;
-            let tensors = header.tensors.into_iter();
-            (tensors.map(|(name, entry)| (name, of_entry(entry))).collect(), header.metadata)
+            let tensors = tensors.into_iter().map(|(name, entry)| (name, of_entry(entry)));
+            (tensors.collect(), metadata.unwrap_or_default())
         };
         for (name, info) in found {
             if self.tensors.contains_key(&name) {

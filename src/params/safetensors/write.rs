@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use ::safetensors::tensor::TensorInfo;
 use bytemuck::{cast_slice, cast_slice_mut};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -77,7 +78,7 @@ pub fn write(path: &Path, metadata: &BTreeMap<String, String>, tensors: Vec<NewT
     })
 }
 
-/// The header's JSON, padded with spaces to a multiple of 8 bytes.
+/// The header's JSON, its keys sorted (the library's `Metadata` has no order of its keys), padded with spaces to a multiple of 8 bytes.
 fn new_header(metadata: &BTreeMap<String, String>, tensors: &[NewTensor<'_>]) -> Result<String> {
     let metadata_bytes: usize = metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     if metadata_bytes > header::METADATA_BYTES {
@@ -98,7 +99,7 @@ fn new_header(metadata: &BTreeMap<String, String>, tensors: &[NewTensor<'_>]) ->
     format.extend(metadata.iter().map(|(key, value)| (key.clone(), value.as_str().into())));
     let mut entries = Map::new();
     entries.insert("__metadata__".into(), format.into());
-    let mut begin = 0_u64;
+    let mut begin = 0_usize;
     let mut names = BTreeSet::new();
     for NewTensor { name, dtype, shape, .. } in tensors {
         let wrong = |what: String| Err(Error::usage(format!("tensor \"{}\": {what}", printable(name))));
@@ -108,10 +109,12 @@ fn new_header(metadata: &BTreeMap<String, String>, tensors: &[NewTensor<'_>]) ->
         if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return wrong(format!("{dtype} is not written; F32, F16 and BF16 are"));
         }
-        let Some(end) = header::byte_length(*dtype, shape).and_then(|bytes| begin.checked_add(bytes)) else {
+        let bytes = header::byte_length(*dtype, shape).and_then(|bytes| usize::try_from(bytes).ok());
+        let Some(end) = bytes.and_then(|bytes| begin.checked_add(bytes)) else {
             return wrong(format!("shape {shape:?} is too large"));
         };
-        entries.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }));
+        let entry = TensorInfo { dtype: *dtype, shape: shape.clone(), data_offsets: (begin, end) };
+        entries.insert(name.clone(), json!(entry));
         begin = end;
     }
     let mut header = serde_json::Value::from(entries).to_string();

@@ -1,8 +1,8 @@
 //! A step against double precision: its losses, and its gradients by what following them does.
 
-use super::inputs::Inputs;
-use super::{Randomness, options, prepared};
+use super::{certain, prepared};
 use crate::measured::Measured;
+use crate::passes::step::Inputs;
 use crate::reference::{Reference, dot};
 use crate::work::Source;
 use qformer::config::Config;
@@ -25,7 +25,7 @@ pub(super) fn check<B: Measured>(
     let batch = inputs.batch(config)?;
     // First, as it tells what is missing from the source.
     // A one-sided gradient is not the loss's.
-    let options = options(config, Randomness::None, ContrastiveGradient::Full);
+    let options = certain(config, ContrastiveGradient::Full);
     let mut model = prepared(device, config, source, options)?;
     let expected = source.with(|source| Ok(losses(&Reference { source, config }, config, &inputs)))?;
     let found = model.differentiate(std::slice::from_ref(&batch), 1)?;
@@ -69,7 +69,7 @@ pub(super) fn check<B: Measured>(
 fn losses(reference: &Reference<'_>, config: &Config, inputs: &Inputs) -> [f64; 3] {
     let smoothing = 0.1;
     let images: Vec<Vec<Vec<f64>>> =
-        (0..IMAGES).map(|image| reference.image_features(inputs.image(image))).collect();
+        (0..IMAGES).map(|image| reference.image_features(image_of(inputs, image))).collect();
     let texts: Vec<Vec<f64>> = inputs.texts.iter().map(|text| reference.text_pass(text)).collect();
     let temperature = reference.tensor("temp", &[])[0];
     let similarity = |image: usize, text: usize| {
@@ -86,13 +86,14 @@ fn losses(reference: &Reference<'_>, config: &Config, inputs: &Inputs) -> [f64; 
     // Each image with its own text, and each text and each image with the other's.
     let mut matching = 0.0;
     for (image, text, times) in [(0, 0, 1.0), (1, 1, 1.0), (0, 1, 2.0), (1, 0, 2.0)] {
-        let logits = reference.joint_pass(inputs.image(image), &inputs.texts[text]).logits;
+        let logits = reference.joint_pass(image_of(inputs, image), &inputs.texts[text]).logits;
         matching += times * cross_entropy(&logits, usize::from(image == text), 0.0);
     }
 
     let (mut captioning, mut predicted) = (0.0, 0);
     for (image, text) in inputs.texts.iter().enumerate() {
-        let logits = reference.caption_pass(inputs.image(image), text, config.qformer.vocab_size as u32 - 1);
+        let logits =
+            reference.caption_pass(image_of(inputs, image), text, config.qformer.vocab_size as u32 - 1);
         for (logits, &label) in logits.iter().zip(&text[1..]) {
             captioning += cross_entropy(logits, label as usize, smoothing);
             predicted += 1;
@@ -100,6 +101,12 @@ fn losses(reference: &Reference<'_>, config: &Config, inputs: &Inputs) -> [f64; 
     }
     let pairs = 3 * IMAGES;
     [contrastive / (2 * IMAGES) as f64, matching / pairs as f64, captioning / f64::from(predicted)]
+}
+
+/// The features [N·W] of an image.
+fn image_of(inputs: &Inputs, index: usize) -> &[f32] {
+    let size = inputs.vision_output.values().len() / inputs.texts.len();
+    &inputs.vision_output.values()[index * size..(index + 1) * size]
 }
 
 fn cross_entropy(logits: &[f64], label: usize, smoothing: f64) -> f64 {

@@ -5,14 +5,13 @@ mod flops;
 mod inputs;
 
 use crate::measured::{Limits, Measured};
+use crate::passes::step::{ADAMW, Inputs, LEARNING_RATE, recipe, step};
 use crate::times;
 use crate::work::{self, Source};
-use inputs::Inputs;
 use qformer::config::Config;
-use qformer::ops::adamw::AdamW;
 use qformer::ops::contrastive::ContrastiveGradient;
-use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepPart, StepSize};
-use qformer::{Error, Matching, Result};
+use qformer::train::{Batch, Hardness, Losses, Recompute, Stage1, Stage1Options, StepPart};
+use qformer::{Error, Result};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Instant;
@@ -21,10 +20,6 @@ use std::time::Instant;
 const REPORTED_STEPS: usize = 3;
 /// Steps of which the median's parts are reported.
 const OBSERVED_STEPS: usize = 3;
-
-/// BLIP-2's recipe, at its highest learning rate.
-const ADAMW: AdamW = AdamW { beta1: 0.9, beta2: 0.98, epsilon: 1e-8, weight_decay: 0.05, max_norm: None };
-const LEARNING_RATE: f64 = 1e-4;
 
 /// Parts in the order in which they are done, with the optimiser last.
 const PARTS: [&str; 6] =
@@ -44,31 +39,9 @@ pub(crate) struct Training<'a, B: Measured> {
     pub(crate) tell: &'a dyn Fn(&str) -> Result<()>,
 }
 
-/// Whether a step is LAVIS's, or one whose losses can be foretold.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Randomness {
-    /// Dropout of 0.1, and negatives drawn.
-    AsTrained,
-    /// No dropout, and the hardest negatives.
-    None,
-}
-
-fn options(config: &Config, randomness: Randomness, gradient: ContrastiveGradient) -> Stage1Options {
-    let (dropout, hardness) = match randomness {
-        Randomness::AsTrained => (0.1, Hardness::Sampled),
-        Randomness::None => (0.0, Hardness::Hardest),
-    };
-    Stage1Options {
-        weights: [1.0; 3],
-        smoothing: 0.1,
-        dropout,
-        hardness,
-        contrastive_gradient: gradient,
-        matching: Matching::Classifier,
-        recompute: Recompute::None,
-        start_token: config.qformer.vocab_size as u32 - 1,
-        seed: 1,
-    }
+/// The recipe without what is random: its losses can be foretold.
+fn certain(config: &Config, contrastive_gradient: ContrastiveGradient) -> Stage1Options {
+    Stage1Options { dropout: 0.0, hardness: Hardness::Hardest, contrastive_gradient, ..recipe(config) }
 }
 
 fn prepared<B: Measured>(
@@ -86,7 +59,7 @@ impl<B: Measured> Training<'_, B> {
         let config = work::config(self.model)?;
         let source = Source::open(self.model)?;
         let inputs = match self.batch {
-            Some(file) => Inputs::read(file)?,
+            Some(file) => inputs::read(file)?,
             None => Inputs::random(&config, self.batch_size, config.image_tokens()),
         };
         let batch = inputs.batch(&config)?;
@@ -96,16 +69,10 @@ impl<B: Measured> Training<'_, B> {
             (self.tell)(&format!("{name:<28} differs by {error:.1e} from double precision"))?;
         }
         let losses = self.first_losses(&config, &source, &batch)?;
-        let options = options(&config, Randomness::AsTrained, ContrastiveGradient::OneSided);
-        let options = Stage1Options { recompute: self.recompute, ..options };
+        let options = Stage1Options { recompute: self.recompute, ..recipe(&config) };
         let mut model = prepared(&self.device, &config, &source, options)?;
         // As the trainer does: the negatives of a step decide how much of this it takes.
-        model.reserve(StepSize {
-            images: batch.images(),
-            batches: 1,
-            image_tokens: inputs.vision_output.shape()[1],
-            text_tokens: inputs.texts.iter().map(Vec::len).max().expect("a batch has a text"),
-        })?;
+        model.reserve(inputs.size())?;
         let (parts, steps) = self.times(&mut model, &batch)?;
         let lengths: Vec<usize> = inputs.texts.iter().map(Vec::len).collect();
         let flops = flops::step(&config, inputs.vision_output.shape()[1], &lengths);
@@ -152,18 +119,17 @@ impl<B: Measured> Training<'_, B> {
 
     /// Of the first steps, without anything random in them.
     fn first_losses(&self, config: &Config, source: &Source, batch: &Batch) -> Result<Vec<Losses>> {
-        let options = options(config, Randomness::None, ContrastiveGradient::OneSided);
-        let options = Stage1Options { recompute: self.recompute, ..options };
+        let options =
+            Stage1Options { recompute: self.recompute, ..certain(config, ContrastiveGradient::OneSided) };
         let mut model = prepared(&self.device, config, source, options)?;
         let device = &self.device;
         let mut losses = Vec::new();
-        for step in 1..=REPORTED_STEPS {
-            let found = device.enter(|| model.differentiate(std::slice::from_ref(batch), step))?;
+        for number in 1..=REPORTED_STEPS {
+            let found = device.enter(|| step(&mut model, batch, number))?;
             if !found.total.is_finite() {
-                return Err(Error::device(format!("the losses of step {step} are {found:?}")));
+                return Err(Error::device(format!("the losses of step {number} are {found:?}")));
             }
             losses.push(found);
-            device.enter(|| model.update(ADAMW, LEARNING_RATE, step))?;
         }
         Ok(losses)
     }
@@ -171,13 +137,12 @@ impl<B: Measured> Training<'_, B> {
     /// Seconds of the parts of a step, and of whole steps. Only those are replayed where the device can do it:
     /// parts are waited for one by one.
     fn times(&self, model: &mut Stage1<B>, batch: &Batch) -> Result<([f64; PARTS.len()], times::Times)> {
-        let (device, batch) = (&self.device, std::slice::from_ref(batch));
-        let mut step = 0;
+        let device = &self.device;
+        let mut number = 0;
         let mut whole = |model: &mut Stage1<B>| {
-            step += 1;
+            number += 1;
             device.enter(|| {
-                model.differentiate(batch, step)?;
-                model.update(ADAMW, LEARNING_RATE, step)?;
+                step(model, batch, number)?;
                 device.finish()
             })
         };
@@ -186,7 +151,7 @@ impl<B: Measured> Training<'_, B> {
         let times = times::repeat(self.seconds, || whole(model))?;
         let mut runs = Vec::new();
         for _ in 0..OBSERVED_STEPS {
-            step += 1;
+            number += 1;
             let mut parts = [0.0; PARTS.len()];
             device.enter(|| {
                 let mut begin = Instant::now();
@@ -196,7 +161,7 @@ impl<B: Measured> Training<'_, B> {
                     begin = Instant::now();
                     Ok(())
                 };
-                model.differentiate_observed(batch, step, &mut |part| {
+                model.differentiate_observed(std::slice::from_ref(batch), number, &mut |part| {
                     lap(match part {
                         StepPart::FirstForward => 0,
                         StepPart::Contrastive => 1,
@@ -205,7 +170,7 @@ impl<B: Measured> Training<'_, B> {
                         StepPart::FirstBackward => 4,
                     })
                 })?;
-                model.update(ADAMW, LEARNING_RATE, step)?;
+                model.update(ADAMW, LEARNING_RATE, number)?;
                 lap(5)
             })?;
             runs.push(parts);

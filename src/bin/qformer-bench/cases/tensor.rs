@@ -1,6 +1,6 @@
 //! Operands.
 
-use crate::work::random_values;
+use crate::random::random_values;
 use qformer::Result;
 use qformer::device::Device;
 use qformer::memory::Arena;
@@ -42,11 +42,49 @@ impl<B: Device, E: Number> Tensor<B, E> {
         Self::random_with(device, rows, cols, |x| x)
     }
 
-    /// The same, through `f`.
+    /// Not numbers: what is read of it and was not written shows itself.
+    pub(super) fn unwritten(device: &B, rows: usize, cols: usize) -> Result<Self> {
+        Self::random_with(device, rows, cols, |_| f32::NAN)
+    }
+
+    /// The same as `random`, through `f`.
     pub(super) fn random_with(device: &B, rows: usize, cols: usize, f: fn(f32) -> f32) -> Result<Self> {
         let mut tensor = Self::zeros(device, rows, cols)?;
         each_block(tensor.shape, f, |values, first| device.write(values, first, tensor.view_mut()))?;
         Ok(tensor)
+    }
+}
+
+/// What an operation writes, to be looked at before it is measured.
+pub(super) trait Answer<B: Device> {
+    /// Whether it can be an answer: finite numbers, and not nothing but zeros.
+    fn is_written(&mut self, device: &B) -> Result<bool>;
+}
+
+impl<B: Device, E: Number> Answer<B> for Tensor<B, E> {
+    fn is_written(&mut self, device: &B) -> Result<bool> {
+        let values = device.read(self.view())?;
+        Ok(values.iter().all(|x| x.is_finite()) && values.iter().any(|&x| x != 0.0))
+    }
+}
+
+/// An answer that may well be nothing but zeros.
+pub(super) struct Finite<B: Device, E = <B as Device>::Elem>(pub(super) Tensor<B, E>);
+
+impl<B: Device, E: Number> Answer<B> for Finite<B, E> {
+    fn is_written(&mut self, device: &B) -> Result<bool> {
+        Ok(device.read(self.0.view())?.iter().all(|x| x.is_finite()))
+    }
+}
+
+impl<B: Device> Answer<B> for [Tensor<B, u32>] {
+    fn is_written(&mut self, device: &B) -> Result<bool> {
+        for indices in self {
+            if device.read_indices(indices.view())?.iter().any(|&index| index != 0) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -1,17 +1,17 @@
 //! The pairs of hard negatives.
 
 use super::tensor::Tensor;
-use super::{CAPTION, Cost, Kernels};
-use crate::measured::Measured;
+use super::{CAPTION, Cases, Cost};
 use qformer::Result;
+use qformer::ops::Backend;
 use qformer::ops::attention::SEQUENCE_WORDS;
 use qformer::ops::contrastive::NO_NEGATIVE;
 use qformer::ops::pairs::{FILLER, ListedPairs, PAIRS_OF_IMAGE, PairsList, PairsStream, StreamSizes, Texts};
 
 /// Of a step: every image and every text has a hard negative, if there is another.
-pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
-    let (device, images) = (kernels.device, kernels.batch);
-    let (queries, image_tokens) = (kernels.config.num_query_tokens, kernels.config.image_tokens());
+pub(super) fn measure<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
+    let (device, images) = (cases.device, cases.batch);
+    let (queries, image_tokens) = (cases.config.num_query_tokens, cases.config.image_tokens());
     let count = PAIRS_OF_IMAGE * images;
     let bytes = |words: usize| Cost::bytes(words * size_of::<u32>());
     let others = |step: usize| -> Vec<u32> {
@@ -19,17 +19,24 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
     };
     let (mut texts, mut pictures) =
         (Tensor::indices(device, &others(1))?, Tensor::indices(device, &others(images - 1))?);
-    let mut pairs = Tensor::<B, u32>::zeros(device, 2, count)?;
-    let mut bounds = Tensor::<B, u32>::zeros(device, 1, images + 1)?;
+    let mut listed =
+        [Tensor::<B, u32>::zeros(device, 2, count)?, Tensor::<B, u32>::zeros(device, 1, images + 1)?];
     let words = 2 * images + 2 * count + images + 1;
-    kernels.case("pairs of hard negatives", &format!("{images} images"), bytes(words), || {
-        device.pairs_list(PairsList {
-            negative_texts: texts.view(),
-            negative_images: pictures.view(),
-            pairs: pairs.view_mut(),
-            bounds: bounds.view_mut(),
-        })
-    })?;
+    cases.case(
+        "pairs of hard negatives",
+        &format!("{images} images"),
+        bytes(words),
+        &mut listed[..],
+        |listed| {
+            let [pairs, bounds] = listed else { unreachable!("two lists") };
+            device.pairs_list(PairsList {
+                negative_texts: texts.view(),
+                negative_images: pictures.view(),
+                pairs: pairs.view_mut(),
+                bounds: bounds.view_mut(),
+            })
+        },
+    )?;
 
     let rows = (images + count) * CAPTION;
     let (room, predicting) = (count + rows.div_ceil(FILLER), images * (CAPTION - 1));
@@ -52,7 +59,9 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
     let written = sizes.into_iter().map(|len| Tensor::<B, u32>::zeros(device, 1, len));
     let mut written = written.collect::<Result<Vec<_>>>()?;
     let words = sizes.iter().sum::<usize>() + 2 * count + rows;
-    kernels.case("their stream", &format!("{count} pairs, {rows} tokens"), bytes(words), || {
+    let [mut pairs, mut bounds] = listed;
+    let shape = format!("{count} pairs, {rows} tokens");
+    cases.case("their stream", &shape, bytes(words), &mut written[..], |written| {
         let mut written = written.iter_mut().map(Tensor::view_mut);
         let mut next = || written.next().expect("as many as sizes");
         device.pairs_stream(PairsStream {

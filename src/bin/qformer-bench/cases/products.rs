@@ -1,11 +1,11 @@
 //! The linear layers, and cross-attention without keys and values.
 
 use super::tensor::{FrozenWeight, Tensor};
-use super::{Cost, Kernels};
-use crate::measured::Measured;
+use super::{CAPTION, Cases, Cost};
 use qformer::Result;
 use qformer::config::Activation;
 use qformer::device::Write;
+use qformer::ops::Backend;
 use qformer::ops::absorbed_attention::{AbsorbedAttentionForward, CrossSizes};
 use qformer::ops::linear::{LinearBackward, LinearForward};
 
@@ -18,14 +18,16 @@ enum Gradients {
     WeightAndInput,
 }
 
-pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
-    let sizes = CrossSizes::of(kernels.config);
+pub(super) fn measure<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
+    let sizes = CrossSizes::of(cases.config);
     let CrossSizes { queries, hidden, image_tokens, image_width, .. } = sizes;
-    let feed_forward = kernels.config.qformer.intermediate_size;
-    let embedding = kernels.config.image_text_hidden_size;
-    let keys_values = 2 * hidden * kernels.config.qformer.cross_attention_layers().count();
-    let (rows, image_rows) = (queries * kernels.batch, image_tokens * kernels.batch);
+    let feed_forward = cases.config.qformer.intermediate_size;
+    let embedding = cases.config.image_text_hidden_size;
+    let keys_values = 2 * hidden * cases.config.qformer.cross_attention_layers().count();
+    let (rows, image_rows) = (queries * cases.batch, image_tokens * cases.batch);
     let gelu = Some(Activation::Gelu);
+    let encoder = cases.config.vision.encoder().ok();
+    let of_encoder = encoder.map(|vision| ([image_rows, image_width, vision.intermediate_size], gelu));
 
     for (shape, activation) in [
         ([image_rows, image_width, keys_values], None),
@@ -37,17 +39,21 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
         ([queries, hidden, 3 * hidden], None),
         ([queries, hidden, feed_forward], gelu),
         ([queries, feed_forward, hidden], None),
-    ] {
-        forward(kernels, shape, activation)?;
+        ([CAPTION, hidden, feed_forward], gelu),
+    ]
+    .into_iter()
+    .chain(of_encoder)
+    {
+        forward(cases, shape, activation)?;
     }
     for (shape, gradients) in [
         ([image_rows, image_width, keys_values], Gradients::Weight),
         ([rows, hidden, feed_forward], Gradients::WeightAndInput),
         ([rows, feed_forward, hidden], Gradients::WeightAndInput),
     ] {
-        backward(kernels, shape, gradients)?;
+        backward(cases, shape, gradients)?;
     }
-    absorbed(kernels, sizes)
+    absorbed(cases, sizes)
 }
 
 /// Operations of a product.
@@ -55,19 +61,19 @@ fn flops([rows, inputs, outputs]: [usize; 3]) -> f64 {
     2.0 * rows as f64 * inputs as f64 * outputs as f64
 }
 
-fn forward<B: Measured>(
-    kernels: &mut Kernels<'_, B>,
+fn forward<B: Backend>(
+    cases: &mut Cases<'_, B>,
     [rows, inputs, outputs]: [usize; 3],
     activation: Option<Activation>,
 ) -> Result<()> {
-    let device = kernels.device;
-    let (mut x, mut y) = (Tensor::random(device, rows, inputs)?, Tensor::zeros(device, rows, outputs)?);
+    let device = cases.device;
+    let (mut x, mut y) = (Tensor::random(device, rows, inputs)?, Tensor::unwritten(device, rows, outputs)?);
     let mut weight = FrozenWeight::random(device, outputs, inputs)?;
     let mut bias = Tensor::random(device, 1, outputs)?;
-    let bytes = kernels.elements(rows * inputs + outputs * inputs + outputs + rows * outputs);
+    let bytes = cases.elements(rows * inputs + outputs * inputs + outputs + rows * outputs);
     let cost = Cost { flops: flops([rows, inputs, outputs]), bytes: bytes as f64 };
     let name = if activation.is_some() { "gemm, GELU" } else { "gemm" };
-    kernels.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, || {
+    cases.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, &mut y, |y| {
         device.linear_forward(LinearForward {
             x: x.view(),
             weight: weight.weight(),
@@ -80,12 +86,12 @@ fn forward<B: Measured>(
     })
 }
 
-fn backward<B: Measured>(
-    kernels: &mut Kernels<'_, B>,
+fn backward<B: Backend>(
+    cases: &mut Cases<'_, B>,
     [rows, inputs, outputs]: [usize; 3],
     gradients: Gradients,
 ) -> Result<()> {
-    let device = kernels.device;
+    let device = cases.device;
     let with_input = gradients == Gradients::WeightAndInput;
     let (mut x, mut dy) = (Tensor::random(device, rows, inputs)?, Tensor::random(device, rows, outputs)?);
     let mut weight = Tensor::<B>::random(device, outputs, inputs)?;
@@ -99,10 +105,10 @@ fn backward<B: Measured>(
     let products = if with_input { 2.0 } else { 1.0 };
     let cost = Cost {
         flops: products * flops([rows, inputs, outputs]),
-        bytes: (kernels.elements(elements) + kernels.statistics(2 * (outputs * inputs + outputs))) as f64,
+        bytes: (cases.elements(elements) + cases.statistics(2 * (outputs * inputs + outputs))) as f64,
     };
     let name = if with_input { "gemm backward" } else { "gemm backward, no dx" };
-    kernels.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, || {
+    cases.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, &mut dweight, |dweight| {
         device.linear_backward(LinearBackward {
             x: x.view(),
             weight: weight.view().into(),
@@ -115,14 +121,14 @@ fn backward<B: Measured>(
     })
 }
 
-fn absorbed<B: Measured>(kernels: &mut Kernels<'_, B>, sizes: CrossSizes) -> Result<()> {
-    let (device, images) = (kernels.device, kernels.batch);
+fn absorbed<B: Backend>(cases: &mut Cases<'_, B>, sizes: CrossSizes) -> Result<()> {
+    let (device, images) = (cases.device, cases.batch);
     if !sizes.absorbs(device.frozen_packing(sizes.image_width)) {
         return Ok(());
     }
     let CrossSizes { heads, queries, hidden, image_tokens, image_width } = sizes;
     let (rows, image_rows) = (images * queries, images * image_tokens);
-    let (mut q, mut out) = (Tensor::random(device, rows, hidden)?, Tensor::zeros(device, rows, hidden)?);
+    let (mut q, mut out) = (Tensor::random(device, rows, hidden)?, Tensor::unwritten(device, rows, hidden)?);
     let mut image = Tensor::random(device, image_rows, image_width)?;
     let mut key_weight = FrozenWeight::random(device, hidden, image_width)?;
     let mut value_weight = FrozenWeight::random(device, hidden, image_width)?;
@@ -130,10 +136,10 @@ fn absorbed<B: Measured>(kernels: &mut Kernels<'_, B>, sizes: CrossSizes) -> Res
     let elements = 2 * rows * hidden + image_rows * image_width + 2 * hidden * image_width + hidden;
     let cost = Cost {
         flops: 4.0 * (rows * image_width) as f64 * (hidden + heads * image_tokens) as f64,
-        bytes: kernels.elements(elements) as f64,
+        bytes: cases.elements(elements) as f64,
     };
     let shape = format!("{images} × {queries} over {image_tokens}×{image_width}");
-    kernels.case("absorbed attention", &shape, cost, || {
+    cases.case("absorbed attention", &shape, cost, &mut out, |out| {
         device.absorbed_attention(AbsorbedAttentionForward {
             heads,
             scale: ((hidden / heads) as f64).sqrt().recip(),

@@ -1,48 +1,18 @@
-//! Every operation, forward and backward, at the sizes that it has in the model: what it costs by
-//! formula, what time it takes, and how near that is to what the device can do.
+//! Every operation by itself: what time it takes, and how near that is to what the device can do.
 //!
-//! The bytes of a case are those of its operands, each read or written once. The share is that of the
-//! time which these bytes, or the operations where that is longer, take at the device's limits.
+//! The share is that of the time which the bytes of the operands, or the operations where that is longer, take at the
+//! device's limits.
 
-mod attention;
-mod losses;
-mod pairs;
-mod parameters;
-mod products;
-mod rows;
-mod tensor;
-
+use crate::cases::{Case, Cases, Cost, FrontEnd};
 use crate::measure;
 use crate::measured::{Limits, Measured};
 use qformer::Result;
 use qformer::config::Config;
 use serde_json::{Value, json};
 
-/// Tokens of a caption. All but the first are predicted: 2816 rows of logits for 256 captions.
-const CAPTION: usize = 12;
-
-/// What a case costs.
-#[derive(Clone, Copy)]
-struct Cost {
-    /// Operations; 0 where only bytes count.
-    flops: f64,
-    /// Bytes of operands.
-    bytes: f64,
-}
-
-impl Cost {
-    /// Of an operation that does little with its operands.
-    fn bytes(bytes: usize) -> Self {
-        Self { flops: 0.0, bytes: bytes as f64 }
-    }
-}
-
 /// Measures the cases one after the other.
 pub(crate) struct Kernels<'a, B: Measured> {
     pub(crate) device: &'a B,
-    pub(crate) config: &'a Config,
-    /// B
-    pub(crate) batch: usize,
     pub(crate) limits: Limits,
     /// Spent on each case.
     pub(crate) seconds: f64,
@@ -53,17 +23,12 @@ pub(crate) struct Kernels<'a, B: Measured> {
 
 impl<B: Measured> Kernels<'_, B> {
     /// All cases.
-    pub(crate) fn run(mut self) -> Result<Vec<Value>> {
+    pub(crate) fn run(mut self, config: &Config, batch: usize) -> Result<Vec<Value>> {
         (self.tell)(&format!(
             "\n{:<30} {:<38} {:>11} {:>9} {:>9} {:>9}",
             "operation", "shape", "median µs", "GB/s", "GFLOP/s", "of limit"
         ))?;
-        products::measure(&mut self)?;
-        attention::measure(&mut self)?;
-        rows::measure(&mut self)?;
-        losses::measure(&mut self)?;
-        pairs::measure(&mut self)?;
-        parameters::measure(&mut self)?;
+        Cases { device: self.device, config, batch, front_end: &mut self }.run()?;
         if self.limits.cache_bytes.is_some() {
             (self.tell)(
                 "* the operands fit in the second-level cache, as they may between operations of a pass",
@@ -71,14 +36,13 @@ impl<B: Measured> Kernels<'_, B> {
         }
         Ok(self.results)
     }
+}
 
-    /// Measures one case.
-    fn case(
+impl<B: Measured> FrontEnd for Kernels<'_, B> {
+    fn measure(
         &mut self,
-        operation: &str,
-        shape: &str,
-        Cost { flops, bytes }: Cost,
-        launch: impl FnMut() -> Result<()> + Send,
+        &Case { operation, shape, cost: Cost { flops, bytes } }: &Case<'_>,
+        launch: &mut (dyn FnMut() -> Result<()> + Send),
     ) -> Result<()> {
         let times = measure::repeat_launches(self.device, self.seconds, launch)?;
         let median = times.median();
@@ -99,15 +63,5 @@ impl<B: Measured> Kernels<'_, B> {
             "gflop_per_second": flops / median / 1e9, "share_of_limit": least / median, "in_cache": cached,
         }));
         Ok(())
-    }
-
-    /// Bytes of so many weights or activations.
-    fn elements(&self, count: usize) -> usize {
-        count * size_of::<B::Elem>()
-    }
-
-    /// Bytes of so many statistics or gradients of parameters.
-    fn statistics(&self, count: usize) -> usize {
-        count * size_of::<B::Stat>()
     }
 }

@@ -1,10 +1,10 @@
 //! What is done row by row or element by element.
 
 use super::tensor::Tensor;
-use super::{CAPTION, Cost, Kernels};
-use crate::measured::Measured;
+use super::{CAPTION, Cases, Cost};
 use qformer::Result;
 use qformer::config::Activation;
+use qformer::ops::Backend;
 use qformer::ops::activation::{ActivationBackward, ActivationForward};
 use qformer::ops::dropout::{Dropout, DropoutBackward, DropoutForward};
 use qformer::ops::embedding::{EmbeddingBackward, EmbeddingForward};
@@ -12,27 +12,27 @@ use qformer::ops::layer_norm::{LayerNormBackward, LayerNormForward, LayerNormGra
 use qformer::ops::normalize::{NormalizeBackward, NormalizeForward};
 use qformer::ops::pool::{PoolBackward, PoolForward};
 
-pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
-    let (config, batch) = (kernels.config, kernels.batch);
+pub(super) fn measure<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
+    let (config, batch) = (cases.config, cases.batch);
     let (hidden, rows) = (config.qformer.hidden_size, config.num_query_tokens * batch);
-    layer_norm(kernels, rows, hidden)?;
-    image_norm(kernels, config.image_tokens() * batch, config.vision.width())?;
-    embedding(kernels, CAPTION * batch, hidden)?;
-    activation(kernels, rows, config.qformer.intermediate_size)?;
-    dropout(kernels, rows, hidden)?;
-    pool(kernels, rows, hidden)?;
-    normalize(kernels, rows, config.image_text_hidden_size)
+    layer_norm(cases, rows, hidden)?;
+    image_norm(cases, config.image_tokens() * batch, config.vision.width())?;
+    embedding(cases, CAPTION * batch, hidden)?;
+    activation(cases, rows, config.qformer.intermediate_size)?;
+    dropout(cases, rows, hidden)?;
+    pool(cases, rows, hidden)?;
+    normalize(cases, rows, config.image_text_hidden_size)
 }
 
-fn layer_norm<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
-    let (device, shape) = (kernels.device, format!("{rows}×{width}"));
+fn layer_norm<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, shape) = (cases.device, format!("{rows}×{width}"));
     let (mut x, mut residual) = (Tensor::random(device, rows, width)?, Tensor::random(device, rows, width)?);
     let (mut weight, mut bias) = (Tensor::random(device, 1, width)?, Tensor::random(device, 1, width)?);
-    let (mut sum, mut y) = (Tensor::zeros(device, rows, width)?, Tensor::zeros(device, rows, width)?);
+    let (mut sum, mut y) = (Tensor::zeros(device, rows, width)?, Tensor::unwritten(device, rows, width)?);
     let mut statistics = Tensor::zeros(device, rows, 2)?;
-    let vectors = kernels.elements(2 * width) + kernels.statistics(2 * rows);
-    let cost = Cost::bytes(kernels.elements(4 * rows * width) + vectors);
-    kernels.case("layer norm of a sum", &shape, cost, || {
+    let vectors = cases.elements(2 * width) + cases.statistics(2 * rows);
+    let cost = Cost::bytes(cases.elements(4 * rows * width) + vectors);
+    cases.case("layer norm of a sum", &shape, cost, &mut y, |y| {
         device.layer_norm_forward(LayerNormForward {
             x: x.view(),
             dropout: None,
@@ -48,9 +48,9 @@ fn layer_norm<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usi
     let (mut dweight, mut dbias) = (Tensor::zeros(device, 1, width)?, Tensor::zeros(device, 1, width)?);
     let mut partials = Tensor::zeros(device, device.layer_norm_partials(rows), 2 * width)?;
     let (mut dy, mut dsum) = (residual, x);
-    let vectors = kernels.elements(width) + kernels.statistics(2 * rows + 4 * width);
-    let cost = Cost::bytes(kernels.elements(3 * rows * width) + vectors);
-    kernels.case("layer norm backward", &shape, cost, || {
+    let vectors = cases.elements(width) + cases.statistics(2 * rows + 4 * width);
+    let cost = Cost::bytes(cases.elements(3 * rows * width) + vectors);
+    cases.case("layer norm backward", &shape, cost, &mut dsum, |dsum| {
         device.layer_norm_backward(LayerNormBackward {
             dropout: None,
             sum: sum.view(),
@@ -69,12 +69,12 @@ fn layer_norm<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usi
 }
 
 /// The image encoder's last norm, in inference.
-fn image_norm<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
-    let device = kernels.device;
-    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, rows, width)?);
+fn image_norm<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let device = cases.device;
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::unwritten(device, rows, width)?);
     let (mut weight, mut bias) = (Tensor::random(device, 1, width)?, Tensor::random(device, 1, width)?);
-    let cost = Cost::bytes(kernels.elements(2 * rows * width + 2 * width));
-    kernels.case("layer norm", &format!("{rows}×{width}"), cost, || {
+    let cost = Cost::bytes(cases.elements(2 * rows * width + 2 * width));
+    cases.case("layer norm", &format!("{rows}×{width}"), cost, &mut y, |y| {
         device.layer_norm_forward(LayerNormForward {
             x: x.view(),
             dropout: None,
@@ -89,8 +89,8 @@ fn image_norm<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usi
     })
 }
 
-fn embedding<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
-    let (device, config) = (kernels.device, &kernels.config.qformer);
+fn embedding<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, config) = (cases.device, &cases.config.qformer);
     let (words, places) = (config.vocab_size, config.max_position_embeddings);
     let shape = format!("{rows} of {words}×{width}");
     // Spread over the vocabulary, as words are; 7919 is prime.
@@ -99,10 +99,10 @@ fn embedding<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usiz
     let (mut ids, mut positions) = (Tensor::indices(device, &ids)?, Tensor::indices(device, &positions)?);
     let (mut table, mut second) =
         (Tensor::random(device, words, width)?, Tensor::random(device, places, width)?);
-    let mut y = Tensor::zeros(device, rows, width)?;
+    let mut y = Tensor::unwritten(device, rows, width)?;
     let indices = 2 * rows * size_of::<u32>();
-    let cost = Cost::bytes(kernels.elements((2 * rows + CAPTION) * width) + indices);
-    kernels.case("embedding", &shape, cost, || {
+    let cost = Cost::bytes(cases.elements((2 * rows + CAPTION) * width) + indices);
+    cases.case("embedding", &shape, cost, &mut y, |y| {
         device.embedding_forward(EmbeddingForward {
             ids: ids.view(),
             table: table.view(),
@@ -113,9 +113,9 @@ fn embedding<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usiz
     let (mut dtable, mut dsecond) =
         (Tensor::zeros(device, words, width)?, Tensor::zeros(device, places, width)?);
     let mut dy = Tensor::random(device, rows, width)?;
-    let sums = kernels.statistics(2 * (rows + CAPTION) * width);
-    let cost = Cost::bytes(kernels.elements(rows * width) + sums + indices);
-    kernels.case("embedding backward", &shape, cost, || {
+    let sums = cases.statistics(2 * (rows + CAPTION) * width);
+    let cost = Cost::bytes(cases.elements(rows * width) + sums + indices);
+    cases.case("embedding backward", &shape, cost, &mut dtable, |dtable| {
         device.embedding_backward(EmbeddingBackward {
             ids: ids.view(),
             frozen: None,
@@ -126,60 +126,61 @@ fn embedding<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usiz
     })
 }
 
-fn activation<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
-    let (device, shape) = (kernels.device, format!("{rows}×{width}"));
-    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, rows, width)?);
-    let cost = Cost::bytes(kernels.elements(2 * rows * width));
-    kernels.case("GELU", &shape, cost, || {
+fn activation<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, shape) = (cases.device, format!("{rows}×{width}"));
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::unwritten(device, rows, width)?);
+    let cost = Cost::bytes(cases.elements(2 * rows * width));
+    cases.case("GELU", &shape, cost, &mut y, |y| {
         let activation = Activation::Gelu;
         device.activation_forward(ActivationForward { activation, x: x.view(), y: y.view_mut() })
     })?;
     // In place: where the derivative is one, the gradient stays what it is however often it is taken.
     let mut x = Tensor::random_with(device, rows, width, |x| x + 8.0)?;
     let mut dy = Tensor::random(device, rows, width)?;
-    let cost = Cost::bytes(kernels.elements(3 * rows * width));
-    kernels.case("GELU backward", &shape, cost, || {
+    let cost = Cost::bytes(cases.elements(3 * rows * width));
+    cases.case("GELU backward", &shape, cost, &mut dy, |dy| {
         let activation = Activation::Gelu;
         device.activation_backward(ActivationBackward { activation, x: x.view(), dy: dy.view_mut() })
     })
 }
 
-fn dropout<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
-    let (device, shape) = (kernels.device, format!("{rows}×{width}"));
-    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, rows, width)?);
+fn dropout<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, shape) = (cases.device, format!("{rows}×{width}"));
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::unwritten(device, rows, width)?);
     let mut key = Tensor::indices(device, &[1, 1])?;
     let dropout = Dropout { probability: 0.1, site: 1, key: key.view() };
-    let cost = Cost::bytes(kernels.elements(2 * rows * width));
-    kernels.case("dropout", &shape, cost, || {
+    let cost = Cost::bytes(cases.elements(2 * rows * width));
+    cases.case("dropout", &shape, cost, &mut y, |y| {
         device.dropout_forward(DropoutForward { dropout, x: x.view(), y: y.view_mut() })
     })?;
-    kernels.case("dropout backward", &shape, cost, || {
+    cases.case("dropout backward", &shape, cost, &mut y, |y| {
         device.dropout_backward(DropoutBackward { dropout, dy: x.view(), dx: y.view_mut() })
     })
 }
 
-fn pool<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
-    let (device, groups) = (kernels.device, kernels.batch);
+fn pool<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, groups) = (cases.device, cases.batch);
     let shape = format!("{rows}×{width}→{groups}");
-    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, groups, width)?);
-    let cost = Cost::bytes(kernels.elements((rows + groups) * width));
-    kernels
-        .case("pool", &shape, cost, || device.pool_forward(PoolForward { x: x.view(), y: y.view_mut() }))?;
-    kernels.case("pool backward", &shape, cost, || {
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::unwritten(device, groups, width)?);
+    let cost = Cost::bytes(cases.elements((rows + groups) * width));
+    cases.case("pool", &shape, cost, &mut y, |y| {
+        device.pool_forward(PoolForward { x: x.view(), y: y.view_mut() })
+    })?;
+    cases.case("pool backward", &shape, cost, &mut x, |x| {
         device.pool_backward(PoolBackward { dy: y.view(), dx: x.view_mut() })
     })
 }
 
-fn normalize<B: Measured>(kernels: &mut Kernels<'_, B>, rows: usize, width: usize) -> Result<()> {
-    let (device, shape) = (kernels.device, format!("{rows}×{width}"));
-    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::zeros(device, rows, width)?);
-    let cost = Cost::bytes(kernels.elements(2 * rows * width));
-    kernels.case("normalize", &shape, cost, || {
+fn normalize<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) -> Result<()> {
+    let (device, shape) = (cases.device, format!("{rows}×{width}"));
+    let (mut x, mut y) = (Tensor::random(device, rows, width)?, Tensor::unwritten(device, rows, width)?);
+    let cost = Cost::bytes(cases.elements(2 * rows * width));
+    cases.case("normalize", &shape, cost, &mut y, |y| {
         device.normalize_forward(NormalizeForward { x: x.view(), y: y.view_mut() })
     })?;
-    let mut dx = Tensor::zeros(device, rows, width)?;
-    let cost = Cost::bytes(kernels.elements(3 * rows * width));
-    kernels.case("normalize backward", &shape, cost, || {
+    let mut dx = Tensor::unwritten(device, rows, width)?;
+    let cost = Cost::bytes(cases.elements(3 * rows * width));
+    cases.case("normalize backward", &shape, cost, &mut dx, |dx| {
         device.normalize_backward(NormalizeBackward { x: x.view(), dy: y.view(), dx: dx.view_mut() })
     })
 }

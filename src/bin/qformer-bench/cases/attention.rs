@@ -1,10 +1,10 @@
 //! Attention, as each of the passes has it.
 
 use super::tensor::Tensor;
-use super::{CAPTION, Cost, Kernels};
-use crate::measured::Measured;
+use super::{CAPTION, Cases, Cost};
 use qformer::Result;
 use qformer::device::Write;
+use qformer::ops::Backend;
 use qformer::ops::attention::{
     Attention, AttentionBackward, AttentionForward, Mask, Sequence, Sequences, Span,
 };
@@ -32,8 +32,8 @@ enum Training {
     Frozen,
 }
 
-pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
-    let (config, batch) = (kernels.config, kernels.batch);
+pub(super) fn measure<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
+    let (config, batch) = (cases.config, cases.batch);
     let (queries, tokens) = (config.num_query_tokens, config.image_tokens());
     let (heads, width) = (config.qformer.num_attention_heads, config.qformer.hidden_size);
     let own = |name, length: usize, heads, width, training| Case {
@@ -83,30 +83,53 @@ pub(super) fn measure<B: Measured>(kernels: &mut Kernels<'_, B>) -> Result<()> {
         pairs: batch * (CAPTION * queries + CAPTION * (CAPTION + 1) / 2),
         training: Training::Trained,
     };
+    let captions = {
+        let length = |text: usize| 9 + text * 5 % 8;
+        let mut start = 0;
+        let text = |text: usize| {
+            let spans = [Span::EMPTY, Span::new(start, length(text))];
+            start += length(text);
+            Sequence { queries: spans, keys: spans }
+        };
+        let sequences = Sequences::new((0..batch).map(text).collect());
+        Case {
+            name: "attention",
+            shape: format!("{batch} × 9 to 16, {heads}×{}", width / heads),
+            heads,
+            width,
+            sequences,
+            mask: Mask::None,
+            rows: [start, start, 0],
+            pairs: (0..batch).map(|text| length(text).pow(2)).sum(),
+            training: Training::Trained,
+        }
+    };
     let encoder = config.vision.encoder().ok();
     let seeing =
         encoder.map(|v| own("attention", tokens, v.num_attention_heads, v.hidden_size, Training::Frozen));
-    let cases = [
+    let of_qformer = [
+        captions,
         own("attention", queries, heads, width, Training::Trained),
         own("attention", queries + CAPTION, heads, width, Training::Trained),
         cross(1),
         cross(3),
         cached,
     ];
-    for case in cases.into_iter().chain(seeing) {
-        run(kernels, &case)?;
+    for case in of_qformer.into_iter().chain(seeing) {
+        run(cases, &case)?;
     }
     Ok(())
 }
 
-fn run<B: Measured>(kernels: &mut Kernels<'_, B>, case: &Case) -> Result<()> {
-    let device = kernels.device;
+fn run<B: Backend>(cases: &mut Cases<'_, B>, case: &Case) -> Result<()> {
+    let device = cases.device;
     let (heads, width, [query_rows, key_rows, prefix_rows]) = (case.heads, case.width, case.rows);
     let random = |rows| Tensor::<B>::random(device, rows, width);
     let zeros = |rows| Tensor::<B>::zeros(device, rows, width);
     let (mut q, mut k, mut v) = (random(query_rows)?, random(key_rows)?, random(key_rows)?);
     let (mut prefix_k, mut prefix_v) = (random(prefix_rows)?, random(prefix_rows)?);
-    let (mut out, mut lse) = (zeros(query_rows)?, Tensor::zeros(device, heads, query_rows)?);
+    let mut out = Tensor::<B>::unwritten(device, query_rows, width)?;
+    let mut lse = Tensor::zeros(device, heads, query_rows)?;
     let mut table = Tensor::indices(device, &vec![0; case.sequences.words()])?;
     let attention = Attention {
         sequences: case.sequences.place(device, table.view_mut())?,
@@ -115,12 +138,12 @@ fn run<B: Measured>(kernels: &mut Kernels<'_, B>, case: &Case) -> Result<()> {
         scale: ((width / heads) as f64).sqrt().recip(),
         dropout: None,
     };
-    let statistics = kernels.statistics(heads * query_rows);
+    let statistics = cases.statistics(heads * query_rows);
     let product = 2.0 * case.pairs as f64 * width as f64;
 
     let elements = 2 * width * (query_rows + key_rows + prefix_rows);
-    let cost = Cost { flops: 2.0 * product, bytes: (kernels.elements(elements) + statistics) as f64 };
-    kernels.case(case.name, &case.shape, cost, || {
+    let cost = Cost { flops: 2.0 * product, bytes: (cases.elements(elements) + statistics) as f64 };
+    cases.case(case.name, &case.shape, cost, &mut out, |out| {
         let args = AttentionForward {
             q: q.view(),
             k: k.view(),
@@ -134,13 +157,13 @@ fn run<B: Measured>(kernels: &mut Kernels<'_, B>, case: &Case) -> Result<()> {
     if case.training == Training::Frozen {
         return Ok(());
     }
-    let (mut dout, mut dq) = (random(query_rows)?, zeros(query_rows)?);
+    let (mut dout, mut dq) = (random(query_rows)?, Tensor::<B>::unwritten(device, query_rows, width)?);
     let (mut dk, mut dv) = (zeros(key_rows)?, zeros(key_rows)?);
     let (mut dprefix_k, mut dprefix_v) = (zeros(prefix_rows)?, zeros(prefix_rows)?);
     // The prefix's gradients are read too.
     let elements = width * (4 * query_rows + 4 * key_rows + 6 * prefix_rows);
-    let cost = Cost { flops: 5.0 * product, bytes: (kernels.elements(elements) + statistics) as f64 };
-    kernels.case(&format!("{} backward", case.name), &case.shape, cost, || {
+    let cost = Cost { flops: 5.0 * product, bytes: (cases.elements(elements) + statistics) as f64 };
+    cases.case(&format!("{} backward", case.name), &case.shape, cost, &mut dq, |dq| {
         let args = AttentionBackward {
             q: q.view(),
             k: k.view(),
