@@ -67,7 +67,7 @@ fn check_layout(path: &Path, header: &Header, length: u64) -> error::Result<()> 
     let mut tensors: Vec<_> = header.tensors.iter().collect();
     tensors.sort_by_key(|(_, tensor)| tensor.data_offsets);
     let data_bytes = length - header.data_begin;
-    let mut end = 0;
+    let mut end = 0_u64;
     for (name, TensorInfo { dtype, shape, data_offsets: (from, to) }) in tensors {
         let wrong = |what: fmt::Arguments<'_>| {
             Error::input(path, format_args!("tensor \"{}\": {what}", printable(name)))
