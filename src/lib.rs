@@ -93,7 +93,7 @@ pub use device::Cpu;
 #[cfg(feature = "cuda")]
 pub use device::Cuda;
 pub use error::{Error, Result};
-pub use memory::{DeviceTensor, TensorInput};
+pub use memory::{DeviceTensor, PlacedTensor, Shaped, TensorInput};
 pub use models::qformer::{Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
 pub use models::vision::encoder::VisionEncoder;
 pub use models::vision::image::ImageProcessor;

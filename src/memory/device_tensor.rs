@@ -67,6 +67,48 @@ impl<D: Device> DeviceTensor<D> {
     }
 }
 
+/// A tensor that is kept where it came to be: on the host, or on the device.
+pub enum PlacedTensor<D: Device> {
+    /// On the host.
+    Host(HostTensor),
+    /// On the device.
+    Device(DeviceTensor<D>),
+}
+
+impl<D: Device> PlacedTensor<D> {
+    /// The tensor in the host's memory.
+    ///
+    /// # Errors
+    /// Fails as the device does.
+    pub fn to_host(&self, device: &D) -> Result<HostTensor> {
+        match self {
+            Self::Host(tensor) => Ok(tensor.clone()),
+            Self::Device(tensor) => tensor.to_host(device),
+        }
+    }
+}
+
+/// What has a shape: extents, the slowest-varying first.
+pub trait Shaped {
+    /// The extents.
+    fn shape(&self) -> &[usize];
+}
+
+impl Shaped for HostTensor {
+    fn shape(&self) -> &[usize] {
+        self.shape()
+    }
+}
+
+impl<D: Device> Shaped for PlacedTensor<D> {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Host(tensor) => tensor.shape(),
+            Self::Device(tensor) => tensor.shape(),
+        }
+    }
+}
+
 /// A shape's rows and columns: the last extent is a row's.
 fn matrix(shape: &[usize]) -> (usize, usize) {
     let (cols, rows) = shape.split_last().map_or((1, &[][..]), |(cols, rows)| (*cols, rows));
@@ -99,6 +141,15 @@ impl<'a, D: Device> From<&'a HostTensor> for TensorInput<'a, D> {
 impl<'a, D: Device> From<&'a DeviceTensor<D>> for TensorInput<'a, D> {
     fn from(tensor: &'a DeviceTensor<D>) -> Self {
         Self::Device(tensor)
+    }
+}
+
+impl<'a, D: Device> From<&'a PlacedTensor<D>> for TensorInput<'a, D> {
+    fn from(tensor: &'a PlacedTensor<D>) -> Self {
+        match tensor {
+            PlacedTensor::Host(tensor) => Self::Host(tensor),
+            PlacedTensor::Device(tensor) => Self::Device(tensor),
+        }
     }
 }
 

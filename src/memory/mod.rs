@@ -6,6 +6,6 @@ mod recorded;
 mod workspace;
 
 pub use arena::{ALIGNMENT, Arena, Cursor};
-pub use device_tensor::{DeviceTensor, TensorInput};
+pub use device_tensor::{DeviceTensor, PlacedTensor, Shaped, TensorInput};
 pub(crate) use recorded::{Address, Recorded};
 pub(crate) use workspace::{Pass, Workspace};

@@ -9,7 +9,7 @@ use qformer::train::{
     CardFacts, Colour, Companions, Curve, Ending, Measure, Measured, Objective, Panel, ParamSlot, Run,
     Settings, StepLoss, StepSize, TrainedWeights, Trainer, TrainingStart,
 };
-use qformer::{Config, Cpu, Error, HostTensor, ImageProcessor, Result, Tokenizer};
+use qformer::{Config, Cpu, Error, HostTensor, ImageProcessor, PlacedTensor, Result, Tokenizer};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
@@ -66,7 +66,7 @@ impl Objective for Centre {
         settings: &Settings<CentreSettings>,
         start: &TrainingStart<'_>,
     ) -> Result<Self> {
-        let width = start.config.vision.hidden_size;
+        let width = start.config.vision.width();
         let spec = Leaf(Spec::vector([(CENTRE.to_owned(), width)]));
         let weights = TrainedWeights::load(&device, &spec, start.source)?;
         Ok(Self { device, weights, radius: settings.objective.radius })
@@ -79,19 +79,19 @@ impl Objective for Centre {
 
     fn batch(
         &self,
-        vision_output: HostTensor,
+        vision_output: PlacedTensor<Cpu<f32>>,
         texts: Vec<Vec<u32>>,
         image_ids: Vec<u32>,
     ) -> Result<HostTensor> {
         assert_eq!((texts.len(), image_ids.len()), (4, 4));
-        Ok(vision_output)
+        vision_output.to_host(&self.device)
     }
 
-    fn batch_tensors(batches: &[HostTensor]) -> Vec<NewTensor<'_>> {
+    fn batch_tensors<'b>(&self, batches: &'b [HostTensor]) -> Result<Vec<NewTensor<'b>>> {
         let named = ["first", "second"].into_iter().zip(batches);
-        named
+        Ok(named
             .map(|(name, batch)| NewTensor::from_slice(name, Dtype::F32, batch.shape(), batch.values()))
-            .collect()
+            .collect())
     }
 
     fn differentiate(&mut self, batches: &[HostTensor], _: usize) -> Result<StepLoss> {
@@ -189,12 +189,12 @@ fn train(place: &Workplace, output: &str, last: usize) -> Result<Ending> {
     fs::create_dir_all(&words).unwrap();
     Tokenizer::write_tiny(&words)?;
     let config = Config::tiny();
-    let processor = ImageProcessor::blip2(config.vision.image_size);
+    let processor = ImageProcessor::blip2(config.vision.image_size().unwrap());
     let start = TrainingStart {
-        companions: Companions::gather(&config, &processor, None, None)?,
+        companions: Companions::gather(&config, Some(&processor), None, None)?,
         tokenizer: Tokenizer::load(&words)?,
         config,
-        processor,
+        processor: Some(processor),
         source: &*source,
         has_encoder: false,
     };

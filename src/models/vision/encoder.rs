@@ -145,6 +145,11 @@ impl<B: Backend> VisionEncoder<B> {
         self.workspace.bytes()
     }
 
+    /// Bytes that the output of so many images takes on the device.
+    pub fn output_bytes(&self, images: usize) -> usize {
+        images * self.config.image_tokens() * self.config.hidden_size * size_of::<B::Elem>()
+    }
+
     /// The last block's output [B, N, W], before the last norm, of preprocessed images [B, 3, S, S].
     ///
     /// # Errors

@@ -6,10 +6,10 @@ use super::model::TrainingStart;
 use super::settings::Settings;
 use crate::config::Config;
 use crate::error::Result;
+use crate::memory::PlacedTensor;
 use crate::ops::Backend;
 use crate::params::Tree;
 use crate::params::safetensors::NewTensor;
-use crate::tensor::HostTensor;
 use crate::train::optimizer::{ParamSlot, TrainedWeights};
 use std::collections::BTreeSet;
 
@@ -55,19 +55,22 @@ pub trait Objective: Sized + Send {
     fn reserve(&mut self, size: StepSize) -> Result<()>;
 
     /// A micro-batch of the loader's examples: images' features [B, N, W], as the encoder gives them before its last
-    /// norm, B texts as the tokenizer of [`TrainingStart`] made them, and which image of the data set each is of.
+    /// norm, on the host if they were read, on the device if they were just encoded; B texts as the tokenizer of [`TrainingStart`] made them, and which image of the data set each is of.
     ///
     /// # Errors
     /// Fails if the model cannot learn from them.
     fn batch(
         &self,
-        vision_output: HostTensor,
+        vision_output: PlacedTensor<Self::Device>,
         texts: Vec<Vec<u32>>,
         image_ids: Vec<u32>,
     ) -> Result<Self::Batch>;
 
     /// What these batches were made of, to be written to a file where a step of them is not finite.
-    fn batch_tensors(batches: &[Self::Batch]) -> Vec<NewTensor<'_>>;
+    ///
+    /// # Errors
+    /// Fails as the device does.
+    fn batch_tensors<'b>(&self, batches: &'b [Self::Batch]) -> Result<Vec<NewTensor<'b>>>;
 
     /// The loss of step number `step`, counted from 1, and the gradients of all that is trained: those of one batch of
     /// all examples, which come in micro-batches for the sake of memory.

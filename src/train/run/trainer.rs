@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::data::{Dataset, Images, Kind, Loader, LoaderOptions, Position};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::memory::PlacedTensor;
 use crate::models::vision::encoder::VisionEncoder;
 use crate::output::write_atomically;
 use serde_json::json;
@@ -209,7 +210,7 @@ impl<O: Objective> Trainer<O> {
             norm = device.enter(|| weights.update(device, adamw, rate, step))?;
         }
         if !norm.is_finite() {
-            let tensors = O::batch_tensors(&batches);
+            let tensors = self.objective.batch_tensors(&batches)?;
             let path = non_finite::write_batch(self.run.folder(), step, tensors, &names)?;
             self.metrics
                 .write(&json!({ "event": "non_finite", "step": step, "batch": path.to_string_lossy() }))?;
@@ -251,8 +252,10 @@ impl<O: Objective> Trainer<O> {
             let loaded = self.loader.next()?;
             let examples = loaded.examples;
             let vision_output = match (examples.images, &self.encoder) {
-                (Images::Features(features), _) => features,
-                (Images::Pixels(pixels), Some(encoder)) => encoder.encode(&pixels)?,
+                (Images::Features(features), _) => PlacedTensor::Host(features),
+                (Images::Pixels(pixels), Some(encoder)) => {
+                    PlacedTensor::Device(encoder.encode_on_device(&pixels)?)
+                }
                 (Images::Pixels(_), None) => unreachable!("pictures come with their encoder"),
             };
             let batch = self.objective.batch(vision_output, examples.texts, examples.image_ids)?;
@@ -362,6 +365,8 @@ impl<O: Objective> Trainer<O> {
         if let Some(encoder) = &self.encoder {
             purposes.push(("image encoder", encoder.weight_bytes()));
             purposes.push(("image encoder's activations", encoder.workspace_bytes()));
+            let images = self.settings.batch_size * self.settings.accum_freq;
+            purposes.push(("image encoder's output", encoder.output_bytes(images)));
         }
         purposes
     }

@@ -3,35 +3,31 @@
 use super::plan::ImageRows;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::memory::Shaped;
 use crate::tensor::HostTensor;
 use std::ops::Range;
 
 /// Most micro-batches of a step: each of their passes has a number of its own, by which dropout draws.
 pub(super) const MOST_BATCHES: usize = 2048;
 
-/// Images with a caption each, checked.
+/// Images with a caption each, checked. Their features are on the host, or where the image encoder left them.
 #[derive(Clone, Debug)]
-pub struct Batch {
+pub struct Batch<V = HostTensor> {
     /// The image encoder's output before its last norm [B, N, W]
-    pub(in crate::train) vision_output: HostTensor,
+    pub(in crate::train) vision_output: V,
     /// Token ids, `[CLS]` first and `[SEP]` last
     pub(in crate::train) texts: Vec<Vec<u32>>,
     /// [B]: which image each is; captions of one image are all positives
     pub(in crate::train) image_ids: Vec<u32>,
 }
 
-impl Batch {
+impl<V: Shaped> Batch<V> {
     /// Checks that a model of this configuration can learn from it.
     ///
     /// # Errors
     /// Fails if the images are not of the model's width, if there are not as many texts and ids as
     /// images, and if a text is not fit.
-    pub fn new(
-        config: &Config,
-        vision_output: HostTensor,
-        texts: Vec<Vec<u32>>,
-        image_ids: Vec<u32>,
-    ) -> Result<Self> {
+    pub fn new(config: &Config, vision_output: V, texts: Vec<Vec<u32>>, image_ids: Vec<u32>) -> Result<Self> {
         let width = config.vision.width();
         let images = match *vision_output.shape() {
             [images, tokens, w] if images > 0 && tokens > 0 && w == width => images,
@@ -82,7 +78,8 @@ impl Batch {
 
 /// The micro-batches of a step, as one batch.
 pub(super) struct GlobalBatch<'a> {
-    batches: &'a [Batch],
+    /// Of each micro-batch, the tokens that ITG predicts.
+    predicted: Vec<usize>,
     /// The first image of each micro-batch, and where the last one ends.
     bounds: Vec<usize>,
     /// Of all, in order.
@@ -92,7 +89,7 @@ pub(super) struct GlobalBatch<'a> {
 }
 
 impl<'a> GlobalBatch<'a> {
-    pub(super) fn of(batches: &'a [Batch]) -> Result<Self> {
+    pub(super) fn of<V: Shaped>(batches: &'a [Batch<V>]) -> Result<Self> {
         if !(1..=MOST_BATCHES).contains(&batches.len()) {
             return Err(Error::usage(format!(
                 "a step is to learn from {} micro-batches; 1 to {MOST_BATCHES} are possible",
@@ -105,7 +102,7 @@ impl<'a> GlobalBatch<'a> {
             Some(*end)
         }));
         Ok(Self {
-            batches,
+            predicted: batches.iter().map(Batch::predicted).collect(),
             bounds,
             texts: batches.iter().flat_map(|batch| &batch.texts).map(Vec::as_slice).collect(),
             image_ids: batches.iter().flat_map(|batch| &batch.image_ids).copied().collect(),
@@ -129,12 +126,12 @@ impl<'a> GlobalBatch<'a> {
 
     /// How many micro-batches.
     pub(super) fn batches(&self) -> usize {
-        self.batches.len()
+        self.predicted.len()
     }
 
     /// Images of the largest micro-batch.
     pub(super) fn largest(&self) -> usize {
-        self.batches.iter().map(Batch::images).max().expect("one at least")
+        self.bounds.windows(2).map(|ends| ends[1] - ends[0]).max().expect("one at least")
     }
 
     /// Which images are those of a micro-batch.
@@ -144,7 +141,6 @@ impl<'a> GlobalBatch<'a> {
 
     /// The part of a micro-batch in what ITG predicts.
     pub(super) fn share_of_predicted(&self, batch: usize) -> f64 {
-        let all: usize = self.batches.iter().map(Batch::predicted).sum();
-        self.batches[batch].predicted() as f64 / all as f64
+        self.predicted[batch] as f64 / self.predicted.iter().sum::<usize>() as f64
     }
 }

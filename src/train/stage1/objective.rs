@@ -3,11 +3,11 @@
 use super::card::model_card;
 use super::{Batch, Losses, Stage1, Stage1Parameters, Stage1Settings};
 use crate::error::Result;
+use crate::memory::{PlacedTensor, Shaped};
 use crate::models::qformer::{Abilities, Parameters};
 use crate::ops::Backend;
 use crate::params::part_names;
 use crate::params::safetensors::{Dtype, NewTensor, STAGE1_FILE_NAME};
-use crate::tensor::HostTensor;
 use crate::train::{
     CardFacts, Colour, Curve, Measure, Measured, Objective, Panel, ParamSlot, Settings, StepLoss, StepSize,
     TrainedWeights, TrainingStart,
@@ -25,7 +25,7 @@ const fn accuracy(name: &'static str, label: &'static str, colour: Colour) -> Me
 impl<B: Backend + Clone> Objective for Stage1<B> {
     type Device = B;
     type Settings = Stage1Settings;
-    type Batch = Batch;
+    type Batch = Batch<PlacedTensor<B>>;
     type Parameters = Stage1Parameters<ParamSlot>;
 
     const MEASURES: &'static [Measure] = &[
@@ -52,14 +52,22 @@ impl<B: Backend + Clone> Objective for Stage1<B> {
         self.reserve(size).map(drop)
     }
 
-    fn batch(&self, vision_output: HostTensor, texts: Vec<Vec<u32>>, image_ids: Vec<u32>) -> Result<Batch> {
+    fn batch(
+        &self,
+        vision_output: PlacedTensor<B>,
+        texts: Vec<Vec<u32>>,
+        image_ids: Vec<u32>,
+    ) -> Result<Self::Batch> {
         Batch::new(self.config(), vision_output, texts, image_ids)
     }
 
     /// `vision_output` [B, N, W], `input_ids` and `attention_mask` [B, T], `image_ids` [B]
-    fn batch_tensors(batches: &[Batch]) -> Vec<NewTensor<'_>> {
+    fn batch_tensors<'b>(&self, batches: &'b [Self::Batch]) -> Result<Vec<NewTensor<'b>>> {
         let images: usize = batches.iter().map(Batch::images).sum();
-        let features = batches.iter().flat_map(|batch| batch.vision_output.values().iter().copied());
+        let mut features = Vec::new();
+        for batch in batches {
+            features.extend(batch.vision_output.to_host(self.device())?.into_values());
+        }
         let texts: Vec<&Vec<u32>> = batches.iter().flat_map(|batch| &batch.texts).collect();
         let longest = texts.iter().map(|text| text.len()).max().unwrap_or(0);
         let padded = |of: fn(u32) -> f32| -> Vec<f32> {
@@ -75,15 +83,15 @@ impl<B: Backend + Clone> Objective for Stage1<B> {
                 Ok(())
             })
         };
-        vec![
-            new("vision_output", &[images, tokens, width], features.collect()),
+        Ok(vec![
+            new("vision_output", &[images, tokens, width], features),
             new("input_ids", &[images, longest], padded(|id| id as f32)),
             new("attention_mask", &[images, longest], padded(|_| 1.0)),
             new("image_ids", &[images], image_ids.collect()),
-        ]
+        ])
     }
 
-    fn differentiate(&mut self, batches: &[Batch], step: usize) -> Result<StepLoss> {
+    fn differentiate(&mut self, batches: &[Self::Batch], step: usize) -> Result<StepLoss> {
         let temperature = f64::from(self.device().read(self.weights().parameters().temperature)?[0]);
         let losses = self.differentiate(batches, step)?;
         let Losses { total, contrastive, matching, captioning, matching_accuracy, recall } = losses;

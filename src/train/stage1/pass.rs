@@ -109,9 +109,13 @@ impl<B: Backend> StepContext<'_, B> {
     }
 
     /// What the host knows of a first phase, before all that the device does in it.
-    pub(super) fn write_first(&self, first: FirstPhase<'_>, acts: &mut FirstPhaseActs<'_, B>) -> Result<()> {
+    pub(super) fn write_first(
+        &self,
+        first: FirstPhase<'_, B>,
+        acts: &mut FirstPhaseActs<'_, B>,
+    ) -> Result<()> {
         let b = self.b;
-        b.write(first.batch.vision_output.values(), 0, acts.vision_output.reborrow())?;
+        first.vision_output.write(b, 0..first.plan().sets, acts.vision_output.reborrow())?;
         acts.stack.write(b, &first.alone.inputs(self.config.num_query_tokens))?;
         acts.contrastive.write(b, first.alone)
     }
@@ -147,7 +151,7 @@ impl<B: Backend> StepContext<'_, B> {
 
     pub(super) fn first_forward(
         &self,
-        first: FirstPhase<'_>,
+        first: FirstPhase<'_, B>,
         acts: &mut FirstPhaseActs<'_, B>,
         whole: &mut WholeActs<'_, B>,
         done: Done<'_>,
@@ -308,7 +312,7 @@ impl<B: Backend> StepContext<'_, B> {
     /// projections of all images.
     pub(super) fn first_backward(
         &self,
-        first: FirstPhase<'_>,
+        first: FirstPhase<'_, B>,
         acts: &mut FirstPhaseActs<'_, B>,
         whole: &mut WholeActs<'_, B>,
         gradients: &mut Stage1Parameters<SM<'_, B>>,

@@ -1,38 +1,47 @@
 //! Which part of a step a pass is.
 
 use super::acts::FirstPhaseActs;
-use super::plan::FirstPhaseInputs;
-use super::{Batch, Recompute, StepPart};
+use super::plan::{FirstPhaseInputs, ImageRows};
+use super::{Recompute, StepPart};
 use crate::config::Config;
 use crate::device::Write;
 use crate::error::Result;
-use crate::memory::Cursor;
+use crate::memory::{Cursor, TensorInput};
 use crate::models::qformer::stack::StreamPlan;
 use crate::ops::Backend;
 
 /// A micro-batch in its first phase.
-#[derive(Clone, Copy)]
-pub(super) struct FirstPhase<'a> {
+pub(super) struct FirstPhase<'a, B: Backend> {
     /// Which one.
     pub(super) index: usize,
-    pub(super) batch: &'a Batch,
+    /// [B, N, W]
+    pub(super) vision_output: TensorInput<'a, B>,
+    pub(super) rows: ImageRows,
     pub(super) alone: &'a FirstPhaseInputs,
 }
 
-impl FirstPhase<'_> {
+impl<B: Backend> Clone for FirstPhase<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for FirstPhase<'_, B> {}
+
+impl<B: Backend> FirstPhase<'_, B> {
     pub(super) fn plan(&self) -> &StreamPlan {
         &self.alone.plan
     }
 
     /// What it works in.
-    pub(super) fn carve<'a, B: Backend>(
+    pub(super) fn carve<'a>(
         &self,
         cursor: &mut Cursor<'a, B>,
         b: &B,
         config: &Config,
         recompute: Recompute,
     ) -> FirstPhaseActs<'a, B> {
-        FirstPhaseActs::carve(cursor, b, self.plan(), self.batch.rows(config), config, recompute)
+        FirstPhaseActs::carve(cursor, b, self.plan(), self.rows, config, recompute)
     }
 }
 

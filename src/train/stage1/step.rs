@@ -11,8 +11,7 @@ use super::{Batch, Losses, Stage1Options, Stage1Parameters, StepPart};
 use crate::config::Config;
 use crate::device::Write;
 use crate::error::Result;
-use crate::memory::Arena;
-use crate::memory::{Address, Recorded, Workspace};
+use crate::memory::{Address, Arena, Recorded, Shaped, TensorInput, Workspace};
 use crate::models::qformer::stack::StreamPlan;
 use crate::ops::Backend;
 use crate::ops::adamw::AdamW;
@@ -135,7 +134,10 @@ impl<B: Backend> Stage1<B> {
     /// # Errors
     /// Fails if there is no micro-batch or more than 2048, if there is not enough memory, and if the
     /// device does.
-    pub fn differentiate(&mut self, batches: &[Batch], step: usize) -> Result<Losses> {
+    pub fn differentiate<V: Shaped>(&mut self, batches: &[Batch<V>], step: usize) -> Result<Losses>
+    where
+        for<'v> TensorInput<'v, B>: From<&'v V>,
+    {
         self.run(batches, step, None)
     }
 
@@ -144,22 +146,43 @@ impl<B: Backend> Stage1<B> {
     ///
     /// # Errors
     /// As [`Self::differentiate`], and if `done` does.
-    pub fn differentiate_observed(
+    pub fn differentiate_observed<V: Shaped>(
         &mut self,
-        batches: &[Batch],
+        batches: &[Batch<V>],
         step: usize,
         done: &mut dyn FnMut(StepPart) -> Result<()>,
-    ) -> Result<Losses> {
+    ) -> Result<Losses>
+    where
+        for<'v> TensorInput<'v, B>: From<&'v V>,
+    {
         self.run(batches, step, Some(done))
     }
 
-    fn run(&mut self, batches: &[Batch], step: usize, mut observer: Option<Done<'_>>) -> Result<Losses> {
+    fn run<V: Shaped>(
+        &mut self,
+        batches: &[Batch<V>],
+        step: usize,
+        mut observer: Option<Done<'_>>,
+    ) -> Result<Losses>
+    where
+        for<'v> TensorInput<'v, B>: From<&'v V>,
+    {
         let whole = GlobalBatch::of(batches)?;
+        let inputs: Vec<FirstPhaseInputs> = batches
+            .iter()
+            .map(|batch| FirstPhaseInputs::of::<B>(&batch.texts, batch.rows(&self.config)))
+            .collect();
+        let first = |(index, (batch, alone))| -> FirstPhase<'_, B> {
+            let batch: &Batch<V> = batch;
+            let (vision_output, rows) = ((&batch.vision_output).into(), batch.rows(&self.config));
+            FirstPhase { index, vision_output, rows, alone }
+        };
+        let firsts: Vec<FirstPhase<'_, B>> = batches.iter().zip(&inputs).enumerate().map(first).collect();
         let is_recorded = observer.is_none();
         let mut done = |part| observer.as_mut().map_or(Ok(()), |done| done(part));
         let mut room = None;
         loop {
-            match self.try_step(&whole, batches, step, (is_recorded, &mut done), room)? {
+            match self.try_step(&whole, &firsts, step, (is_recorded, &mut done), room)? {
                 StepOutcome::Losses(losses) => return Ok(losses),
                 StepOutcome::Needs(rows) => {
                     assert_eq!(room, None, "the same step needs {rows} rows, then more");
@@ -173,7 +196,7 @@ impl<B: Backend> Stage1<B> {
     fn try_step(
         &mut self,
         whole: &GlobalBatch<'_>,
-        batches: &[Batch],
+        firsts: &[FirstPhase<'_, B>],
         step: usize,
         (is_recorded, done): (bool, Done<'_>),
         room: Option<usize>,
@@ -187,19 +210,13 @@ impl<B: Backend> Stage1<B> {
         let (parameters, exact) = (&parameters, &exact);
         let pass = StepContext { b, config, options, parameters, exact, constants, whole };
 
-        let (sizes, tokens) = ([whole.images(), batches.len()], whole.tokens());
+        let (sizes, tokens) = ([whole.images(), firsts.len()], whole.tokens());
         let mut whole_lease = self.whole.lease(b, (whole.images(), "images"), |c| {
             WholeActs::carve(c, sizes, tokens, config);
         })?;
         let address = whole_lease.address();
         let mut all = WholeActs::carve(&mut whole_lease.cursor(), sizes, tokens, config);
-        let alones: Vec<FirstPhaseInputs> =
-            batches.iter().map(|batch| FirstPhaseInputs::of::<B>(&batch.texts, batch.rows(config))).collect();
-        let firsts = || {
-            let parts = batches.iter().zip(&alones).enumerate();
-            parts.map(|(index, (batch, alone))| FirstPhase { index, batch, alone })
-        };
-        let bytes = firsts().map(|first| {
+        let bytes = firsts.iter().map(|first| {
             Arena::<B>::bytes(|c| {
                 first.carve(c, b, config, options.recompute);
             })
@@ -221,8 +238,8 @@ impl<B: Backend> Stage1<B> {
         };
         all.contrastive.write(b, &whole.image_ids)?;
         all.texts.write(b, &whole.texts)?;
-        if let Some(second) = PairPass::only::<B>(whole, room, batches[0].rows(config), options) {
-            let first = firsts().next().expect("one at least");
+        if let Some(second) = PairPass::only::<B>(whole, room, firsts[0].rows, options) {
+            let first = firsts[0];
             let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
             pass.write_first(first, &mut acts)?;
             let mut second_lease = lease_second(&second)?;
@@ -251,13 +268,13 @@ impl<B: Backend> Stage1<B> {
         }
 
         // The first phases come again; the pairs of a micro-batch are other ones, and others in number, every time.
-        let plan_of_first = |first: FirstPhase<'_>, direction| {
+        let plan_of_first = |first: FirstPhase<'_, B>, direction| {
             let plan = first.plan().clone();
             let first_image = whole.images_of(first.index).start;
             plan_of(StepWork::FirstPhase { direction, index: first.index, first_image, plan })
         };
         pass.fold_forward(&mut all.fold)?;
-        for first in firsts() {
+        for &first in firsts {
             let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
             pass.write_first(first, &mut acts)?;
             let mut work = || pass.first_forward(first, &mut acts, &mut all, done);
@@ -268,15 +285,15 @@ impl<B: Backend> Stage1<B> {
         let listed = all.contrastive.read_listed(b)?;
         let (pairs, most) = (listed.count() as f64, most_pairs::<B>(whole.largest()));
         let mut shares = Vec::new();
-        for first in firsts().rev() {
+        for &first in firsts.iter().rev() {
             let mut acts = first.carve(&mut first_lease.cursor(), b, config, options.recompute);
             // What the last one worked out is still in its place.
-            if first.index + 1 < batches.len() {
+            if first.index + 1 < firsts.len() {
                 pass.write_first(first, &mut acts)?;
                 let mut work = || pass.first_forward(first, &mut acts, &mut all, done);
                 replayed(plan_of_first(first, Direction::Forward), &mut work)?;
             }
-            let (images, rows) = (whole.images_of(first.index), first.batch.rows(config));
+            let (images, rows) = (whole.images_of(first.index), first.rows);
             let passes = listed.passes::<B>(whole, images, most, rows, options);
             for (index, second) in passes.iter().enumerate() {
                 let place = PairPassIndex {
