@@ -99,7 +99,7 @@ pub use models::vision::encoder::VisionEncoder;
 pub use models::vision::image::ImageProcessor;
 pub use ops::Backend;
 pub use pipeline::{
-    DeviceName, GeneratedText, Image, Images, Parts, Pipeline, PipelineBuilder, VisionOutput,
+    DeviceName, GeneratedText, Image, Images, OnDevice, Parts, Pipeline, PipelineBuilder, VisionOutput,
 };
 pub use tensor::HostTensor;
 pub use tokenizer::Tokenizer;

@@ -58,6 +58,9 @@ pub trait Device: Sized + Send + Sync + sealed::Sealed + 'static {
     /// Size of a buffer.
     fn buffer_bytes(buffer: &Self::Buffer) -> usize;
 
+    /// The GPU's name, of a device that is one.
+    fn gpu_name(&self) -> Option<&str>;
+
     /// Runs a whole pass, from where operations start with the least delay.
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R;
     /// Does work that is the same at every call with this `replay`: a device may record it and start it at once.

@@ -1,8 +1,6 @@
 //! Measures the Q-Former's passes and operations at BLIP-2's real size, after checking their answers.
 
 mod cases;
-#[path = "../qformer/device.rs"]
-mod device;
 mod given;
 mod kernels;
 mod machine;
@@ -21,15 +19,13 @@ mod train;
 mod work;
 
 use clap::{Parser, ValueEnum};
-use device::{Device, Opened};
 use given::Peak;
 use kernels::Kernels;
 use measured::{Limits, Measured};
 use passes::Pass;
 use qformer::train::Recompute;
-use qformer::{Error, Result};
+use qformer::{Cpu, Cuda, DeviceName, Error, Result};
 use serde_json::{Map, Value, json};
-use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use streams::{print, say};
@@ -48,9 +44,9 @@ struct Arguments {
     /// What to measure; the first four by default.
     #[arg(value_enum)]
     parts: Vec<PartKind>,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value_t = Device::Auto, hide_default_value = true)]
-    device: Device,
+    /// Where to compute: auto, cpu, cuda or cuda:N.
+    #[arg(long, default_value_t = DeviceName::Auto)]
+    device: DeviceName,
     /// Images, texts and pairs in a batch.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_size: u16,
@@ -116,17 +112,6 @@ impl PartKind {
     }
 }
 
-/// Remarks go to the standard error.
-#[derive(Clone, Copy)]
-struct Remarks;
-
-impl Remarks {
-    /// Tells of something that is as it should be.
-    fn note(self, what: impl Display) {
-        say(format_args!("note: {what}"));
-    }
-}
-
 /// What was built: the version, and the commit if the build was told.
 fn version() -> String {
     let commit = option_env!("QFORMER_COMMIT").map(|commit| format!(" ({commit})"));
@@ -146,9 +131,17 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     threads::start(arguments.threads)?;
-    match arguments.device.open(Remarks)? {
-        Opened::Cpu(device) => arguments.measure(device),
-        Opened::Cuda(device) => arguments.measure(device),
+    match arguments.device {
+        DeviceName::Cpu => arguments.measure(Cpu::new()),
+        DeviceName::Cuda(number) => arguments.measure(Cuda::open(number)?),
+        DeviceName::Auto if !Cuda::has_driver() => arguments.measure(Cpu::new()),
+        DeviceName::Auto => match Cuda::open(0) {
+            Ok(device) => arguments.measure(device),
+            Err(why) => {
+                say(format_args!("note: computing on the CPU, since {why}"));
+                arguments.measure(Cpu::new())
+            }
+        },
     }
 }
 

@@ -1,7 +1,6 @@
 //! `qformer`: BLIP-2's Q-Former from the command line.
 
 mod commands;
-mod device;
 mod flags;
 mod inputs;
 mod outputs;

@@ -119,6 +119,10 @@ impl<E: Real> Device for Cpu<E> {
         buffer.map.len()
     }
 
+    fn gpu_name(&self) -> Option<&str> {
+        None
+    }
+
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         // On a thread of the pool: from outside, every operation would hand its work over and sleep.
         rayon::scope(|_| pass())

@@ -284,6 +284,10 @@ impl Device for Cuda {
         buffer.bytes
     }
 
+    fn gpu_name(&self) -> Option<&str> {
+        Some(self.name())
+    }
+
     fn enter<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         pass()
     }

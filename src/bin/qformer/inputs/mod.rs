@@ -8,7 +8,7 @@ use crate::Remarks;
 use crate::progress::Progress;
 use clap::Args;
 use images::{ImageArguments, Images};
-use qformer::{DeviceName, Matching, Parts, Pipeline, PipelineBuilder, Result};
+use qformer::{DeviceName, Error, Matching, Parts, Pipeline, PipelineBuilder, Result};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use texts::{TextArguments, Texts};
@@ -70,11 +70,16 @@ pub(crate) fn load(builder: PipelineBuilder, parts: Parts, remarks: Remarks) -> 
         shown.iter().for_each(|(_, progress)| progress.set(done, total));
     })?;
     drop(shown);
-    if let Some(why) = pipeline.fallback() {
-        remarks.note(format_args!("computing on the CPU, since {why}"));
-    }
+    tell_of_fallback(pipeline.fallback(), remarks);
     remarks.warn_of_not_finite(&pipeline.not_finite());
     Ok(pipeline)
+}
+
+/// Tells why the CPU computes though there is a GPU's driver.
+pub(crate) fn tell_of_fallback(fallback: Option<&Error>, remarks: Remarks) {
+    if let Some(why) = fallback {
+        remarks.note(format_args!("computing on the CPU, since {why}"));
+    }
 }
 
 impl Inputs {

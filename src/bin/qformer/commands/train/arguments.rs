@@ -1,12 +1,11 @@
 //! The flags of `qformer train stage1`, and what `config.toml` keeps of them.
 
 use super::stage1_settings::Stage1Arguments;
-use crate::device::Device;
 use crate::inputs::data::DataArguments;
+use clap::Args;
 use clap::builder::PossibleValuesParser;
-use clap::{Args, ValueEnum};
 use qformer::train::Settings;
-use qformer::{Error, Result};
+use qformer::{DeviceName, Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf, absolute};
@@ -26,9 +25,9 @@ pub(crate) struct Arguments {
     pub(super) data: DataArguments,
     #[command(flatten)]
     pub(super) settings: SettingsArguments<Stage1Arguments>,
-    /// Where to compute; a run goes on where it was begun [env: QFORMER_DEVICE=] [default: auto]
-    #[arg(long, value_enum)]
-    pub(super) device: Option<Device>,
+    /// Where to compute: auto, cpu, cuda or cuda:N; a run goes on where it was begun [env: QFORMER_DEVICE=] [default: auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub(super) device: Option<DeviceName>,
     /// Folder of the run; empty or not there, unless with --resume
     #[arg(long, short, value_name = "RUN")]
     pub(super) output: PathBuf,
@@ -247,14 +246,9 @@ pub(super) fn check_against(folder: &Path, given: &Table, begun: Option<&Value>)
 pub(super) const DEVICE_VARIABLE: &str = "QFORMER_DEVICE";
 
 /// The device that [`DEVICE_VARIABLE`] names, if it is set.
-pub(super) fn device_of_environment() -> Result<Option<Device>> {
+pub(super) fn device_of_environment() -> Result<Option<DeviceName>> {
     let Some(name) = std::env::var_os(DEVICE_VARIABLE) else { return Ok(None) };
-    let device = name.to_str().and_then(|name| Device::from_str(name, false).ok());
-    let wrong = || Error::usage(format!("{DEVICE_VARIABLE} is {name:?}; it has to be auto, cpu or cuda"));
-    device.map(Some).ok_or_else(wrong)
-}
-
-/// A device's name on the command line.
-pub(super) fn device_name(device: Device) -> String {
-    device.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    let wrong =
+        || Error::usage(format!("{DEVICE_VARIABLE} is {name:?}; it has to be auto, cpu, cuda or cuda:N"));
+    name.to_str().and_then(|name| name.parse().ok()).map(Some).ok_or_else(wrong)
 }

@@ -1,26 +1,22 @@
 //! What a run was begun by and on.
 
-use crate::device::Opened;
+use qformer::device::Device;
 use std::ffi::OsString;
 use std::fs;
 use toml::{Table, Value};
 
 /// The table of `config.toml`; what cannot be told is left away.
-pub(super) fn provenance(device: &Opened) -> Table {
+pub(super) fn provenance(device: &impl Device) -> Table {
     // For people to read: what is not UTF-8 is shown as well as it can be.
     let shown = |argument: OsString| Value::String(argument.to_string_lossy().into_owned());
     let command = std::env::args_os().map(shown).collect();
-    let gpu = match device {
-        Opened::Cpu(_) => None,
-        Opened::Cuda(device) => Some(device.name().to_owned()),
-    };
     let entries = [
         ("version", Some(env!("CARGO_PKG_VERSION").into())),
         ("commit", option_env!("QFORMER_COMMIT").map(Value::from)),
         ("rustc", option_env!("QFORMER_RUSTC").map(Value::from)),
         ("command", Some(Value::Array(command))),
         ("cpu", processor().map(Value::from)),
-        ("gpu", gpu.map(Value::from)),
+        ("gpu", device.gpu_name().map(Value::from)),
         ("threads", Some(Value::Integer(rayon::current_num_threads() as i64))),
     ];
     entries.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()

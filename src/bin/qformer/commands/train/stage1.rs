@@ -1,20 +1,20 @@
 //! `qformer train stage1`
 
 use super::arguments::{
-    Arguments, DEVICE_VARIABLE, ModelArguments, check_against, device_name, device_of_environment, table,
+    Arguments, DEVICE_VARIABLE, ModelArguments, check_against, device_of_environment, table,
     with_absolute_paths,
 };
 use super::provenance::provenance;
 use super::{begin, report, stop};
-use crate::device::{Device, Opened};
 use crate::inputs::data::DataArguments;
+use crate::inputs::tell_of_fallback;
 use crate::shell::quoted;
 use crate::{Remarks, say};
-use clap::ValueEnum;
 use qformer::data::{Dataset, Kind};
+use qformer::device::Device;
 use qformer::ops::Backend;
 use qformer::train::{Ending, Run, Settings, Stage1, Stage1Settings, Trainer, TrainingStart};
-use qformer::{Error, Result};
+use qformer::{DeviceName, Error, OnDevice, Result};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::process::ExitCode;
@@ -47,27 +47,44 @@ pub(super) fn run(arguments: &Arguments, remarks: Remarks) -> Result<ExitCode> {
     let device = match (&stored, arguments.device) {
         (Some(config), given) => device_again(folder, config, given, remarks)?,
         (None, Some(given)) => given,
-        (None, None) => device_of_environment()?.unwrap_or(Device::Auto),
+        (None, None) => device_of_environment()?.unwrap_or_default(),
     };
-    let device = device.open(remarks)?;
-    let (begun, run) = match &stored {
-        Some(config) => {
-            let begun = Begun::again(arguments, config)?;
-            let run = Run::reopen(folder, &mut |fault| remarks.warning(fault))?;
-            if run.saved().is_none() {
-                remarks.note("no checkpoint was written yet; beginning with the first step");
+    device.run(Training { arguments, stored, name: device, remarks })?
+}
+
+/// A run that waits for its device.
+struct Training<'a> {
+    arguments: &'a Arguments,
+    /// The settings of a run that goes on.
+    stored: Option<Table>,
+    /// The device's name.
+    name: DeviceName,
+    remarks: Remarks,
+}
+
+impl OnDevice for Training<'_> {
+    type Output = Result<ExitCode>;
+
+    fn run<B: Backend + Clone>(self, device: B, fallback: Option<Error>) -> Result<ExitCode> {
+        let Self { arguments, stored, name, remarks } = self;
+        tell_of_fallback(fallback.as_ref(), remarks);
+        let folder = &arguments.output;
+        let (begun, run) = match &stored {
+            Some(config) => {
+                let begun = Begun::again(arguments, config)?;
+                let run = Run::reopen(folder, &mut |fault| remarks.warning(fault))?;
+                if run.saved().is_none() {
+                    remarks.note("no checkpoint was written yet; beginning with the first step");
+                }
+                (begun, run)
             }
-            (begun, run)
-        }
-        None => {
-            let begun = Begun::new(arguments)?;
-            let config = begun.config(&device)?;
-            (begun, Run::create(folder, &config)?)
-        }
-    };
-    match device {
-        Opened::Cpu(device) => train(begun, run, device, remarks),
-        Opened::Cuda(device) => train(begun, run, device, remarks),
+            None => {
+                let begun = Begun::new(arguments)?;
+                let config = begun.config(name, &device)?;
+                (begun, Run::create(folder, &config)?)
+            }
+        };
+        train(begun, run, device, remarks)
     }
 }
 
@@ -111,13 +128,14 @@ impl Begun {
     }
 
     /// Everything that another run needs to be the same.
-    fn config(&self, device: &Opened) -> Result<Table> {
-        let name = match device {
-            Opened::Cpu(_) => device_name(Device::Cpu),
-            Opened::Cuda(_) => device_name(Device::Cuda),
+    fn config(&self, name: DeviceName, device: &impl Device) -> Result<Table> {
+        let chosen = match (name, device.gpu_name()) {
+            (DeviceName::Auto, None) => DeviceName::Cpu,
+            (DeviceName::Auto, Some(_)) => DeviceName::Cuda(0),
+            (name, _) => name,
         };
         Ok(Table::from_iter([
-            ("device".to_owned(), Value::from(name)),
+            ("device".to_owned(), Value::from(chosen.to_string())),
             ("model".to_owned(), with_absolute_paths(table(&self.model)?)?.into()),
             ("data".to_owned(), with_absolute_paths(table(&self.data)?)?.into()),
             ("train".to_owned(), self.settings.to_table()?.into()),
@@ -128,24 +146,27 @@ impl Begun {
 
 /// Where the run of `config` was begun, and so goes on: its numbers are of that device. A flag that says
 /// otherwise contradicts it; the environment variable is for what has no device yet.
-fn device_again(folder: &Path, config: &Table, given: Option<Device>, remarks: Remarks) -> Result<Device> {
-    let begun =
-        config.get("device").and_then(Value::as_str).and_then(|name| Device::from_str(name, false).ok());
-    let begun = begun.filter(|&device| device != Device::Auto).ok_or_else(|| {
+fn device_again(
+    folder: &Path,
+    config: &Table,
+    given: Option<DeviceName>,
+    remarks: Remarks,
+) -> Result<DeviceName> {
+    let begun = config.get("device").and_then(Value::as_str).and_then(|name| name.parse().ok());
+    let begun = begun.filter(|&device| device != DeviceName::Auto).ok_or_else(|| {
         Error::input(
             folder,
-            "config.toml: device has to be \"cpu\" or \"cuda\", as it was when the run was begun",
+            "config.toml: device has to be \"cpu\", \"cuda\" or \"cuda:N\", as it was when the run was begun",
         )
     })?;
-    let differs = |device: &Device| ![Device::Auto, begun].contains(device);
+    let differs = |device: &DeviceName| ![DeviceName::Auto, begun].contains(device);
     if let Some(given) = given.filter(differs) {
-        let given = Table::from_iter([("device".to_owned(), device_name(given).into())]);
+        let given = Table::from_iter([("device".to_owned(), given.to_string().into())]);
         check_against(folder, &given, Some(&Value::Table(config.clone())))?;
     }
     if given.is_none() && device_of_environment()?.is_some_and(|device| differs(&device)) {
         remarks.note(format_args!(
-            "computing on {}, where the run was begun, whatever {DEVICE_VARIABLE} says",
-            device_name(begun)
+            "computing on {begun}, where the run was begun, whatever {DEVICE_VARIABLE} says"
         ));
     }
     Ok(begun)
