@@ -242,6 +242,18 @@ fn no_file_is_too_long_to_read() {
     }
 }
 
+/// A folder of many files wants sub-folders that say what belongs together.
+#[test]
+fn no_folder_is_too_full_to_survey() {
+    let mut files: std::collections::BTreeMap<PathBuf, usize> = Default::default();
+    for (path, _) in sources("src") {
+        *files.entry(path.parent().unwrap().to_owned()).or_default() += 1;
+    }
+    for (folder, count) in files {
+        assert!(count <= 12, "{} has {count} files", folder.display());
+    }
+}
+
 #[test]
 fn inline_ptx_stands_in_its_own_headers() {
     let mut seen = 0;

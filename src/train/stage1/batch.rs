@@ -1,6 +1,6 @@
 //! What a step learns from.
 
-use super::plan::ImageRows;
+use super::step::plan::ImageRows;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::memory::Shaped;

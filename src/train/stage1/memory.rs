@@ -1,9 +1,9 @@
 //! How much memory a step takes, known before there is one.
 
-use super::acts::{Constants, FirstPhaseActs, SecondPhaseActs, WholeActs};
 use super::batch::MOST_BATCHES;
-use super::plan::{FirstPhaseInputs, ImageRows};
-use super::second::{PairPass, TextRoom, most_pairs};
+use super::step::acts::{Constants, FirstPhaseActs, SecondPhaseActs, WholeActs};
+use super::step::plan::{FirstPhaseInputs, ImageRows};
+use super::step::second::{PairPass, TextRoom, most_pairs};
 use super::{Stage1Options, Stage1Parameters};
 use crate::config::Config;
 use crate::error::{Error, Result};

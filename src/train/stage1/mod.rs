@@ -28,7 +28,6 @@
 //! What the blocks work out can be kept for the way back or computed again there ([`Recompute`]). All
 //! memory is known beforehand ([`MemoryPlan`]) and taken once ([`Stage1::reserve`]).
 
-mod acts;
 mod batch;
 mod card;
 mod memory;
@@ -36,10 +35,6 @@ mod objective;
 mod objectives;
 mod options;
 mod parameters;
-mod pass;
-mod place;
-mod plan;
-mod second;
 mod settings;
 mod step;
 

@@ -19,8 +19,8 @@ use crate::ops::contrastive::{
 };
 use crate::ops::pairs::{ListedPairs, PAIRS_OF_IMAGE, PairsList};
 use crate::tensor::ViewMut;
-use crate::train::stage1::plan::FirstPhaseInputs;
-use crate::train::stage1::second::HostPairs;
+use crate::train::stage1::step::plan::FirstPhaseInputs;
+use crate::train::stage1::step::second::HostPairs;
 use std::ops::Range;
 
 /// What the features of a micro-batch of b images are made in.

@@ -1,46 +1,46 @@
 //! The passes of the second phase: which pairs are matched and which texts are generated in each.
 
-use super::Stage1Options;
-use super::batch::GlobalBatch;
 use super::plan::{ImageRows, PairPassSize, filled_up, together};
 use crate::device::Device;
 use crate::models::qformer::Matching;
 use crate::models::qformer::stack::StreamPlan;
 use crate::ops::pairs::{PAIRS_OF_IMAGE, StreamSizes};
+use crate::train::stage1::Stage1Options;
+use crate::train::stage1::batch::GlobalBatch;
 use std::ops::Range;
 
 /// Most pairs of a pass over micro-batches of up to so many images: those that there are on average, as far as the
 /// device is not busy with fewer. What a pass works in does not grow with the batch beyond that.
-pub(super) fn most_pairs<D: Device>(images: usize) -> usize {
+pub(in crate::train::stage1) fn most_pairs<D: Device>(images: usize) -> usize {
     (PAIRS_OF_IMAGE * images).min(D::PAIRS_PER_PASS)
 }
 
 /// A pass of the second phase, by all that its operations follow from.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct PairPass {
-    pub(super) plan: StreamPlan,
+pub(in crate::train::stage1) struct PairPass {
+    pub(in crate::train::stage1) plan: StreamPlan,
     /// Which ones of the list.
-    pub(super) pairs: Range<usize>,
-    pub(super) stream: StreamSizes,
+    pub(in crate::train::stage1) pairs: Range<usize>,
+    pub(in crate::train::stage1) stream: StreamSizes,
     /// R, rows that predict, padding among them.
-    pub(super) predicting: usize,
+    pub(in crate::train::stage1) predicting: usize,
     /// Rows that heads read: first those that predict, then, if ITM reads them, the first ones of the pairs' texts.
-    pub(super) picked: usize,
+    pub(in crate::train::stage1) picked: usize,
 }
 
 /// Texts of a pass, by what there is to know of them before they are laid out.
 #[derive(Clone, Copy)]
-pub(super) struct TextRoom {
+pub(in crate::train::stage1) struct TextRoom {
     /// Tokens that pairs have at least, and that there is room for.
-    pub(super) of_pairs: [usize; 2],
-    pub(super) of_captions: usize,
+    pub(in crate::train::stage1) of_pairs: [usize; 2],
+    pub(in crate::train::stage1) of_captions: usize,
     /// Of the longest text.
-    pub(super) longest: usize,
+    pub(in crate::train::stage1) longest: usize,
 }
 
 impl PairPass {
     /// The pass over these `pairs` of the list, all of `images`, and over the first `captions` texts of those.
-    pub(super) fn new<D: Device>(
+    pub(in crate::train::stage1) fn new<D: Device>(
         pairs: Range<usize>,
         images: Range<usize>,
         captions: usize,
@@ -71,7 +71,7 @@ impl PairPass {
     /// The one pass of a step of one micro-batch, if its pairs are not too many and the host had to wait to know more
     /// of them: that of each image and its own text, and most likely of as many more with each hard negative.
     /// There is room for those of so many tokens in all, if it is known how many they have.
-    pub(super) fn only<D: Device>(
+    pub(in crate::train::stage1) fn only<D: Device>(
         whole: &GlobalBatch<'_>,
         room: Option<usize>,
         rows: ImageRows,
@@ -93,29 +93,29 @@ impl PairPass {
 
     /// Most passes of a step of so many images in so many micro-batches: those that were enough if all were full, and
     /// one of each micro-batch that is not.
-    pub(super) fn most_passes<D: Device>([images, batches]: [usize; 2]) -> usize {
+    pub(in crate::train::stage1) fn most_passes<D: Device>([images, batches]: [usize; 2]) -> usize {
         let largest = images.div_ceil(batches);
         (PAIRS_OF_IMAGE * images).div_ceil(most_pairs::<D>(largest)) + batches
     }
 }
 
 /// The list of pairs, on the host.
-pub(super) struct HostPairs {
+pub(in crate::train::stage1) struct HostPairs {
     /// [3·B]: the text of each
-    pub(super) texts: Vec<u32>,
+    pub(in crate::train::stage1) texts: Vec<u32>,
     /// [B + 1]: the first pair of each image, and where those of the last end
-    pub(super) bounds: Vec<u32>,
+    pub(in crate::train::stage1) bounds: Vec<u32>,
 }
 
 impl HostPairs {
     /// How many pairs there are.
-    pub(super) fn count(&self) -> usize {
+    pub(in crate::train::stage1) fn count(&self) -> usize {
         *self.bounds.last().expect("one bound at least") as usize
     }
 
     /// The passes over the pairs of the micro-batch of `images`, each of at most `most` pairs; captions are in the
     /// first.
-    pub(super) fn passes<D: Device>(
+    pub(in crate::train::stage1) fn passes<D: Device>(
         &self,
         whole: &GlobalBatch<'_>,
         images: Range<usize>,

@@ -1,12 +1,14 @@
 //! One step of stage 1: three losses and the gradients of all parameters.
 
-use super::acts::{Constants, SecondPhaseActs, WholeActs};
+pub(super) mod acts;
+mod fold;
+mod pass;
+mod place;
+pub(super) mod plan;
+pub(super) mod second;
+
 use super::batch::GlobalBatch;
 use super::memory::MemoryPlan;
-use super::pass::StepContext;
-use super::place::{Done, FirstPhase, PairPassIndex};
-use super::plan::{FirstPhaseInputs, filled_up};
-use super::second::{PairPass, most_pairs};
 use super::{Batch, Losses, Stage1Options, Stage1Parameters, StepPart};
 use crate::config::Config;
 use crate::device::Write;
@@ -19,6 +21,11 @@ use crate::ops::attention::check_heads;
 use crate::params::TensorSource;
 use crate::train::StepSize;
 use crate::train::optimizer::{ParamSlot, TrainedWeights, Training};
+use acts::{Constants, SecondPhaseActs, WholeActs};
+use pass::StepContext;
+use place::{Done, FirstPhase, PairPassIndex};
+use plan::{FirstPhaseInputs, filled_up};
+use second::{PairPass, most_pairs};
 
 /// A Q-Former in training.
 pub struct Stage1<B: Backend> {

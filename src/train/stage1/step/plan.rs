@@ -8,24 +8,24 @@ use crate::ops::pairs::{FILLER, PADDING, PAIRS_OF_IMAGE};
 
 /// Rows of an image in the streams.
 #[derive(Clone, Copy)]
-pub(super) struct ImageRows {
+pub(in crate::train::stage1) struct ImageRows {
     /// Q
-    pub(super) queries: usize,
+    pub(in crate::train::stage1) queries: usize,
     /// N
-    pub(super) tokens: usize,
+    pub(in crate::train::stage1) tokens: usize,
 }
 
 /// `rows` of text, filled up with texts of padding to a number that comes again, where the device replays
 /// steps ([`Device::row_unit`]). Padding is computed like any text, but no head reads it: its gradients are zeros, and
 /// so are their products with all that is finite, which is what they add to the gradients of parameters. Of padding
 /// as a word nothing is learnt, and what is added for its place is zero as well.
-pub(super) fn filled_up<D: Device>(rows: usize) -> usize {
+pub(in crate::train::stage1) fn filled_up<D: Device>(rows: usize) -> usize {
     rows.next_multiple_of(D::row_unit(rows))
 }
 
 /// The second phase: pairs, queries and text seeing one another, and captions to be generated, which see the
 /// first phase's queries of their image.
-pub(super) fn together<D: Device>(content: &PairPassSize, rows: ImageRows) -> StreamPlan {
+pub(in crate::train::stage1) fn together<D: Device>(content: &PairPassSize, rows: ImageRows) -> StreamPlan {
     let &PairPassSize { pairs, images, captions, tokens: [least, most], longest } = content;
     let text_rows = filled_up::<D>(most);
     let (texts, longest) = (pairs + (text_rows - least).div_ceil(FILLER), filled_up::<D>(longest));
@@ -48,38 +48,38 @@ pub(super) fn together<D: Device>(content: &PairPassSize, rows: ImageRows) -> St
 }
 
 /// What the second phase's stream is of.
-pub(super) struct PairPassSize {
-    pub(super) pairs: usize,
+pub(in crate::train::stage1) struct PairPassSize {
+    pub(in crate::train::stage1) pairs: usize,
     /// Of the micro-batch.
-    pub(super) images: usize,
-    pub(super) captions: usize,
+    pub(in crate::train::stage1) images: usize,
+    pub(in crate::train::stage1) captions: usize,
     /// Tokens of pairs' texts and captions: that there are at least, and that there is room for.
-    pub(super) tokens: [usize; 2],
+    pub(in crate::train::stage1) tokens: [usize; 2],
     /// Tokens of the longest text.
-    pub(super) longest: usize,
+    pub(in crate::train::stage1) longest: usize,
 }
 
 /// The first phase's stream: every image's queries and every text, each alone.
-pub(super) struct FirstPhaseInputs {
-    pub(super) plan: StreamPlan,
+pub(in crate::train::stage1) struct FirstPhaseInputs {
+    pub(in crate::train::stage1) plan: StreamPlan,
     /// [text rows]
-    pub(super) tokens: Vec<u32>,
+    pub(in crate::train::stage1) tokens: Vec<u32>,
     /// [text rows]: places within their texts
-    pub(super) positions: Vec<u32>,
-    pub(super) own: Sequences,
-    pub(super) cross: Sequences,
+    pub(in crate::train::stage1) positions: Vec<u32>,
+    pub(in crate::train::stage1) own: Sequences,
+    pub(in crate::train::stage1) cross: Sequences,
     /// The texts' first rows.
-    pub(super) cls: Vec<u32>,
+    pub(in crate::train::stage1) cls: Vec<u32>,
 }
 
 impl FirstPhaseInputs {
     /// What is written of it, where an image has so many `queries`.
-    pub(super) fn inputs(&self, queries: usize) -> StreamInputs<'_> {
+    pub(in crate::train::stage1) fn inputs(&self, queries: usize) -> StreamInputs<'_> {
         let Self { tokens, positions, own, cross, .. } = self;
         StreamInputs { queries, tokens, positions, attending: own, cross: Some(cross) }
     }
 
-    pub(super) fn of<D: Device>(texts: &[Vec<u32>], rows: ImageRows) -> Self {
+    pub(in crate::train::stage1) fn of<D: Device>(texts: &[Vec<u32>], rows: ImageRows) -> Self {
         let (images, ImageRows { queries, tokens: image_tokens }) = (texts.len(), rows);
         let set = |image: usize| [Span::new(image * queries, queries), Span::EMPTY];
         let mut spans: Vec<[Span; 2]> = (0..images).map(set).collect();

@@ -1,13 +1,8 @@
 //! The passes of a step, forward and backward.
 
-use super::acts::{Constants, FirstPhaseActs, FoldActs, SecondPhaseActs, WholeActs};
-use super::batch::GlobalBatch;
-use super::objectives::itc::Contrastive;
-use super::objectives::itg::Captioning;
-use super::objectives::itm::{MatchingGradients, MatchingHead};
+use super::acts::{Constants, FirstPhaseActs, SecondPhaseActs, WholeActs};
 use super::place::{Done, FirstPhase, PairPassIndex};
 use super::second::PairPass;
-use super::{Hardness, Losses, Stage1Options, Stage1Parameters, StepPart};
 use crate::config::Config;
 use crate::device::{M, S, SM, V, W, Write};
 use crate::error::Result;
@@ -17,25 +12,29 @@ use crate::models::qformer::RetrievalHeads;
 use crate::models::qformer::stack::{Given, Image, Qkv, Stack, StackGradients};
 use crate::ops::Backend;
 use crate::ops::contrastive::Negatives;
-use crate::ops::fold::{FoldBackward, FoldForward};
 use crate::ops::layer_norm::LayerNormForward;
 use crate::ops::linear::LinearBackward;
 use crate::ops::pairs::PairsStream;
+use crate::train::stage1::batch::GlobalBatch;
+use crate::train::stage1::objectives::itc::Contrastive;
+use crate::train::stage1::objectives::itg::Captioning;
+use crate::train::stage1::objectives::itm::{MatchingGradients, MatchingHead};
+use crate::train::stage1::{Hardness, Losses, Stage1Options, Stage1Parameters, StepPart};
 
 /// The site of the negatives' draw, which dropout does not use.
 const NEGATIVES_SITE: u32 = u32::MAX;
 
 /// One step.
-pub(super) struct StepContext<'a, B: Backend> {
-    pub(super) b: &'a B,
-    pub(super) config: &'a Config,
-    pub(super) options: &'a Stage1Options,
+pub(in crate::train::stage1) struct StepContext<'a, B: Backend> {
+    pub(in crate::train::stage1) b: &'a B,
+    pub(in crate::train::stage1) config: &'a Config,
+    pub(in crate::train::stage1) options: &'a Stage1Options,
     /// What the graph reads.
-    pub(super) parameters: &'a Stage1Parameters<W<'a, B>>,
+    pub(in crate::train::stage1) parameters: &'a Stage1Parameters<W<'a, B>>,
     /// The numbers themselves.
-    pub(super) exact: &'a Stage1Parameters<S<'a, B>>,
-    pub(super) constants: Constants<'a, B>,
-    pub(super) whole: &'a GlobalBatch<'a>,
+    pub(in crate::train::stage1) exact: &'a Stage1Parameters<S<'a, B>>,
+    pub(in crate::train::stage1) constants: Constants<'a, B>,
+    pub(in crate::train::stage1) whole: &'a GlobalBatch<'a>,
 }
 
 impl<B: Backend> StepContext<'_, B> {
@@ -93,23 +92,8 @@ impl<B: Backend> StepContext<'_, B> {
         self.whole.batches() + place.pass
     }
 
-    /// The projections of the images, the same for all micro-batches.
-    pub(super) fn fold_forward(&self, acts: &mut FoldActs<'_, B>) -> Result<()> {
-        let parameters = &self.parameters.qformer;
-        self.b.clear(acts.dweight.reborrow())?;
-        self.b.clear(acts.dbias.reborrow())?;
-        self.b.fold_forward(FoldForward {
-            weight: parameters.image_kv.weight.matrix(),
-            bias: parameters.image_kv.own_bias().matrix(),
-            norm_weight: parameters.image_norm.weight.matrix(),
-            norm_bias: parameters.image_norm.bias.matrix(),
-            folded_weight: acts.weight.reborrow(),
-            folded_bias: acts.bias.reborrow(),
-        })
-    }
-
     /// What the host knows of a first phase, before all that the device does in it.
-    pub(super) fn write_first(
+    pub(in crate::train::stage1) fn write_first(
         &self,
         first: FirstPhase<'_, B>,
         acts: &mut FirstPhaseActs<'_, B>,
@@ -149,7 +133,7 @@ impl<B: Backend> StepContext<'_, B> {
         })
     }
 
-    pub(super) fn first_forward(
+    pub(in crate::train::stage1) fn first_forward(
         &self,
         first: FirstPhase<'_, B>,
         acts: &mut FirstPhaseActs<'_, B>,
@@ -180,7 +164,7 @@ impl<B: Backend> StepContext<'_, B> {
 
     /// ITC of the features of all first phases, with the gradients of these and of the temperature, and the pairs
     /// that hard negatives make.
-    pub(super) fn contrast(
+    pub(in crate::train::stage1) fn contrast(
         &self,
         whole: &mut WholeActs<'_, B>,
         dtemperature: SM<'_, B>,
@@ -198,7 +182,7 @@ impl<B: Backend> StepContext<'_, B> {
 
     /// A pass of the second phase, there and back.
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one pass here")]
-    pub(super) fn second(
+    pub(in crate::train::stage1) fn second(
         &self,
         second: &PairPass,
         place: PairPassIndex,
@@ -310,7 +294,7 @@ impl<B: Backend> StepContext<'_, B> {
 
     /// The way back through a first phase, and, after that of the first micro-batch, which comes last, through the
     /// projections of all images.
-    pub(super) fn first_backward(
+    pub(in crate::train::stage1) fn first_backward(
         &self,
         first: FirstPhase<'_, B>,
         acts: &mut FirstPhaseActs<'_, B>,
@@ -355,28 +339,12 @@ impl<B: Backend> StepContext<'_, B> {
         done(StepPart::FirstBackward)
     }
 
-    /// The gradients of what was folded, from those of all micro-batches' projections.
-    fn fold_backward(
-        &self,
-        acts: &FoldActs<'_, B>,
-        gradients: &mut Stage1Parameters<SM<'_, B>>,
-    ) -> Result<()> {
-        let (parameters, gradients) = (&self.parameters.qformer, &mut gradients.qformer);
-        self.b.fold_backward(FoldBackward {
-            weight: parameters.image_kv.weight.matrix(),
-            norm_weight: parameters.image_norm.weight.matrix(),
-            norm_bias: parameters.image_norm.bias.matrix(),
-            dfolded_weight: acts.dweight.view(),
-            dfolded_bias: acts.dbias.view(),
-            dweight: gradients.image_kv.weight.reborrow(),
-            dbias: gradients.image_kv.bias.as_mut().expect("with a bias").reborrow(),
-            dnorm_weight: gradients.image_norm.weight.reborrow(),
-            dnorm_bias: gradients.image_norm.bias.reborrow(),
-        })
-    }
-
     /// The step's losses; `shares` are those of the passes' pairs. Waits for the device.
-    pub(super) fn losses(&self, whole: &WholeActs<'_, B>, shares: &[f64]) -> Result<Losses> {
+    pub(in crate::train::stage1) fn losses(
+        &self,
+        whole: &WholeActs<'_, B>,
+        shares: &[f64],
+    ) -> Result<Losses> {
         let (contrastive, recall) = whole.contrastive.read(self.b)?;
         let (of_passes, correct, of_batches) = whole.findings.read(self.b, shares.len())?;
         let matching = of_passes.iter().zip(shares).map(|(&loss, share)| f64::from(loss) * share).sum();

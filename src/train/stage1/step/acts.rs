@@ -1,12 +1,7 @@
 //! What a step works in: the part that spans its micro-batches, and the two phases of one of them.
 
-use super::objectives::itc::{ContrastiveActs, FeatureActs};
-use super::objectives::itg::CaptioningActs;
-use super::objectives::itm::{MatchingActs, MatchingOutputs};
-use super::objectives::picked::PickedActs;
 use super::plan::{ImageRows, filled_up};
 use super::second::PairPass;
-use super::{Recompute, Stage1Options};
 use crate::config::Config;
 use crate::device::{M, SM, W};
 use crate::error::Result;
@@ -16,34 +11,39 @@ use crate::models::qformer::stack::{BlockScratch, Seen, StackActs, StreamPlan};
 use crate::ops::Backend;
 use crate::ops::pairs::{PADDING, Texts};
 use crate::tensor::{View, ViewMut};
+use crate::train::stage1::objectives::itc::{ContrastiveActs, FeatureActs};
+use crate::train::stage1::objectives::itg::CaptioningActs;
+use crate::train::stage1::objectives::itm::{MatchingActs, MatchingOutputs};
+use crate::train::stage1::objectives::picked::PickedActs;
+use crate::train::stage1::{Recompute, Stage1Options};
 
 /// Constants, and what the random numbers of a step are drawn from.
-pub(super) struct Constants<'a, B: Backend> {
+pub(in crate::train::stage1) struct Constants<'a, B: Backend> {
     /// [1, W]
-    pub(super) ones: M<'a, B>,
+    pub(in crate::train::stage1) ones: M<'a, B>,
     /// [1, W]
-    pub(super) zeros: M<'a, B>,
+    pub(in crate::train::stage1) zeros: M<'a, B>,
     /// [1, 2]: seed and step
-    pub(super) key: ViewMut<'a, B, u32>,
+    pub(in crate::train::stage1) key: ViewMut<'a, B, u32>,
 }
 
 impl<'a, B: Backend> Constants<'a, B> {
-    pub(super) fn carve(cursor: &mut Cursor<'a, B>, width: usize) -> Self {
+    pub(in crate::train::stage1) fn carve(cursor: &mut Cursor<'a, B>, width: usize) -> Self {
         Self { ones: cursor.take(1, width), zeros: cursor.take(1, width), key: cursor.take(1, 2) }
     }
 }
 
 /// What spans the micro-batches.
-pub(super) struct WholeActs<'a, B: Backend> {
-    pub(super) fold: FoldActs<'a, B>,
-    pub(super) contrastive: ContrastiveActs<'a, B>,
-    pub(super) texts: TextsActs<'a, B>,
-    pub(super) findings: StepOutputs<'a, B>,
+pub(in crate::train::stage1) struct WholeActs<'a, B: Backend> {
+    pub(in crate::train::stage1) fold: FoldActs<'a, B>,
+    pub(in crate::train::stage1) contrastive: ContrastiveActs<'a, B>,
+    pub(in crate::train::stage1) texts: TextsActs<'a, B>,
+    pub(in crate::train::stage1) findings: StepOutputs<'a, B>,
 }
 
 impl<'a, B: Backend> WholeActs<'a, B> {
     /// For so many `images` in so many `batches`, with texts of so many `tokens`.
-    pub(super) fn carve(
+    pub(in crate::train::stage1) fn carve(
         cursor: &mut Cursor<'a, B>,
         [images, batches]: [usize; 2],
         tokens: usize,
@@ -62,7 +62,7 @@ impl<'a, B: Backend> WholeActs<'a, B> {
 }
 
 /// The texts of all micro-batches.
-pub(super) struct TextsActs<'a, B: Backend> {
+pub(in crate::train::stage1) struct TextsActs<'a, B: Backend> {
     /// [1, tokens], one text after the other
     tokens: ViewMut<'a, B, u32>,
     /// [1, B + 1]: where each begins, and where the last ends
@@ -70,7 +70,7 @@ pub(super) struct TextsActs<'a, B: Backend> {
 }
 
 impl<B: Backend> TextsActs<'_, B> {
-    pub(super) fn write(&mut self, b: &B, texts: &[&[u32]]) -> Result<()> {
+    pub(in crate::train::stage1) fn write(&mut self, b: &B, texts: &[&[u32]]) -> Result<()> {
         let mut tokens = texts.concat();
         let mut starts = vec![0];
         starts.extend(texts.iter().scan(0, |end, text| {
@@ -82,21 +82,21 @@ impl<B: Backend> TextsActs<'_, B> {
         b.write_indices(&starts, self.starts.reborrow())
     }
 
-    pub(super) fn view(&self) -> Texts<'_, B> {
+    pub(in crate::train::stage1) fn view(&self) -> Texts<'_, B> {
         Texts { tokens: self.tokens.view(), starts: self.starts.view() }
     }
 }
 
 /// The projections of the images' keys and values, with the image encoder's last norm folded in.
-pub(super) struct FoldActs<'a, B: Backend> {
+pub(in crate::train::stage1) struct FoldActs<'a, B: Backend> {
     /// W∘γ [layers·2·D, W]
-    pub(super) weight: M<'a, B>,
+    pub(in crate::train::stage1) weight: M<'a, B>,
     /// b + W·β [1, layers·2·D]
-    pub(super) bias: M<'a, B>,
+    pub(in crate::train::stage1) bias: M<'a, B>,
     /// [layers·2·D, W]: sum over the micro-batches
-    pub(super) dweight: SM<'a, B>,
+    pub(in crate::train::stage1) dweight: SM<'a, B>,
     /// [1, layers·2·D]: sum over the micro-batches
-    pub(super) dbias: SM<'a, B>,
+    pub(in crate::train::stage1) dbias: SM<'a, B>,
 }
 
 impl<'a, B: Backend> FoldActs<'a, B> {
@@ -110,7 +110,7 @@ impl<'a, B: Backend> FoldActs<'a, B> {
         }
     }
 
-    pub(super) fn projections(&self) -> Linear<W<'_, B>> {
+    pub(in crate::train::stage1) fn projections(&self) -> Linear<W<'_, B>> {
         Linear { weight: self.weight.view().into(), bias: Some(self.bias.view().into()) }
     }
 }
@@ -121,7 +121,7 @@ fn keys_values_width(config: &Config) -> usize {
 }
 
 /// What the second phase's passes find out, kept to be read when all of the step was asked for.
-pub(super) struct StepOutputs<'a, B: Backend> {
+pub(in crate::train::stage1) struct StepOutputs<'a, B: Backend> {
     /// [1, passes]: of ITM
     matching: SM<'a, B>,
     /// [passes, 2]: of ITM
@@ -146,7 +146,7 @@ impl<'a, B: Backend> StepOutputs<'a, B> {
 
 impl<B: Backend> StepOutputs<'_, B> {
     /// Where ITM of a pass writes.
-    pub(super) fn told(&mut self, pass: usize) -> MatchingOutputs<'_, B> {
+    pub(in crate::train::stage1) fn told(&mut self, pass: usize) -> MatchingOutputs<'_, B> {
         MatchingOutputs {
             loss: self.matching.reborrow().split_columns(pass).1.split_columns(1).0,
             correct: self.correct.reborrow().split_rows(pass).1.split_rows(1).0,
@@ -154,27 +154,31 @@ impl<B: Backend> StepOutputs<'_, B> {
     }
 
     /// Pairs that ITM of a pass classified correctly, and pairs counted [1, 2].
-    pub(super) fn correct(&self, pass: usize) -> View<'_, B, u32> {
+    pub(in crate::train::stage1) fn correct(&self, pass: usize) -> View<'_, B, u32> {
         self.correct.view().row_range(pass..pass + 1)
     }
 
     /// Where ITG of a micro-batch writes its loss [1, 1].
-    pub(super) fn captioning(&mut self, batch: usize) -> SM<'_, B> {
+    pub(in crate::train::stage1) fn captioning(&mut self, batch: usize) -> SM<'_, B> {
         self.captioning.reborrow().split_columns(batch).1.split_columns(1).0
     }
 
     /// Where it is written how many rows of text a pass needs [1, 1].
-    pub(super) fn needed(&mut self, pass: usize) -> ViewMut<'_, B, u32> {
+    pub(in crate::train::stage1) fn needed(&mut self, pass: usize) -> ViewMut<'_, B, u32> {
         self.needed.reborrow().split_rows(pass).1.split_rows(1).0
     }
 
     /// Reads that of the first pass.
-    pub(super) fn read_needed(&self, b: &B) -> Result<usize> {
+    pub(in crate::train::stage1) fn read_needed(&self, b: &B) -> Result<usize> {
         Ok(b.read_indices(self.needed.view().row_range(0..1))?[0] as usize)
     }
 
     /// ITM's losses and counts of the first `passes` passes, and ITG's losses.
-    pub(super) fn read(&self, b: &B, passes: usize) -> Result<(Vec<f32>, Vec<u32>, Vec<f32>)> {
+    pub(in crate::train::stage1) fn read(
+        &self,
+        b: &B,
+        passes: usize,
+    ) -> Result<(Vec<f32>, Vec<u32>, Vec<f32>)> {
         let matching = b.read(self.matching.view().columns(0..passes))?;
         let correct = b.read_indices(self.correct.view().row_range(0..passes))?;
         Ok((matching, correct, b.read(self.captioning.view())?))
@@ -182,26 +186,26 @@ impl<B: Backend> StepOutputs<'_, B> {
 }
 
 /// What the first phase of a micro-batch of b images works in, and the images of both.
-pub(super) struct FirstPhaseActs<'a, B: Backend> {
+pub(in crate::train::stage1) struct FirstPhaseActs<'a, B: Backend> {
     /// [b·N, W]
-    pub(super) vision_output: M<'a, B>,
+    pub(in crate::train::stage1) vision_output: M<'a, B>,
     /// x̂ [b·N, W]
-    pub(super) features: M<'a, B>,
+    pub(in crate::train::stage1) features: M<'a, B>,
     /// [b·N, layers·2·D]
-    pub(super) keys_values: M<'a, B>,
-    pub(super) stack: StackActs<'a, B>,
-    pub(super) contrastive: FeatureActs<'a, B>,
+    pub(in crate::train::stage1) keys_values: M<'a, B>,
+    pub(in crate::train::stage1) stack: StackActs<'a, B>,
+    pub(in crate::train::stage1) contrastive: FeatureActs<'a, B>,
     /// [b·N, layers·2·D]
-    pub(super) dkeys_values: M<'a, B>,
+    pub(in crate::train::stage1) dkeys_values: M<'a, B>,
     /// [rows, 3·D] for each block
-    pub(super) dqkv: Vec<M<'a, B>>,
+    pub(in crate::train::stage1) dqkv: Vec<M<'a, B>>,
     /// [rows, D], in turns
-    pub(super) d: [M<'a, B>; 2],
-    pub(super) scratch: BlockScratch<'a, B>,
+    pub(in crate::train::stage1) d: [M<'a, B>; 2],
+    pub(in crate::train::stage1) scratch: BlockScratch<'a, B>,
 }
 
 impl<'a, B: Backend> FirstPhaseActs<'a, B> {
-    pub(super) fn carve(
+    pub(in crate::train::stage1) fn carve(
         cursor: &mut Cursor<'a, B>,
         b: &B,
         plan: &StreamPlan,
@@ -227,21 +231,21 @@ impl<'a, B: Backend> FirstPhaseActs<'a, B> {
 }
 
 /// What a pass of the second phase works in.
-pub(super) struct SecondPhaseActs<'a, B: Backend> {
-    pub(super) stack: StackActs<'a, B>,
+pub(in crate::train::stage1) struct SecondPhaseActs<'a, B: Backend> {
+    pub(in crate::train::stage1) stack: StackActs<'a, B>,
     /// What the heads read of the text's rows.
-    pub(super) picked: PickedActs<'a, B>,
-    pub(super) matching: MatchingActs<'a, B>,
-    pub(super) captioning: CaptioningActs<'a, B>,
+    pub(in crate::train::stage1) picked: PickedActs<'a, B>,
+    pub(in crate::train::stage1) matching: MatchingActs<'a, B>,
+    pub(in crate::train::stage1) captioning: CaptioningActs<'a, B>,
     /// [rows, 3·D]
-    pub(super) dqkv: M<'a, B>,
+    pub(in crate::train::stage1) dqkv: M<'a, B>,
     /// [rows, D], in turns
-    pub(super) d: [M<'a, B>; 2],
-    pub(super) scratch: BlockScratch<'a, B>,
+    pub(in crate::train::stage1) d: [M<'a, B>; 2],
+    pub(in crate::train::stage1) scratch: BlockScratch<'a, B>,
 }
 
 impl<'a, B: Backend> SecondPhaseActs<'a, B> {
-    pub(super) fn carve(
+    pub(in crate::train::stage1) fn carve(
         cursor: &mut Cursor<'a, B>,
         b: &B,
         second: &PairPass,
