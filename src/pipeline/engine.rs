@@ -80,8 +80,8 @@ pub(super) trait Engine: Send + Sync {
 
 /// A Q-Former, with its language-modelling head if it has one.
 enum Reader<B: Backend> {
-    Retrieving(QFormer<B>),
-    Captioning(Captioner<B>),
+    Retrieving(Box<QFormer<B>>),
+    Captioning(Box<Captioner<B>>),
 }
 
 /// The models on device `B`.
@@ -111,8 +111,10 @@ impl<B: Backend + Clone> Models<B> {
         let model = |told| QFormer::from_checkpoint(device.clone(), config.clone(), checkpoint, told);
         let reader = match (qformer, ends) {
             (false, _) => None,
-            (true, None) => Some(Reader::Retrieving(model(&mut told)?)),
-            (true, Some(ends)) => Some(Reader::Captioning(Captioner::new(model(&mut told)?, &named, ends)?)),
+            (true, None) => Some(Reader::Retrieving(Box::new(model(&mut told)?))),
+            (true, Some(ends)) => {
+                Some(Reader::Captioning(Box::new(Captioner::new(model(&mut told)?, &named, ends)?)))
+            }
         };
         let encoder = encoder.then(|| {
             let mut told = |done, total| progress("loading the image encoder", done, total);

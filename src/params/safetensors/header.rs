@@ -1,6 +1,7 @@
 //! The header of a `.safetensors` file, believed only where it agrees with the file's length.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
@@ -192,10 +193,11 @@ impl Entries for Header {
             return Err(de::Error::custom(format_args!("a name longer than {NAME_BYTES} bytes")));
         } else if self.tensors.len() == TENSORS {
             return Err(de::Error::custom(format_args!("more than {TENSORS} tensors")));
-        } else if self.tensors.contains_key(&name) {
-            return Err(duplicate_key(&name));
         } else {
-            self.tensors.insert(name, entries.next_value::<Tensor>()?.0);
+            match self.tensors.entry(name) {
+                Entry::Occupied(tensor) => return Err(duplicate_key(tensor.key())),
+                Entry::Vacant(tensor) => tensor.insert(entries.next_value::<Tensor>()?.0),
+            };
         }
         Ok(())
     }
