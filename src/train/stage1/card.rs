@@ -15,7 +15,7 @@ pub(super) fn model_card(facts: &CardFacts<'_, Stage1Settings>) -> String {
     };
     let opened_by = match facts.config.vision {
         VisionConfig::Features(_) => {
-            "It reads features only, which `qformer` takes by `--features`; transformers knows no such model."
+            "It reads the features of images, which `qformer` takes in place of pictures; transformers knows no such model."
         }
         _ => {
             "`Blip2ForImageTextRetrieval.from_pretrained` of transformers opens the folder; `stage1.safetensors` holds what\n\

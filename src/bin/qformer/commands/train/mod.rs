@@ -4,6 +4,7 @@ mod arguments;
 mod begin;
 mod provenance;
 mod report;
+mod settings;
 mod stage1;
 mod stage1_settings;
 mod stop;

@@ -1,10 +1,10 @@
 //! `qformer train stage1`
 
 use super::arguments::{
-    Arguments, DEVICE_VARIABLE, ModelArguments, check_against, device_of_environment, table,
-    with_absolute_paths,
+    Arguments, DEVICE_VARIABLE, ModelArguments, check_against, device_of_environment, with_absolute_paths,
 };
 use super::provenance::provenance;
+use super::settings::table;
 use super::{begin, report, stop};
 use crate::inputs::data::DataArguments;
 use crate::inputs::tell_of_fallback;

@@ -1,6 +1,6 @@
 //! The flags of `qformer train stage1` that are about its losses.
 
-use super::arguments::ObjectiveArguments;
+use super::settings::ObjectiveArguments;
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use qformer::train::{Settings, Stage1Settings};
