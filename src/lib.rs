@@ -31,8 +31,7 @@
 //! What the encoder makes of images can stay on the device ([`DeviceTensor`]) or be kept on the host ([`HostTensor`]), so
 //! that the encoder, by far the larger part, need not run twice. Training is [`train`].
 //!
-//! The letters of shapes are explained in [`config`]. Features can be kept and read again
-//! ([`HostTensor`]), so the encoder, by far the larger part, need not run twice.
+//! The letters of shapes are explained in [`config`].
 //!
 //! How the crate is built, and how to add an operation, a layer or a model, is told in [`architecture`].
 //!

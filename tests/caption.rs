@@ -244,7 +244,7 @@ fn what_cannot_be_captioned_is_refused_with_the_remedy() {
     let (images, texts) = batch();
     let long = Decoding { max_length: 65, ..Decoding::default() };
     let error = captioner.caption(&images, &long).unwrap_err().to_string();
-    assert!(error.contains("65") && error.contains("64") && error.contains("--max-length"), "{error}");
+    assert!(error.contains("65") && error.contains("64") && error.contains("`max_length`"), "{error}");
     let wrong = HostTensor::new(&[1, 2, 64], vec![0.0; 128]).unwrap();
     assert!(captioner.caption(&wrong, &Decoding::default()).unwrap_err().to_string().contains("[1, 2, 64]"));
     let mut spoilt = images.clone();
@@ -294,5 +294,5 @@ fn sequences_that_cannot_go_on_are_refused() {
     assert!(error.contains("no image"), "{error}");
     let search = Search::Beam { beams: usize::MAX, length_penalty: 1.0 };
     let error = captioner.caption(&images, &Decoding { search, ..Decoding::default() }).unwrap_err();
-    assert!(error.to_string().contains("lower --num-beams"), "{error}");
+    assert!(error.to_string().contains("lower `beams`"), "{error}");
 }

@@ -175,20 +175,20 @@ fn a_seed_decides_the_draws_and_a_prompt_has_its_own() {
 }
 
 #[test]
-fn values_out_of_range_are_refused_by_their_flags() {
+fn values_out_of_range_are_refused_by_their_names() {
     let good = Decoding::default();
     let beam = |beams, length_penalty| Decoding { search: Search::Beam { beams, length_penalty }, ..good };
     let cases = [
-        (Decoding { max_length: 1, min_length: 0, ..good }, "--max-length 1"),
-        (Decoding { min_length: 31, ..good }, "--min-length 31"),
-        (Decoding { repetition_penalty: 0.0, ..good }, "--repetition-penalty 0"),
-        (Decoding { sequences: 0, ..good }, "--num-captions 0"),
-        (Decoding { sequences: 4, ..good }, "--num-beams 3"),
-        (beam(0, 1.0), "--num-beams 0"),
-        (beam(3, f64::NAN), "--length-penalty NaN"),
-        (nucleus(0.0, 1.0, 0, 1), "--top-p 0"),
-        (nucleus(1.5, 1.0, 0, 1), "--top-p 1.5"),
-        (nucleus(0.9, 0.0, 0, 1), "--temperature 0"),
+        (Decoding { max_length: 1, min_length: 0, ..good }, "`max_length` 1"),
+        (Decoding { min_length: 31, ..good }, "`min_length` 31"),
+        (Decoding { repetition_penalty: 0.0, ..good }, "`repetition_penalty` 0"),
+        (Decoding { sequences: 0, ..good }, "`sequences` 0"),
+        (Decoding { sequences: 4, ..good }, "`beams` 3"),
+        (beam(0, 1.0), "`beams` 0"),
+        (beam(3, f64::NAN), "`length_penalty` NaN"),
+        (nucleus(0.0, 1.0, 0, 1), "`top_p` 0"),
+        (nucleus(1.5, 1.0, 0, 1), "`top_p` 1.5"),
+        (nucleus(0.9, 0.0, 0, 1), "`temperature` 0"),
     ];
     for (decoding, fragment) in cases {
         let error = decoding.validate().unwrap_err().to_string();

@@ -62,8 +62,9 @@ fn every_stage_runs_and_the_page_has_every_part() {
     assert_eq!(count("class=\"said\""), 18);
     // Eight queries look at each of three pictures.
     assert_eq!(count("<use href=\"#picture-"), 24);
-    // Nothing is fetched: every picture is in the page.
-    assert_eq!(count("href=\"data:image/png;base64,"), 3);
+    // Nothing is fetched: every picture is in the page, once, and a small one of each map over it.
+    assert_eq!(count("<image id=\"picture-"), 3);
+    assert_eq!(count("href=\"data:image/png;base64,"), 3 + 24);
     assert_eq!(count("src=\""), count("src=\"data:image/png;base64,"));
     // How to try the model: told for where the demo was called, and in the page for the demo's folder.
     for (command, in_folder) in commands(&told).into_iter().zip(["qformer caption ", "qformer score "]) {

@@ -89,7 +89,7 @@ fn a_split_of_karpathy_is_chosen_and_restval_is_trained_on() {
         &[("val2014/b", "b 1"), ("val2014/b", "b 2"), ("val2014/c", "c 1"), ("val2014/c", "c 2")],
     );
     let source = |split| Source::of_images(std::slice::from_ref(&path), None, split).unwrap();
-    is_refused(&source(None), &["dataset_coco.json", "restval, test, train", "--split"]);
+    is_refused(&source(None), &["dataset_coco.json", "restval, test, train", "`split`"]);
     is_refused(&source(Some("val")), &["no image of split val"]);
 }
 

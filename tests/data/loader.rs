@@ -215,7 +215,7 @@ fn more_unreadable_samples_than_allowed_are_an_error_that_names_them() {
     assert_eq!(run(5).0, None);
     let (error, mut loader) = run(3);
     let error = error.unwrap();
-    assert!(error.starts_with("4 samples cannot be read; --max-bad-samples allows 3: "), "{error}");
+    assert!(error.starts_with("4 samples cannot be read; `max_bad_samples` allows 3: "), "{error}");
     let at = ["2.png", "4.png", "5.png"].map(|name| error.find(name).unwrap());
     assert!(at.is_sorted() && !error.contains("7.png"), "{error}");
     // Those that an earlier loader told of count, and are not told of again.
