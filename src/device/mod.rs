@@ -39,12 +39,13 @@ pub trait Device: Sized + Send + Sync + sealed::Sealed + 'static {
     /// Pairs of an image and a text that a pass takes at a time.
     const PAIRS_PER_PASS: usize = 4 * Self::IMAGES_PER_PASS;
 
-    /// Whether the host has to wait to know what the device computed. Then as much as possible is decided without it.
-    const HOST_WAITS: bool;
+    /// Whether the device computes while the host goes on, which has to wait to know a result. Then as much as possible is
+    /// decided without it.
+    const ASYNCHRONOUS: bool;
 
     /// So many rows of text are filled up to a multiple of this, with rows that are not read, so that the numbers
     /// of rows, and with them what was recorded for [`Self::replay`], come again; 1 where nothing is recorded.
-    fn row_unit(rows: usize) -> usize;
+    fn row_granularity(rows: usize) -> usize;
 
     /// How this device stores a frozen weight of so many input channels that it is to multiply by fast.
     fn frozen_packing(&self, inputs: usize) -> Packing;

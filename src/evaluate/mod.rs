@@ -64,7 +64,7 @@ pub struct MatchingAccuracy {
     pub all: f64,
 }
 
-/// How well captions are foreseen.
+/// The language-modelling loss of captions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CaptionStatistics {
     /// The mean of −ln p over all tokens but the first of each text, in nats.
@@ -252,7 +252,7 @@ pub fn retrieval<B: Backend>(
     })
 }
 
-/// How well the language-modelling head foresees every caption after its image.
+/// The language-modelling loss of every caption after its image.
 ///
 /// # Errors
 /// Fails if a text or the features are not fit, and as `images.read` does.
@@ -278,7 +278,7 @@ pub fn captioning<B: Backend>(
             loss += found.loss;
             tokens += found.tokens;
         }
-        progress("foreseeing captions", pass.end, count);
+        progress("measuring captions' loss", pass.end, count);
         Ok(())
     })?;
     Ok(CaptionStatistics { loss: loss / tokens as f64, tokens })

@@ -1,7 +1,7 @@
 //! Beam search for one prompt.
 
 use super::scores::{best, log_softmax};
-use super::{Decoding, Following, Hypothesis};
+use super::{Decoding, Hypothesis, Strategy};
 use crate::error::Result;
 
 /// A sequence that is followed.
@@ -89,7 +89,7 @@ impl BeamSearch {
     }
 }
 
-impl Following for BeamSearch {
+impl Strategy for BeamSearch {
     fn heads(&self) -> impl Iterator<Item = (usize, u32)> {
         self.running.iter().map(|beam| (beam.parent, *beam.tokens.last().expect("the start token")))
     }

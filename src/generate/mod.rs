@@ -5,14 +5,14 @@
 //! in all lengths, and end with an end token or at the maximal length.
 
 mod beam;
-mod choose;
 mod generation;
+mod sample;
 mod scores;
 
 use crate::error::{Error, Result};
 use beam::BeamSearch;
-use choose::Chosen;
 use rayon::prelude::*;
+use sample::SampledSequence;
 
 /// A model that tells which token may follow the sequences it has read so far.
 pub trait NextToken {
@@ -193,7 +193,8 @@ impl Decoding {
                 Ok(searches.into_iter().map(|search| search.best(self.sequences)).collect())
             }
             _ => {
-                let each = |prompt| (0..self.sequences).map(move |draw| Chosen::new(prompt, draw, start));
+                let each =
+                    |prompt| (0..self.sequences).map(move |draw| SampledSequence::new(prompt, draw, start));
                 let mut chosen: Vec<_> = (0..prompts).flat_map(each).collect();
                 follow(model, &mut chosen, |chosen, logits, row| chosen.step(self, end, logits, row))?;
                 let mut found = chosen.into_iter().map(|chosen| chosen.hypothesis(self));
@@ -204,21 +205,21 @@ impl Decoding {
 }
 
 /// Something that follows a few sequences until it has what it looks for.
-trait Following: Send {
+trait Strategy: Send {
     /// The parent and the last token of each sequence that it follows; none at the end.
     fn heads(&self) -> impl Iterator<Item = (usize, u32)>;
 }
 
-/// Advances the model until all of `following` have come to their end. `step` takes the logits of the
+/// Advances the model until all of `strategies` have come to their end. `step` takes the logits of the
 /// sequences followed [sequences, V] and the place of the first of them among all.
-fn follow<F: Following>(
+fn follow<S: Strategy>(
     model: &mut impl NextToken,
-    following: &mut [F],
-    step: impl Fn(&mut F, &[f32], usize) -> Result<()> + Sync,
+    strategies: &mut [S],
+    step: impl Fn(&mut S, &[f32], usize) -> Result<()> + Sync,
 ) -> Result<()> {
     loop {
-        let counts: Vec<usize> = following.iter().map(|f| f.heads().count()).collect();
-        let (parents, tokens): (Vec<usize>, Vec<u32>) = following.iter().flat_map(F::heads).unzip();
+        let counts: Vec<usize> = strategies.iter().map(|f| f.heads().count()).collect();
+        let (parents, tokens): (Vec<usize>, Vec<u32>) = strategies.iter().flat_map(S::heads).unzip();
         if tokens.is_empty() {
             return Ok(());
         }
@@ -230,7 +231,7 @@ fn follow<F: Following>(
             end - count
         };
         let firsts: Vec<usize> = counts.iter().map(first).collect();
-        let open = following.par_iter_mut().zip(counts).zip(firsts).filter(|((_, count), _)| *count > 0);
+        let open = strategies.par_iter_mut().zip(counts).zip(firsts).filter(|((_, count), _)| *count > 0);
         open.try_for_each(|((followed, count), first)| {
             step(followed, &logits[first * vocabulary..(first + count) * vocabulary], first)
         })?;

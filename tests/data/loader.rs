@@ -231,7 +231,7 @@ fn more_unreadable_samples_than_allowed_are_an_error_that_names_them() {
     };
     assert_eq!(again(5).unwrap(), [0; 20]);
     assert!(
-        again(4).unwrap_err().to_string().contains("5 samples cannot be read; --max-bad-samples allows 4")
+        again(4).unwrap_err().to_string().contains("5 samples cannot be read; `max_bad_samples` allows 4")
     );
     let after = loader.next().unwrap_err().to_string();
     assert!(after.contains("has ended"), "{after}");

@@ -62,7 +62,7 @@ fn a_model_is_trained_on_features_of_any_shape_and_read_again_with_such() {
     assert!(!checkpoint.join("processor_config.json").exists());
     let card = fs::read_to_string(checkpoint.join("README.md")).unwrap();
     assert!(
-        card.contains("reads features only") && !card.contains("of transformers opens the folder"),
+        card.contains("reads the features of images") && !card.contains("of transformers opens the folder"),
         "{card}"
     );
 

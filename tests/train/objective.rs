@@ -232,7 +232,7 @@ fn a_run_trains_whatever_objective_it_is_given() {
     ];
     assert_eq!(names, expected);
     let card = String::from_utf8(files[0].1.clone()).unwrap();
-    assert_eq!(card, format!("# A centre after step 6: {} are near\n", steps[5]["near"]));
+    assert_eq!(card, format!("# A centre after step 6: {} are near\n", steps[5]["near"].as_f64().unwrap()));
     let [first, last] = [0, 5].map(|step: usize| steps[step]["distance"].as_f64().unwrap());
     assert!(last < 0.8 * first, "{first}, then {last}");
 }

@@ -56,7 +56,7 @@ fn a_run_goes_on_where_it_was_begun_whatever_the_environment_says() {
         let ended = run(place.resume("run").env("QFORMER_DEVICE", says_nothing)).with(0, &[]);
         assert!(!ended.stderr.contains("QFORMER_DEVICE"), "{}", ended.stderr);
     }
-    let told = "QFORMER_DEVICE is \"gpu\"; it has to be auto, cpu or cuda";
+    let told = "QFORMER_DEVICE is \"gpu\"; it has to be auto, cpu, cuda or cuda:N";
     run(place.train("other", 3, &[]).env("QFORMER_DEVICE", "gpu")).with(2, &[told]);
     run(place.train("other", 3, &["--device", "cpu"]).env("QFORMER_DEVICE", "gpu")).with(0, &[]);
 }

@@ -92,9 +92,9 @@ impl<E: Real> Device for Cpu<E> {
     type Buffer = CpuBuffer;
     type Replay = ();
     const IMAGES_PER_PASS: usize = 8;
-    const HOST_WAITS: bool = false;
+    const ASYNCHRONOUS: bool = false;
 
-    fn row_unit(_: usize) -> usize {
+    fn row_granularity(_: usize) -> usize {
         1
     }
 

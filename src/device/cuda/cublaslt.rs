@@ -320,7 +320,7 @@ impl<T: ProductElement> LinearProduct<'_, T> {
     fn suits_cublaslt(&self, to: &Results<'_, T>) -> bool {
         let [a, b] = [self.a, self.b].map(|factor| factor.matrix.extent());
         let operands = [a, b, self.bias.extent(), self.addend.extent(), self.place(&to.y).extent()];
-        // How long the rows are is of no account: what is beyond them is not read.
+        // The length of the rows does not matter: nothing beyond them is read.
         let aligned = vector_width(0, &operands) > 1;
         let Form { m, n, k, storage, pitches: [a, b, addend, y], .. } = self.form(to);
         let cols = |storage, plain, transposed| if storage == Storage::Plain { plain } else { transposed };

@@ -8,12 +8,12 @@ use std::ptr;
 use std::sync::{Arc, PoisonError};
 
 /// Rows of text come in multiples of this: fewer would hardly be computed sooner.
-const LEAST_ROW_UNIT: usize = 32;
+const LEAST_ROW_GRANULARITY: usize = 32;
 
-/// What [`Device::row_unit`](crate::device::Device::row_unit) says.
-pub(super) fn row_unit(rows: usize) -> usize {
+/// What [`Device::row_granularity`](crate::device::Device::row_granularity) says.
+pub(super) fn row_granularity(rows: usize) -> usize {
     // Sixteen numbers between a power of two and the next: a sixteenth of the rows is filler at most.
-    (rows.next_power_of_two() / 32).max(LEAST_ROW_UNIT)
+    (rows.next_power_of_two() / 32).max(LEAST_ROW_GRANULARITY)
 }
 
 /// Captured work; it reads and writes the same memory at every launch.

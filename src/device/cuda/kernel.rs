@@ -143,7 +143,7 @@ impl<'a, T: Element> Out<'a, T> {
 }
 
 /// Elements of rows of `width` that kernels move at a time: 8 if rows start at multiples of 16 bytes
-/// and are whole vectors long, else 1. An absent matrix (address 0) is of no account.
+/// and are whole vectors long, else 1. An absent matrix (address 0) is not counted.
 pub(crate) fn vector_width(width: u32, matrices: &[Extent]) -> u32 {
     const VECTOR: u32 = 8;
     let aligned = matrices.iter().all(|&(address, pitch)| address % 16 == 0 && pitch % 16 == 0);

@@ -245,10 +245,10 @@ impl Device for Cuda {
     type Buffer = CudaBuffer;
     type Replay = graph::Replay;
     const IMAGES_PER_PASS: usize = 256;
-    const HOST_WAITS: bool = true;
+    const ASYNCHRONOUS: bool = true;
 
-    fn row_unit(rows: usize) -> usize {
-        graph::row_unit(rows)
+    fn row_granularity(rows: usize) -> usize {
+        graph::row_granularity(rows)
     }
 
     fn frozen_packing(&self, inputs: usize) -> Packing {

@@ -162,12 +162,12 @@ pub(super) struct FilledText {
 impl FilledText {
     pub(super) fn of<B: Backend>(texts: &[impl AsRef<[u32]>]) -> Self {
         let [mut tokens, mut places] = tokens_and_places(texts);
-        let unit = B::row_unit(tokens.len());
+        let unit = B::row_granularity(tokens.len());
         let rows = tokens.len().next_multiple_of(unit);
         tokens.resize(rows, 0);
         places.resize(rows, 0);
         let longest = texts.iter().map(|text| text.as_ref().len()).max().unwrap_or(0);
-        Self { tokens, places, longest: longest.next_multiple_of(B::row_unit(longest)) }
+        Self { tokens, places, longest: longest.next_multiple_of(B::row_granularity(longest)) }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::device::{Device, M, S, SM, V};
 use crate::error::Result;
 use crate::tensor::{Shape, View, ViewMut};
 
-/// The label of a row that counts for nothing, such as one that only fills up a matrix ([`Device::row_unit`]): its
+/// The label of a row that counts for nothing, such as one that only fills up a matrix ([`Device::row_granularity`]): its
 /// loss and its gradient are 0, and means are over the others, of which there is one at least.
 pub const IGNORED: u32 = u32::MAX;
 

@@ -33,7 +33,7 @@ impl Kernels {
     }
 
     fn for_operands(m: u32, n: u32, operands: [In<'_, bf16>; 2], gpu: &Cuda) -> Self {
-        // How long the rows are is of no account: what is beyond them is not read.
+        // The length of the rows does not matter: nothing beyond them is read.
         let aligned = vector_width(0, &operands.map(|operand| operand.extent())) > 1;
         Self::choose(m, n, aligned, gpu.capability(), gpu.multiprocessors())
     }

@@ -46,7 +46,7 @@ pub struct MatchingForward<'a, D: Device> {
     pub labels: View<'a, D, u32>,
     /// [1, 1]: mean over the pairs that count, 0 if there is none
     pub loss: SM<'a, D>,
-    /// [1, 2]: pairs that are told right, and pairs that count; a tie says no match
+    /// [1, 2]: pairs that are classified correctly, and pairs that count; a tie says no match
     pub correct: ViewMut<'a, D, u32>,
 }
 
@@ -84,7 +84,7 @@ pub struct MatchingBackward<'a, D: Device> {
 
 /// The matching loss.
 pub trait MatchingOp: Device {
-    /// The loss, and how many pairs are told right.
+    /// The loss, and how many pairs are classified correctly.
     fn matching_forward(&self, args: MatchingForward<'_, Self>) -> Result<()>;
     /// Gradients of the loss, times `weight`.
     fn matching_backward(&self, args: MatchingBackward<'_, Self>) -> Result<()>;

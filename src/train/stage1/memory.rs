@@ -70,7 +70,7 @@ impl MemoryPlan {
         let texts = vec![vec![0; text_tokens]; images];
         let first = FirstPhaseInputs::of::<B>(&texts, rows).plan;
         let (pairs, captions) = (most_pairs::<B>(images), images * text_tokens);
-        let least = if B::HOST_WAITS { captions } else { pairs * text_tokens };
+        let least = if B::ASYNCHRONOUS { captions } else { pairs * text_tokens };
         let tokens =
             TextRoom { of_pairs: [least, pairs * text_tokens], of_captions: captions, longest: text_tokens };
         let second = PairPass::new::<B>(0..pairs, 0..images, images, tokens, rows, options);

@@ -50,7 +50,7 @@ impl Cuda {
             way(Results { y: Out::of(y.reborrow()), dbias })
         };
         let mut shortest = [f32::INFINITY; 2];
-        // The first time of each is of no account: it loads the kernels.
+        // The first time of each does not matter: it loads the kernels.
         for way in ways {
             self.seconds(|| compute(way))?;
         }

@@ -44,7 +44,7 @@ impl Forward {
         features: [Extent; 2],
         capability: (u32, u32),
     ) -> Option<&'static Self> {
-        // How long the rows are is of no account: what is beyond them is not read.
+        // The length of the rows does not matter: nothing beyond them is read.
         let suits = is_for(capability) && width <= WIDEST && vector_width(0, &features) > 1;
         FORWARD.iter().find(|forward| suits && forward.queries == queries)
     }

@@ -16,11 +16,11 @@ pub(in crate::train::stage1) struct ImageRows {
 }
 
 /// `rows` of text, filled up with texts of padding to a number that comes again, where the device replays
-/// steps ([`Device::row_unit`]). Padding is computed like any text, but no head reads it: its gradients are zeros, and
+/// steps ([`Device::row_granularity`]). Padding is computed like any text, but no head reads it: its gradients are zeros, and
 /// so are their products with all that is finite, which is what they add to the gradients of parameters. Of padding
 /// as a word nothing is learnt, and what is added for its place is zero as well.
 pub(in crate::train::stage1) fn filled_up<D: Device>(rows: usize) -> usize {
-    rows.next_multiple_of(D::row_unit(rows))
+    rows.next_multiple_of(D::row_granularity(rows))
 }
 
 /// The second phase: pairs, queries and text seeing one another, and captions to be generated, which see the
@@ -91,7 +91,7 @@ impl FirstPhaseInputs {
             tokens.extend(text);
             positions.extend(0..text.len() as u32);
         }
-        let unit = D::row_unit(tokens.len());
+        let unit = D::row_granularity(tokens.len());
         let (text_rows, most) = (filled_up::<D>(tokens.len()), spans.len() + (unit - 1).div_ceil(FILLER));
         while tokens.len() < text_rows {
             let filler = FILLER.min(text_rows - tokens.len());

@@ -79,7 +79,7 @@ impl PairPass {
     ) -> Option<Self> {
         let images = whole.images();
         let pairs = PAIRS_OF_IMAGE * images;
-        if !D::HOST_WAITS || whole.batches() > 1 || pairs > most_pairs::<D>(images) {
+        if !D::ASYNCHRONOUS || whole.batches() > 1 || pairs > most_pairs::<D>(images) {
             return None;
         }
         let (own, longest) = (whole.tokens(), whole.longest());
