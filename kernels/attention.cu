@@ -18,11 +18,12 @@ struct ForwardArgs {
     In<bf16> q;         // [query rows, heads·width]
     In<bf16> k[2];      // of the first and the second span of keys [key rows, heads·width]
     In<bf16> v[2];      // as k
+    In<u32> key_rows;   // [1, count], which the second spans of keys are spans of: their rows of k and v; or absent
     Out<bf16> out;      // [query rows, heads·width]
     Out<float> lse;     // [heads, query rows], or absent
     u32 chunk, unused;  // keys in shared memory, a multiple of KEYS
 };
-static_assert(sizeof(ForwardArgs) == 176);
+static_assert(sizeof(ForwardArgs) == 192);
 
 // What both kernels of the backward pass read. Twin of `BackwardInputs` in src/ops/attention/cuda.rs.
 struct BackwardInputs {
@@ -64,8 +65,9 @@ __device__ static u32 head_column(const Attention &what) { return blockIdx.y * w
 // Whether all of a tile's queries see all keys of a step.
 enum class Seen { All, Some };
 
-// Gives every tile of the block's share to `pass`: begin, then `step` for STEP keys at a time, then end.
-template <class Pass, class Args> __device__ void walk_queries(const Args &a, Pass &pass) {
+// Gives every tile of the block's share to `pass`: begin, then `step` for STEP keys at a time, then end. `key_rows` are
+// the rows that second spans of keys list, or null.
+template <class Pass, class Args> __device__ void walk_queries(const Args &a, Pass &pass, const u32 *key_rows) {
     constexpr u32 W = Pass::WIDTH, STEP = Pass::STEP;
     const Attention &what = a.what;
     const u32 warps = blockDim.x / WARP, stride = warps * gridDim.z;
@@ -90,7 +92,7 @@ template <class Pass, class Args> __device__ void walk_queries(const Args &a, Pa
                 __syncthreads();
                 const u32 column = head_column(what);
                 const auto copy = [&](const SharedRows<W> &to, const In<bf16>(&matrices)[2]) {
-                    const KeyRows from{{matrices[0], matrices[1]}, {sequence.keys[0], sequence.keys[1]}};
+                    const KeyRows from{{matrices[0], matrices[1]}, {sequence.keys[0], sequence.keys[1]}, key_rows};
                     to.copy(rows, what.head.width, what.head.vector, [&](u32 row) {
                         const bf16 *address = from.row(first + row);
                         return address == nullptr ? nullptr : address + column;
@@ -440,7 +442,7 @@ template <u32 W> __device__ void key_gradients(const BackwardKeysArgs &a) {
                             what.scale * LOG2_E, blockIdx.z * share + warp_index() * TILE};
     const u32 key[2] = {gradient.first + fragment_row(), gradient.first + fragment_row() + 8};
     const auto load = [&](RowFragment<W> &fragment, const In<bf16>(&matrices)[2]) {
-        const KeyRows from{{matrices[0], matrices[1]}, {sequence.keys[0], sequence.keys[1]}};
+        const KeyRows from{{matrices[0], matrices[1]}, {sequence.keys[0], sequence.keys[1]}, nullptr};
         const bf16 *rows[2] = {from.row(key[0]), from.row(key[1])};
         fragment.load(rows[0] == nullptr ? nullptr : rows[0] + column, rows[1] == nullptr ? nullptr : rows[1] + column,
                       what.head);
@@ -493,12 +495,12 @@ template <u32 W> __device__ void key_gradients(const BackwardKeysArgs &a) {
 
 template <u32 W> __device__ void forward(const ForwardArgs &a) {
     Forward<W> pass(a.what);
-    walk_queries(a, pass);
+    walk_queries(a, pass, a.key_rows.data);
 }
 
 template <u32 W> __device__ void query_gradient(const BackwardQueriesArgs &a) {
     QueryGradient<W> pass(a.what);
-    walk_queries(a, pass);
+    walk_queries(a, pass, nullptr);
 }
 
 #define ATTENTION(W)                                                                                             \

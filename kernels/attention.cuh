@@ -93,12 +93,15 @@ struct Tiles {
 struct KeyRows {
     In<bf16> matrices[2];
     Span spans[2];
+    const u32 *listed;  // the rows that the second span's keys are, or null: they follow one another
 
     // Null beyond the last.
     __device__ const bf16 *row(u32 index) const {
         if (index < spans[0].len) return matrices[0].row(spans[0].start + index);
         index -= spans[0].len;
-        return index < spans[1].len ? matrices[1].row(spans[1].start + index) : nullptr;
+        if (index >= spans[1].len) return nullptr;
+        index += spans[1].start;
+        return matrices[1].row(listed == nullptr ? index : listed[index]);
     }
 };
 

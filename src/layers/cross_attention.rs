@@ -113,6 +113,7 @@ impl<B: Backend> CrossAttention<W<'_, B>> {
                     k: keys_values.columns(keys),
                     v: keys_values.columns(values),
                     prefix: None,
+                    key_rows: None,
                     out,
                     lse: acts.lse.as_mut().map(SM::<B>::reborrow),
                 },

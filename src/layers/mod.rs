@@ -5,6 +5,7 @@
 pub mod cross_attention;
 pub mod dropout;
 pub mod feed_forward;
+pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
 pub mod self_attention;

@@ -1,6 +1,7 @@
 //! BERT's self-attention with its output layer: y = LN(x + Wₒ·attention(x) + bₒ)
 
 use super::dropout::Place;
+use super::kv_cache::CacheStep;
 use super::layer_norm::LayerNormActs;
 use super::stream::{FirstKeys, Inputs, Stream, parts, parts_mut};
 use super::{Keep, LayerNorm, Linear, Scratch, first_rows};
@@ -9,9 +10,7 @@ use crate::error::Result;
 use crate::memory::Cursor;
 use crate::ops::Backend;
 use crate::ops::attention::{AttentionBackward, AttentionForward};
-use crate::ops::embedding::EmbeddingForward;
 use crate::params::{Spec, Tree};
-use crate::tensor::View;
 
 /// Self-attention over learned queries and text together: one set of weights for both.
 #[derive(Clone, Debug)]
@@ -42,17 +41,6 @@ impl<T> Tree<T> for SelfAttention<T> {
     fn map<'t, U>(&'t self, leaf: &mut dyn FnMut(&'t T) -> U) -> SelfAttention<U> {
         SelfAttention { qkv: self.qkv.map(leaf), output: self.output.map(leaf), norm: self.norm.map(leaf) }
     }
-}
-
-/// The keys and values, in one block, of sequences that grow by a token at a time.
-pub struct Growing<'a, B: Backend> {
-    /// Queries, keys and values [earlier rows + rows, 3·D]: those of the tokens read so far, then room for
-    /// those of the tokens that are read now.
-    pub so_far: M<'a, B>,
-    /// [rows·length, 3·D]: takes keys and values, sequence by sequence
-    pub grown: M<'a, B>,
-    /// For each row of `grown` its row of `so_far` [1, rows·length]
-    pub from: View<'a, B, u32>,
 }
 
 /// What the layer works in.
@@ -97,15 +85,16 @@ impl<B: Backend> SelfAttention<W<'_, B>> {
     ) -> Result<()> {
         let mut qkv = kept.unwrap_or(acts.qkv.reborrow());
         self.qkv.forward(b, x, qkv.reborrow())?;
-        for attending in stream.attending {
+        for group in stream.groups {
             let [q, k, v] = parts(qkv.view());
             b.attention_forward(
-                stream.self_attention(attending, inputs),
+                stream.self_attention(group, inputs),
                 AttentionForward {
                     q,
                     k,
                     v,
-                    prefix: attending.earlier_keys(inputs),
+                    prefix: group.earlier_keys(inputs),
+                    key_rows: None,
                     out: acts.context.reborrow(),
                     lse: acts.lse.as_mut().map(SM::<B>::reborrow),
                 },
@@ -116,32 +105,27 @@ impl<B: Backend> SelfAttention<W<'_, B>> {
         self.norm.training_forward(b, acts.projected.view(), Some(x), dropout, acts.norm.as_mut(), y)
     }
 
-    /// The same in inference for one more token of each sequence, x [rows, D]. A sequence may continue
-    /// any earlier one, so the keys and values of all it has read are laid out for it anew.
+    /// The same in inference for one more token of each sequence, x [rows, D], whose earlier ones are in a cache.
     #[expect(clippy::too_many_arguments, reason = "each is read or written by the one operation here")]
-    pub fn growing_forward(
+    pub(crate) fn cached_forward(
         &self,
         b: &B,
         x: V<'_, B>,
         stream: &Stream<'_, B>,
         inputs: &Inputs<'_, B>,
-        growing: Growing<'_, B>,
+        step: &mut CacheStep<'_, '_, B>,
         acts: &mut SelfAttentionActs<'_, B>,
         y: M<'_, B>,
     ) -> Result<()> {
-        let Growing { mut so_far, mut grown, from } = growing;
-        let (earlier, hidden) = (so_far.rows() - x.rows(), x.cols());
-        self.qkv.forward(b, x, so_far.reborrow().split_rows(earlier).1)?;
-        let so_far = so_far.view();
-        let (_, keys_values) = grown.reborrow().split_columns(hidden);
-        let table = so_far.columns(hidden..3 * hidden);
-        b.embedding_forward(EmbeddingForward { ids: from, table, positions: None, y: keys_values })?;
-        let [q, ..] = parts(so_far.row_range(earlier..so_far.rows()));
-        let [_, k, v] = parts(grown.view());
-        for attending in stream.attending {
-            let (prefix, out) = (attending.earlier_keys(inputs), acts.context.reborrow());
-            let args = AttentionForward { q, k, v, prefix, out, lse: None };
-            b.attention_forward(stream.self_attention(attending, inputs), args)?;
+        let hidden = x.cols();
+        self.qkv.forward(b, x, acts.qkv.reborrow())?;
+        let keys_values = acts.qkv.view().columns(hidden..3 * hidden);
+        let [k, v] = step.cache.extend(b, inputs.block, step.slots, keys_values)?;
+        let [q, ..] = parts(acts.qkv.view());
+        for group in stream.groups {
+            let (prefix, out) = (group.earlier_keys(inputs), acts.context.reborrow());
+            let args = AttentionForward { q, k, v, prefix, key_rows: Some(step.rows), out, lse: None };
+            b.attention_forward(stream.self_attention(group, inputs), args)?;
         }
         self.output.forward(b, acts.context.view(), acts.projected.reborrow())?;
         self.norm.forward(b, acts.projected.view(), Some(x), y)
@@ -177,10 +161,10 @@ impl<B: Backend> SelfAttention<W<'_, B>> {
         let dprojected = if dropout.is_some() { dprojected.view() } else { dx.view() };
         let to = Some((Write::Replace, dcontext.reborrow()));
         self.output.backward(b, acts.context.view(), dprojected, &mut gradients.output, to)?;
-        for attending in stream.attending {
+        for group in stream.groups {
             let [q, k, v] = parts(acts.qkv.view());
             let [dq, dk, dv] = parts_mut(dqkv.reborrow());
-            let dprefix = match attending.first_keys {
+            let dprefix = match group.first_keys {
                 FirstKeys::Own => None,
                 FirstKeys::Earlier => dearlier.as_mut().map(|d| {
                     let [_, dk, dv] = parts_mut(d.reborrow());
@@ -188,12 +172,12 @@ impl<B: Backend> SelfAttention<W<'_, B>> {
                 }),
             };
             b.attention_backward(
-                stream.self_attention(attending, inputs),
+                stream.self_attention(group, inputs),
                 AttentionBackward {
                     q,
                     k,
                     v,
-                    prefix: attending.earlier_keys(inputs),
+                    prefix: group.earlier_keys(inputs),
                     out: acts.context.view(),
                     lse: lse.view(),
                     dout: dcontext.view(),

@@ -13,7 +13,7 @@ pub struct Stream<'a, B: Backend> {
     /// How many rows are query rows.
     pub query_rows: usize,
     /// Which rows attend to one another; every row that is read is in one of them.
-    pub attending: &'a [Attending<'a, B>],
+    pub groups: &'a [AttentionGroup<'a, B>],
     /// H
     pub heads: usize,
     /// Factor of the scores, 1/√(head width).
@@ -54,7 +54,7 @@ impl<'a, B: Backend> Stream<'a, B> {
 }
 
 /// Rows of a stream that attend to one another, and how.
-pub struct Attending<'a, B: Backend> {
+pub struct AttentionGroup<'a, B: Backend> {
     /// Which rows belong together.
     pub sequences: PlacedSequences<'a, B>,
     /// Which of their keys a row sees.
@@ -90,7 +90,7 @@ pub enum ImageTokens<'a, B: Backend> {
     },
 }
 
-impl<B: Backend> Attending<'_, B> {
+impl<B: Backend> AttentionGroup<'_, B> {
     /// Keys and values of the earlier stream [rows, D], where the first spans are of it.
     pub(super) fn earlier_keys<'i>(&self, inputs: &Inputs<'i, B>) -> Option<[V<'i, B>; 2]> {
         match self.first_keys {
@@ -107,13 +107,13 @@ impl<B: Backend> Attending<'_, B> {
 impl<B: Backend> Stream<'_, B> {
     pub(super) fn self_attention<'a>(
         &'a self,
-        attending: &Attending<'a, B>,
+        group: &AttentionGroup<'a, B>,
         inputs: &Inputs<'_, B>,
     ) -> Attention<'a, B> {
         Attention {
-            sequences: attending.sequences,
+            sequences: group.sequences,
             heads: self.heads,
-            mask: attending.mask,
+            mask: group.mask,
             scale: self.scale,
             dropout: self.dropout_at(inputs, Place::Attention),
         }

@@ -105,6 +105,13 @@ impl<D: Device> Workspace<D> {
         Ok(Lease { kept: Some(kept), home: self })
     }
 
+    /// How many different passes of a kind came, as long as the arena was large enough for all.
+    #[cfg(test)]
+    pub(crate) fn passes<P: Pass<D>>(&self) -> usize {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().map_or(0, |kept| kept.recorded.plans::<P>())
+    }
+
     /// Bytes that are kept.
     pub(crate) fn bytes(&self) -> usize {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);

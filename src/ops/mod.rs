@@ -20,6 +20,7 @@ pub mod norm;
 pub mod normalize;
 pub mod pairs;
 pub mod pool;
+pub mod scatter;
 pub mod similarity;
 
 use absorbed_attention::AbsorbedAttention;
@@ -38,6 +39,7 @@ use norm::NormOp;
 use normalize::NormalizeOp;
 use pairs::PairsOp;
 use pool::PoolOp;
+use scatter::ScatterOp;
 use similarity::SimilarityOp;
 
 /// A device that has every operation, in both directions: the table of contents of the numerics.
@@ -50,6 +52,7 @@ pub trait Backend:
     + EmbeddingOp
     + NormalizeOp
     + PoolOp
+    + ScatterOp
     + DropoutOp
     + FoldOp
     + SimilarityOp
@@ -71,6 +74,7 @@ impl<B> Backend for B where
         + EmbeddingOp
         + NormalizeOp
         + PoolOp
+        + ScatterOp
         + DropoutOp
         + FoldOp
         + SimilarityOp

@@ -21,4 +21,5 @@ mod norm;
 mod normalize;
 mod pairs;
 mod pool;
+mod scatter;
 mod similarity;

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::device::Cpu;
 use crate::error::{Error, Result};
 use crate::generate::{Decoding, Hypothesis};
+use crate::layers::kv_cache::CacheRows;
 use crate::memory::{TensorInput, Workspace};
 use crate::ops::Backend;
 use crate::params::safetensors::Checkpoint;
@@ -68,7 +69,7 @@ pub(crate) fn no_caption_head(path: &Path) -> Error {
 pub struct CaptionLoss {
     /// The sum of −ln p over the tokens, in nats.
     pub loss: f64,
-    /// How many are foreseen: all but the first.
+    /// How many are predicted: all but the first.
     pub tokens: usize,
 }
 
@@ -215,10 +216,11 @@ impl<B: Backend> Captioner<B> {
         })?;
         let mut state = DecoderState::carve(&mut lease.cursor(), model, sizes);
         model.device.enter(|| model.image_pass_keeping(images, &mut state.queries))?;
-        run(&mut Decoder { model, head: self.head.view(), state, images: Vec::new(), length: 0 })
+        let (cached, images) = (CacheRows::new(images.count(), length), (0..images.count()).collect());
+        run(&mut Decoder { model, head: self.head.view(), state, most: sequences, images, cached })
     }
 
-    /// How well each of `pairs` (image, text) is foreseen, indices into `vision_output` [I, N, W] and
+    /// The loss of each of `pairs` (image, text), indices into `vision_output` [I, N, W] and
     /// `texts` (token ids as they are learnt from: `[CLS]`, which becomes the start token, to `[SEP]`).
     ///
     /// # Errors
@@ -234,7 +236,7 @@ impl<B: Backend> Captioner<B> {
         self.model.check_texts(texts)?;
         self.model.check_pairs(pairs, [images, texts.len()])?;
         if let Some((_, text)) = pairs.iter().find(|(_, text)| texts[*text].len() < 2) {
-            return Err(Error::value(format!("text {text} has 1 token; there is none to foresee")));
+            return Err(Error::value(format!("text {text} has 1 token; there is none to predict")));
         }
         let mut losses = vec![CaptionLoss { loss: 0.0, tokens: 0 }; pairs.len()];
         for some in SomeImages::passes(vision_output, images) {

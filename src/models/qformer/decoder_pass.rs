@@ -1,10 +1,11 @@
 //! The decoder pass: text after an image, every token seeing the image's queries and the text before it.
 //!
 //! The queries cannot see the text, so an image pass that keeps their keys and values in every block
-//! comes first, once for each image. Text is then read whole, where it is known, or token by token.
+//! comes first, once for each image. Text is then read whole, where it is known, or token by token: the keys and values
+//! of tokens go to a cache, and every step is the same recorded work, whatever the position.
 
 use super::language_head::{LanguageHead, LanguageHeadActs};
-use super::stack::{Given, GrowingText, Kept, StackActs, StreamInputs, StreamPlan};
+use super::stack::{Given, Kept, StackActs, StreamInputs, StreamPlan};
 use super::text_pass::{FilledText, text_spans};
 use super::{Parameters, QFormer};
 use crate::config::Config;
@@ -12,6 +13,7 @@ use crate::device::{M, V, W};
 use crate::error::{Error, Result};
 use crate::generate::NextToken;
 use crate::layers::Keep;
+use crate::layers::kv_cache::{CacheRows, CacheStep, KvCache};
 use crate::layers::stream::FirstKeys;
 use crate::memory::{Address, Cursor, Pass};
 use crate::ops::Backend;
@@ -23,8 +25,8 @@ use crate::tensor::ViewMut;
 pub(super) struct DecoderState<'a, B: Backend> {
     /// Queries, keys and values of the images' queries in every block [I·Q, 3·D].
     pub(super) queries: Vec<M<'a, B>>,
-    /// Those of the text in every block [sequences·length, 3·D], and one more to lay them out anew in.
-    text: Vec<M<'a, B>>,
+    /// Keys and values of the text in every block.
+    text: KvCache<'a, B>,
 }
 
 impl<'a, B: Backend> DecoderState<'a, B> {
@@ -35,12 +37,11 @@ impl<'a, B: Backend> DecoderState<'a, B> {
         [images, tokens]: [usize; 2],
     ) -> Self {
         let config = &model.config.qformer;
-        let (blocks, width) = (config.num_hidden_layers, 3 * config.hidden_size);
+        let (blocks, hidden) = (config.num_hidden_layers, config.hidden_size);
         let rows = images * model.config.num_query_tokens;
-        let text_buffers = if tokens == 0 { 0 } else { blocks + 1 };
         Self {
-            queries: (0..blocks).map(|_| cursor.take(rows, width)).collect(),
-            text: (0..text_buffers).map(|_| cursor.take(tokens, width)).collect(),
+            queries: (0..blocks).map(|_| cursor.take(rows, 3 * hidden)).collect(),
+            text: KvCache::carve(cursor, [blocks, tokens, hidden]),
         }
     }
 }
@@ -57,19 +58,19 @@ fn held<B: Backend>(matrices: &[M<'_, B>]) -> Held {
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct TokenPass {
     stream: StreamPlan,
-    /// Rows of text read before.
-    earlier: usize,
-    /// rows·length
-    from: usize,
+    /// Most tokens of a sequence.
+    longest: usize,
     queries: Held,
-    text: Held,
+    text: Address,
 }
 
 /// What a token of each sequence is read in.
 struct TokenActs<'a, B: Backend> {
     stack: StackActs<'a, B>,
-    /// [1, rows·length]: where the keys of each sequence come from
-    from: ViewMut<'a, B, u32>,
+    /// [1, rows]: rows of the cache that take the tokens' keys and values
+    slots: ViewMut<'a, B, u32>,
+    /// [1, rows·longest]: rows of the cache that each sequence's keys and values stand in
+    cache_rows: ViewMut<'a, B, u32>,
     head: LanguageHeadActs<'a, B>,
 }
 
@@ -84,7 +85,8 @@ impl<B: Backend> Pass<B> for TokenPass {
     fn carve<'a>(&self, config: &Config, cursor: &mut Cursor<'a, B>) -> TokenActs<'a, B> {
         TokenActs {
             stack: StackActs::carve(cursor, &self.stream, &config.qformer, Kept::Output),
-            from: cursor.take(1, self.from),
+            slots: cursor.take(1, self.stream.text_rows),
+            cache_rows: cursor.take(1, self.stream.text_rows * self.longest),
             head: LanguageHeadActs::carve(cursor, self.stream.text_rows, &config.qformer, Keep::Nothing),
         }
     }
@@ -143,10 +145,12 @@ pub struct Decoder<'a, B: Backend> {
     pub(super) model: &'a QFormer<B>,
     pub(super) head: LanguageHead<W<'a, B>>,
     pub(super) state: DecoderState<'a, B>,
-    /// The image that each sequence continues, by its place.
+    /// Most sequences at a time.
+    pub(super) most: usize,
+    /// The image that each sequence continues, by its place: before the first token, each image itself.
     pub(super) images: Vec<usize>,
-    /// Tokens of each sequence.
-    pub(super) length: usize,
+    /// Where the tokens of each sequence are cached.
+    pub(super) cached: CacheRows,
 }
 
 impl<B: Backend> NextToken for Decoder<'_, B> {
@@ -170,10 +174,7 @@ impl<B: Backend> Decoder<'_, B> {
                 "{count} sequences go on with {tokens} tokens; each takes one"
             )));
         }
-        let before = match self.length {
-            0 => self.state.queries[0].rows() / config.num_query_tokens,
-            _ => self.images.len(),
-        };
+        let before = self.images.len();
         if let Some(parent) = parents.iter().find(|&&parent| parent >= before) {
             return Err(Error::usage(format!(
                 "a sequence is to continue number {parent}, but there are {before} that can be continued"
@@ -184,8 +185,8 @@ impl<B: Backend> Decoder<'_, B> {
                 "a sequence goes on with token {id}, but the vocabulary has {vocabulary}"
             )));
         }
-        let (length, room) = (self.length + 1, self.state.text.first().map_or(0, |text| text.rows()));
-        if length > config.qformer.max_position_embeddings || count.saturating_mul(length) > room {
+        let length = self.cached.length() + 1;
+        if length > self.cached.longest() || count > self.most {
             return Err(Error::usage(format!(
                 "{count} sequences of {length} tokens are more than the decoder was made for; make it for as many"
             )));
@@ -194,46 +195,44 @@ impl<B: Backend> Decoder<'_, B> {
     }
 
     fn read(&mut self, parents: &[usize], tokens: &[u32]) -> Result<Vec<f32>> {
-        let Self { model, head, state, images, length } = self;
+        let Self { model, head, state, images, cached, .. } = self;
         let (b, parameters) = (&model.device, model.weights.view());
-        let (rows, queries) = (parents.len(), model.config.num_query_tokens);
-        let (earlier, place) = (images.len() * *length, *length);
-        // Of the first token the parents are the images themselves.
-        let continued =
-            if place == 0 { parents.to_vec() } else { parents.iter().map(|&p| images[p]).collect() };
-        let from = parents.iter().enumerate().flat_map(|(row, parent)| {
-            (0..place).map(move |token| parent * place + token).chain([earlier + row])
-        });
-        let from: Vec<u32> = from.map(|row| row as u32).collect();
+        let (rows, queries, longest) = (parents.len(), model.config.num_query_tokens, cached.longest());
+        let place = cached.length();
+        let continued: Vec<usize> = parents.iter().map(|&parent| images[parent]).collect();
+        let grown = cached.continued(parents);
         let sequence = |(row, image): (usize, &usize)| Sequence {
             queries: [Span::EMPTY, Span::new(row, 1)],
-            keys: [Span::new(image * queries, queries), Span::new(row * (place + 1), place + 1)],
+            keys: [Span::new(image * queries, queries), Span::new(row * longest, place + 1)],
         };
         let own = Sequences::reading(continued.iter().enumerate().map(sequence).collect());
+        let sizes = SequenceSizes { keys: queries + longest, ..own.sizes() };
+        let own = own.within(sizes);
         let DecoderState { queries: of_queries, text } = state;
         let pass = TokenPass {
-            stream: StreamPlan::of_text(rows, (own.sizes(), Mask::None, FirstKeys::Earlier)),
-            earlier,
-            from: from.len(),
+            stream: StreamPlan::of_text(rows, (sizes, Mask::None, FirstKeys::Earlier)),
+            longest,
             queries: held::<B>(of_queries),
-            text: held::<B>(text),
+            text: text.address(),
         };
         let (blocks, places) = (parameters.blocks.len(), vec![place as u32; rows]);
         // SAFETY: beside its own memory the pass reads the weights of model and head, which live as long, and what
-        // stays from token to token, whose addresses it has: where the first buffer of text stands says where all do.
+        // stays from token to token, whose addresses it has: where the cache of the first block stands says where all do.
         let logits = unsafe {
             model.workspace.run(
                 b,
                 &model.config,
                 pass,
                 |acts| {
-                    b.write_indices(&from, acts.from.reborrow())?;
+                    b.write_indices(&grown.slots(), acts.slots.reborrow())?;
+                    b.write_indices(&grown.table(), acts.cache_rows.reborrow())?;
                     acts.stack.write(b, &StreamInputs::of_text(tokens, &places, &own))
                 },
                 |pass, acts| {
+                    let (slots, rows) = (acts.slots.view(), acts.cache_rows.view());
                     let given = Given {
                         earlier: Some(of_queries.iter().map(M::<B>::view).collect()),
-                        growing: Some(GrowingText { text, earlier, from: acts.from.view() }),
+                        cached: Some(CacheStep { cache: text, slots, rows }),
                         ..Given::nothing()
                     };
                     model.stack(&parameters, None).forward(b, &pass.stream, &mut acts.stack, given)?;
@@ -242,8 +241,7 @@ impl<B: Backend> Decoder<'_, B> {
                 |acts| b.read(acts.head.logits.view()),
             )
         }?;
-        text.rotate_right(1);
-        (*images, *length) = (continued, place + 1);
+        (*images, *cached) = (continued, grown);
         Ok(logits)
     }
 }
@@ -260,7 +258,7 @@ impl<B: Backend> QFormer<B> {
         let (b, parameters, set) = (&self.device, self.weights.view(), self.config.num_query_tokens);
         let read: Vec<&[u32]> = texts.iter().map(|(_, text)| &text[..text.len() - 1]).collect();
         let mut labels: Vec<u32> = texts.iter().flat_map(|(_, text)| &text[1..]).copied().collect();
-        let foreseen = labels.len();
+        let predicted = labels.len();
         let FilledText { tokens, places, longest } = FilledText::of::<B>(&read);
         let rows = tokens.len();
         labels.resize(rows, IGNORED);
@@ -304,7 +302,7 @@ impl<B: Backend> QFormer<B> {
                         correct: acts.correct.reborrow(),
                     })
                 },
-                |acts| b.read(acts.row_losses.view().columns(0..foreseen)),
+                |acts| b.read(acts.row_losses.view().columns(0..predicted)),
             )
         }
     }
@@ -319,5 +317,38 @@ impl<B: Backend> QFormer<B> {
     ) -> Result<()> {
         let words = parameters.text_embeddings.as_ref().expect("a model that reads text").words;
         head.forward(&self.device, x, words, self.config.qformer.hidden_act, acts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NextToken, TokenPass};
+    use crate::config::Config;
+    use crate::device::Cpu;
+    use crate::models::qformer::Captioner;
+    use crate::params::safetensors::Checkpoint;
+    use crate::tensor::HostTensor;
+    use std::path::Path;
+
+    /// A GPU replays what it recorded for the first tokens: nothing of it depends on where in its text a token is.
+    #[test]
+    fn tokens_at_every_position_are_the_same_recorded_work() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/stage1");
+        let (config, checkpoint) = (Config::load(&folder).unwrap(), Checkpoint::open(&folder).unwrap());
+        let captioner =
+            Captioner::from_checkpoint(Cpu::<f32>::new(), config, &checkpoint, [138, 3], &mut |_, _| ());
+        let captioner = captioner.unwrap();
+        let images = HostTensor::new(&[2, 17, 64], vec![0.5; 2 * 17 * 64]).unwrap();
+        let run = |sequences: usize| {
+            let done = captioner.with_decoder(&images, [3, 12], |decoder| {
+                decoder.advance(&vec![1; sequences], &vec![138; sequences])?;
+                (4..15).try_for_each(|token| {
+                    decoder.advance(&vec![0; sequences], &vec![token; sequences]).map(drop)
+                })
+            });
+            done.unwrap();
+            captioner.model().workspace.passes::<TokenPass>()
+        };
+        assert_eq!([run(3), run(3), run(2), run(2)], [1, 1, 2, 2]);
     }
 }

@@ -101,7 +101,7 @@ impl ImagePass {
             sets: images,
             queries,
             text_rows: 0,
-            attending: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
+            groups: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
             cross: Some(cross.sizes()),
         };
         (Self { stream, keys_values, kept: None }, [own, cross])
@@ -123,7 +123,7 @@ impl<B: Backend> ImagePassActs<'_, B> {
                 queries: model.config.num_query_tokens,
                 tokens: &[],
                 positions: &[],
-                attending: own,
+                sequences: own,
                 cross: Some(cross),
             },
         )
@@ -262,13 +262,13 @@ impl<B: Backend> QFormer<B> {
             cursor.take::<B::Elem>(queries, hidden);
         })?;
         let own = Sequences::uniform(1, queries);
-        let attending = vec![(own.sizes(), Mask::None, FirstKeys::Own)];
-        let plan = StreamPlan { sets: 1, queries, text_rows: 0, attending, cross: None };
+        let groups = vec![(own.sizes(), Mask::None, FirstKeys::Own)];
+        let plan = StreamPlan { sets: 1, queries, text_rows: 0, groups, cross: None };
         let mut lease = self.workspace.lease(b, (1, "images"), |cursor| {
             StackActs::carve(cursor, &plan, &config.qformer, Kept::Output);
         })?;
         let mut acts = StackActs::carve(&mut lease.cursor(), &plan, &config.qformer, Kept::Output);
-        let inputs = StreamInputs { queries, tokens: &[], positions: &[], attending: &own, cross: None };
+        let inputs = StreamInputs { queries, tokens: &[], positions: &[], sequences: &own, cross: None };
         acts.write(b, &inputs)?;
         let y = attended.cursor().take(queries, hidden);
         self.stack(&parameters, None).first_attention(b, &plan, &mut acts, y)?;

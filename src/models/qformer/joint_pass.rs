@@ -86,7 +86,7 @@ impl JointStream {
             sets: pairs.len(),
             queries,
             text_rows: filled.tokens.len(),
-            attending: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
+            groups: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
             cross: Some(cross.sizes()),
         };
         Self { plan, queries, filled, texts, own, cross }
@@ -97,7 +97,7 @@ impl JointStream {
             queries: self.queries,
             tokens: &self.filled.tokens,
             positions: &self.filled.places,
-            attending: &self.own,
+            sequences: &self.own,
             cross: Some(&self.cross),
         }
     }
@@ -176,7 +176,7 @@ impl<B: Backend> QFormer<B> {
         pairs: &[(usize, usize)],
         matching: Matching,
     ) -> Result<Vec<Match>> {
-        self.heads()?;
+        self.require_retrieval()?;
         let vision_output = vision_output.into();
         let images = self.check_images(vision_output)?;
         self.check_texts(texts)?;

@@ -223,7 +223,7 @@ impl<B: Backend> QFormer<B> {
         }
     }
 
-    fn heads(&self) -> Result<()> {
+    fn require_retrieval(&self) -> Result<()> {
         if self.abilities.retrieval {
             return Ok(());
         }

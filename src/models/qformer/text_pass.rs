@@ -79,7 +79,7 @@ impl<B: Backend> QFormer<B> {
     /// Fails if the checkpoint cannot compare texts, if a text is empty, longer than the position
     /// table or has ids outside the vocabulary, and if there is not enough memory.
     pub fn encode_text(&self, texts: &[Vec<u32>]) -> Result<HostTensor> {
-        self.heads()?;
+        self.require_retrieval()?;
         self.check_texts(texts)?;
         let mut features = Vec::new();
         let mut rest = texts;

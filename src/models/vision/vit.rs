@@ -275,6 +275,7 @@ impl<B: Backend> VisionBlock<W<'_, B>> {
                 k: part(1),
                 v: part(2),
                 prefix: None,
+                key_rows: None,
                 out: acts.context.reborrow(),
                 lse: None,
             },

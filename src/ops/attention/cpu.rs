@@ -80,15 +80,15 @@ impl Head {
         }
     }
 
-    /// out (+)= p·b for p [query count, key count] and rows of `b` over keys.
+    /// out (+)= p·b for p [query count, key count] and the rows of `b` over each span of keys.
     ///
     /// # Safety
     /// This head's columns of the sequence's query rows of `out` belong to the caller alone.
-    unsafe fn gather<E: Real>(&self, p: &[E], b: [Shared<'_, E>; 2], out: &Rows<'_, E>) {
+    unsafe fn gather<E: Real>(&self, p: &[E], b: impl Fn(&Block) -> Factor<E>, out: &Rows<'_, E>) {
         let keys = self.sequence.key_count();
         for block in self.blocks() {
             let [m, k] = block.shape;
-            let b = Factor::of(b[block.span], block.key, self.col);
+            let b = b(&block);
             let write =
                 if block.span == 1 && self.sequence.keys[0].len > 0 { Write::Add } else { Write::Replace };
             let to = (out.at(block.query, self.col), out.pitch(), 1);
@@ -116,7 +116,22 @@ impl Head {
     }
 }
 
+/// The row of k and v of a second span's key, where the keys stand in a row or are listed.
+fn row_of(key_rows: Option<&[u32]>, key: usize) -> usize {
+    key_rows.map_or(key, |rows| rows[key] as usize)
+}
+
 impl Group<'_> {
+    /// Lays out what `key_rows`, if there are any, list of the values `v`: [second span's keys, head width].
+    fn listed<E: Real>(&self, v: Shared<'_, E>, key_rows: Option<&[u32]>, to: &mut Vec<E>) {
+        to.clear();
+        let Some(rows) = key_rows else { return };
+        let span = self.sequences[0].keys[1];
+        for &row in &rows[span.start..span.end()] {
+            to.extend_from_slice(&v.row(row as usize)[self.col..self.col + self.width]);
+        }
+    }
+
     /// The head of each sequence.
     fn heads(&self) -> impl Iterator<Item = Head> {
         let &Self { sequences, col, width } = self;
@@ -138,15 +153,15 @@ impl Group<'_> {
 }
 
 impl<E: Real> Transposed<E> {
-    /// Of the rows of `b` over the group's keys.
-    fn fill(&mut self, device: &Cpu<E>, group: &Group<'_>, b: [Shared<'_, E>; 2]) {
+    /// Of the rows of `b` over the group's keys; `key_rows` as in the operands.
+    fn fill(&mut self, device: &Cpu<E>, group: &Group<'_>, b: [Shared<'_, E>; 2], key_rows: Option<&[u32]>) {
         let keys = group.sequences[0].keys;
         let count = keys[0].len + keys[1].len;
         self.pitch = count.next_multiple_of(TILE);
         self.numbers.resize(group.width.next_multiple_of(TILE) * self.pitch, E::ZERO);
         let row = |key: usize| match key.checked_sub(keys[0].len) {
             None => b[0].row(keys[0].start + key),
-            Some(key) => b[1].row(keys[1].start + key),
+            Some(key) => b[1].row(row_of(key_rows, keys[1].start + key)),
         };
         vectorised(
             #[inline(always)]
@@ -180,10 +195,15 @@ impl<E: Real> Transposed<E> {
 }
 
 impl<E: Real> Attention<'_, Cpu<E>> {
-    /// The sequences, whose rows are those of q, of k, and of the prefix.
-    fn read_sequences(&self, [q, k]: [Shared<'_, E>; 2], prefix: Option<[Shared<'_, E>; 2]>) -> Sequences {
+    /// The sequences, whose rows are those of q, so many of keys, and those of the prefix.
+    fn read_sequences(
+        &self,
+        q: Shared<'_, E>,
+        key_rows: usize,
+        prefix: Option<[Shared<'_, E>; 2]>,
+    ) -> Sequences {
         let sequences = Sequences::of_table(self.sequences.table.row(0), self.sequences.sizes);
-        sequences.check(q.rows(), k.rows(), prefix.map(|[k, _]| k.rows()));
+        sequences.check(q.rows(), key_rows, prefix.map(|[k, _]| k.rows()));
         sequences
     }
 
@@ -213,15 +233,18 @@ impl Sequence {
 
 impl<E: Real> AttentionOp for Cpu<E> {
     fn attention_forward(&self, what: Attention<'_, Self>, args: AttentionForward<'_, Self>) -> Result<()> {
-        let AttentionForward { q, k, v, prefix, out, lse } = args;
+        let AttentionForward { q, k, v, prefix, key_rows, out, lse } = args;
         let width = what.check(q, k, v, prefix);
-        let sequences = what.read_sequences([q, k], prefix);
+        let sequences = what.read_sequences(q, key_rows.map_or(k.rows(), |rows| rows.cols()), prefix);
+        let key_rows = key_rows.map(|rows| rows.row(0));
         assert_eq!(out.shape(), q.shape());
         let [first_k, first_v] = prefix.unwrap_or([k, v]);
         let (out, lse) = (out.into_rows(), lse.map(|l| l.into_rows()));
         let scale = E::of(what.scale);
-        what.for_each_group(&sequences, width, |(keys, p): &mut (Transposed<E>, Vec<E>), group, index| {
-            keys.fill(self, group, [first_k, k]);
+        what.for_each_group(&sequences, width, |scratch: &mut (Transposed<E>, [Vec<E>; 2]), group, index| {
+            let (keys, [p, listed]) = scratch;
+            keys.fill(self, group, [first_k, k], key_rows);
+            group.listed(v, key_rows, listed);
             for head in group.heads() {
                 head.scores(q, keys, p);
                 let keys = head.sequence.key_count();
@@ -243,8 +266,12 @@ impl<E: Real> AttentionOp for Cpu<E> {
                         }
                     },
                 );
+                let values = |block: &Block| match block.span {
+                    1 if key_rows.is_some() => Factor::rows(listed, width),
+                    span => Factor::of([first_v, v][span], block.key, head.col),
+                };
                 // SAFETY: a query row belongs to one sequence, a head to one task of its group.
-                unsafe { head.gather(p, [first_v, v], &out) };
+                unsafe { head.gather(p, values, &out) };
             }
         });
         Ok(())
@@ -253,7 +280,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
     fn attention_backward(&self, what: Attention<'_, Self>, args: AttentionBackward<'_, Self>) -> Result<()> {
         let AttentionBackward { q, k, v, prefix, out, lse, dout, dq, write, dk, dv, dprefix } = args;
         let width = what.check(q, k, v, prefix);
-        let sequences = what.read_sequences([q, k], prefix);
+        let sequences = what.read_sequences(q, k.rows(), prefix);
         sequences.check_gradients();
         assert!(out.shape() == q.shape() && dout.shape() == q.shape() && dq.shape() == q.shape());
         assert!(dk.shape() == k.shape() && dv.shape() == v.shape());
@@ -280,8 +307,8 @@ impl<E: Real> AttentionOp for Cpu<E> {
             width,
             |scratch: &mut ([Transposed<E>; 2], [Vec<E>; 2]), group, index| {
                 let ([keys, values], [p, dp]) = scratch;
-                keys.fill(self, group, [first_k, k]);
-                values.fill(self, group, [first_v, v]);
+                keys.fill(self, group, [first_k, k], None);
+                values.fill(self, group, [first_v, v], None);
                 for head in group.joined_heads(what.mask) {
                     head.scores(q, keys, p);
                     head.scores(dout, values, dp);
@@ -317,10 +344,11 @@ impl<E: Real> AttentionOp for Cpu<E> {
                             }
                         },
                     );
+                    let keys = |block: &Block| Factor::of([first_k, k][block.span], block.key, head.col);
                     // SAFETY: a query row belongs to one sequence; the keys of a group belong, head by
                     // head, to one task.
                     unsafe {
-                        head.gather(dp, [first_k, k], &dq);
+                        head.gather(dp, keys, &dq);
                         head.scatter(dp, q, [first_dk, &dk]);
                         head.scatter(p, dout, [first_dv, &dv]);
                     }

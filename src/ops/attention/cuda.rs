@@ -46,6 +46,7 @@ struct ForwardArgs<'a> {
     q: In<'a, bf16>,
     k: [In<'a, bf16>; 2],
     v: [In<'a, bf16>; 2],
+    key_rows: In<'a, u32>,
     out: Out<'a, bf16>,
     lse: Out<'a, f32>,
     chunk: u32,
@@ -92,7 +93,7 @@ macro_rules! by_width {
     };
 }
 by_width! {
-    ForwardArgs, 176:
+    ForwardArgs, 192:
         Forward32 "attention_forward_32", Forward64 "attention_forward_64", Forward96 "attention_forward_96";
     BackwardQueriesArgs, 208:
         BackwardQueries32 "attention_backward_queries_32",
@@ -179,7 +180,7 @@ impl AttentionOp for Cuda {
     const WIDEST_HEAD: usize = WIDTHS[2] as usize;
 
     fn attention_forward(&self, what: Attention<'_, Self>, args: AttentionForward<'_, Self>) -> Result<()> {
-        let AttentionForward { q, k, v, prefix, out, lse } = args;
+        let AttentionForward { q, k, v, prefix, key_rows, out, lse } = args;
         let width = what.check(q, k, v, prefix);
         assert_eq!(out.shape(), q.shape());
         let [first_k, first_v] = prefix.unwrap_or([k, v]);
@@ -190,7 +191,8 @@ impl AttentionOp for Cuda {
         let inputs = [q, k[0], k[1], v[0], v[1]].map(|x| x.extent());
         let vector = vector_width(columns, &inputs).min(vector_width(columns, &[out.extent()]));
         let what = what.args(columns, vector);
-        let args = ForwardArgs { what, q, k, v, out, lse, chunk, unused: 0 };
+        let key_rows = In::optional(key_rows);
+        let args = ForwardArgs { what, q, k, v, key_rows, out, lse, chunk, unused: 0 };
         launch!(self, padded, grid, args, [Forward32, Forward64, Forward96])
     }
 

@@ -20,6 +20,7 @@ pub use sequences::{PlacedSequences, SEQUENCE_WORDS, Sequence, Sequences, Span};
 use crate::device::{Device, M, S, SM, V, Write};
 use crate::error::{Error, Result};
 use crate::ops::dropout::Dropout;
+use crate::ops::embedding::Ids;
 
 /// Which keys a row attends to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +58,9 @@ pub struct AttentionForward<'a, D: Device> {
     pub v: V<'a, D>,
     /// k and v [prefix rows, heads·head width] of the first key spans, where those are kept apart.
     pub prefix: Option<[V<'a, D>; 2]>,
+    /// [1, count]: where the second key spans are spans of this list, which names their rows of k and v. So sequences
+    /// of a cache share rows that stand anywhere in it.
+    pub key_rows: Option<Ids<'a, D>>,
     /// [query rows, heads·head width]
     pub out: M<'a, D>,
     /// [heads, query rows]: log-sum-exp of the scores, which the backward pass needs.

@@ -71,8 +71,11 @@ impl MemoryPlan {
         let first = FirstPhaseInputs::of::<B>(&texts, rows).plan;
         let (pairs, captions) = (most_pairs::<B>(images), images * text_tokens);
         let least = if B::ASYNCHRONOUS { captions } else { pairs * text_tokens };
-        let tokens =
-            TextRoom { of_pairs: [least, pairs * text_tokens], of_captions: captions, longest: text_tokens };
+        let tokens = TextRoom {
+            pair_tokens: [least, pairs * text_tokens],
+            caption_tokens: captions,
+            longest: text_tokens,
+        };
         let second = PairPass::new::<B>(0..pairs, 0..images, images, tokens, rows, options);
         let width = config.vision.width();
         let constants = Arena::<B>::bytes(|c| {

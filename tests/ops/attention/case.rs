@@ -129,6 +129,16 @@ impl Case {
 
     /// What the operation writes over matrices filled with `before`.
     pub(crate) fn forward<D: TestDevice + AttentionOp>(&self, before: f64) -> Output {
+        self.forward_over::<D>(before, None)
+    }
+
+    /// The same where second spans of keys are spans of the list `key_rows`.
+    pub(crate) fn forward_over<D: TestDevice + AttentionOp>(
+        &self,
+        before: f64,
+        key_rows: Option<&[u32]>,
+    ) -> Output {
+        let mut key_rows = key_rows.map(|rows| Tensor::<D, u32>::indices(1, rows.len(), rows));
         let sequences = Sequences::new(self.sequences.clone());
         let mut table = Tensor::<D, u32>::indices(1, sequences.words(), &vec![0; sequences.words()]);
         let sequences = sequences.place(D::get(), table.view_mut()).unwrap();
@@ -144,6 +154,7 @@ impl Case {
                     k: Tensor::pitched(&self.k).view(),
                     v: Tensor::pitched(&self.v).view(),
                     prefix: prefix.as_mut().map(|p| p.each_mut().map(Tensor::view)),
+                    key_rows: key_rows.as_mut().map(Tensor::view),
                     out: out.view_mut(),
                     lse: Some(lse.view_mut()),
                 },

@@ -1,5 +1,6 @@
 pub(crate) mod case;
 mod gpu;
+mod listed;
 mod plain;
 
 use crate::common::{Matrix, assert_close, assert_gradient, assert_independent_of_threads};

@@ -149,6 +149,7 @@ fn run<B: Backend>(cases: &mut Cases<'_, B>, case: &Case) -> Result<()> {
             k: k.view(),
             v: v.view(),
             prefix: (prefix_rows > 0).then(|| [prefix_k.view(), prefix_v.view()]),
+            key_rows: None,
             out: out.view_mut(),
             lse: Some(lse.view_mut()),
         };

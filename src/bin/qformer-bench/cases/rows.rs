@@ -11,6 +11,7 @@ use qformer::ops::embedding::{EmbeddingBackward, EmbeddingForward};
 use qformer::ops::layer_norm::{LayerNormBackward, LayerNormForward, LayerNormGradients};
 use qformer::ops::normalize::{NormalizeBackward, NormalizeForward};
 use qformer::ops::pool::{PoolBackward, PoolForward};
+use qformer::ops::scatter::Scatter;
 
 pub(super) fn measure<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
     let (config, batch) = (cases.config, cases.batch);
@@ -21,6 +22,7 @@ pub(super) fn measure<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
     activation(cases, rows, config.qformer.intermediate_size)?;
     dropout(cases, rows, hidden)?;
     pool(cases, rows, hidden)?;
+    scatter(cases, batch, hidden)?;
     normalize(cases, rows, config.image_text_hidden_size)
 }
 
@@ -141,6 +143,19 @@ fn activation<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) -
     cases.case("GELU backward", &shape, cost, &mut dy, |dy| {
         let activation = Activation::Gelu;
         device.activation_backward(ActivationBackward { activation, x: x.view(), dy: dy.view_mut() })
+    })
+}
+
+/// Keys and values of a token of each sequence, to a cache of captions.
+fn scatter<B: Backend>(cases: &mut Cases<'_, B>, sequences: usize, hidden: usize) -> Result<()> {
+    let (device, width, rows) = (cases.device, 2 * hidden, sequences * CAPTION);
+    let shape = format!("{sequences} of {rows}×{width}");
+    let ids: Vec<u32> = (0..sequences).map(|i| (i * CAPTION) as u32).collect();
+    let (mut ids, mut x) = (Tensor::indices(device, &ids)?, Tensor::random(device, sequences, width)?);
+    let mut y = Tensor::zeros(device, rows, width)?;
+    let cost = Cost::bytes(cases.elements(2 * sequences * width) + sequences * size_of::<u32>());
+    cases.case("scatter", &shape, cost, &mut y, |y| {
+        device.scatter(Scatter { ids: ids.view(), x: x.view(), y: y.view_mut() })
     })
 }
 

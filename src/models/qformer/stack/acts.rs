@@ -40,7 +40,7 @@ pub(crate) struct StackActs<'a, B: Backend> {
     /// [1, text rows]: places of the tokens in their texts
     pub(crate) positions: ViewMut<'a, B, u32>,
     /// Tables of self-attention's sequences, each [1, words]
-    pub(crate) attending: Vec<ViewMut<'a, B, u32>>,
+    pub(crate) groups: Vec<ViewMut<'a, B, u32>>,
     /// Table of the query sets over their images [1, words]
     pub(crate) cross: Option<ViewMut<'a, B, u32>>,
     /// Of the embeddings' norm.
@@ -70,14 +70,14 @@ pub(crate) struct StreamInputs<'s> {
     pub(crate) tokens: &'s [u32],
     /// [text rows]
     pub(crate) positions: &'s [u32],
-    pub(crate) attending: &'s Sequences,
+    pub(crate) sequences: &'s Sequences,
     pub(crate) cross: Option<&'s Sequences>,
 }
 
 impl<'s> StreamInputs<'s> {
     /// Of a stream of text alone.
-    pub(crate) fn of_text(tokens: &'s [u32], positions: &'s [u32], attending: &'s Sequences) -> Self {
-        Self { queries: 1, tokens, positions, attending, cross: None }
+    pub(crate) fn of_text(tokens: &'s [u32], positions: &'s [u32], sequences: &'s Sequences) -> Self {
+        Self { queries: 1, tokens, positions, sequences, cross: None }
     }
 }
 
@@ -129,7 +129,7 @@ impl<'a, B: Backend> StackActs<'a, B> {
             query_ids: cursor.take(1, plan.query_rows()),
             tokens: cursor.take(1, plan.text_rows),
             positions: cursor.take(1, plan.text_rows),
-            attending: plan.attending.iter().map(|(s, ..)| cursor.take(1, s.words())).collect(),
+            groups: plan.groups.iter().map(|(s, ..)| cursor.take(1, s.words())).collect(),
             cross: plan.cross.map(|sizes| cursor.take(1, sizes.words())),
             norm: LayerNormActs::carve(cursor, rows, hidden, keep),
             normed: (keep == Keep::ForBackward).then(|| cursor.take(rows, hidden)),
@@ -145,7 +145,7 @@ impl<'a, B: Backend> StackActs<'a, B> {
         b.write_indices(&ids, self.query_ids.reborrow())?;
         b.write_indices(inputs.tokens, self.tokens.reborrow())?;
         b.write_indices(inputs.positions, self.positions.reborrow())?;
-        inputs.attending.place(b, self.attending[0].reborrow())?;
+        inputs.sequences.place(b, self.groups[0].reborrow())?;
         if let (Some(cross), Some(table)) = (inputs.cross, &mut self.cross) {
             cross.place(b, table.reborrow())?;
         }

@@ -15,15 +15,15 @@ use crate::config::QFormerConfig;
 use crate::device::{M, SM, V, W, Write};
 use crate::error::Result;
 use crate::layers::dropout::{PassDropout, Place};
+use crate::layers::kv_cache::CacheStep;
 use crate::layers::linear::Linear;
-use crate::layers::self_attention::Growing;
-use crate::layers::stream::{Attending, ImageTokens, Inputs, Stream};
+use crate::layers::stream::{AttentionGroup, ImageTokens, Inputs, Stream};
 use crate::ops::Backend;
 use crate::ops::attention::SequenceSizes;
 use crate::ops::dropout::{DropoutBackward, DropoutForward};
 use crate::ops::embedding::{EmbeddingBackward, EmbeddingForward};
 use crate::ops::pairs::PADDING;
-use crate::tensor::{View, ViewMut};
+use crate::tensor::ViewMut;
 
 /// What a stream is computed with.
 pub(crate) struct Stack<'a, B: Backend> {
@@ -55,18 +55,8 @@ pub(crate) struct Given<'g, 'm, B: Backend> {
     pub(crate) earlier: Option<Vec<V<'g, B>>>,
     /// Takes those of this stream, for each block [rows, 3·D].
     pub(crate) kept: Option<&'g mut [M<'m, B>]>,
-    /// The texts so far, each of which every row of this stream continues.
-    pub(crate) growing: Option<GrowingText<'g, 'm, B>>,
-}
-
-/// Texts that grow by a token at a time.
-pub(crate) struct GrowingText<'g, 'm, B: Backend> {
-    /// Queries, keys and values of the text in every block [tokens, 3·D], and one more buffer.
-    pub(crate) text: &'g mut [M<'m, B>],
-    /// Rows of the tokens that were read before.
-    pub(crate) earlier: usize,
-    /// [1, rows·length]: where the keys of each sequence come from
-    pub(crate) from: View<'g, B, u32>,
+    /// The texts so far, each of which a row of this stream continues.
+    pub(crate) cached: Option<CacheStep<'g, 'm, B>>,
 }
 
 /// Where a stream's backward pass writes, beyond its own.
@@ -89,7 +79,7 @@ pub(crate) enum Qkv<'a, B: Backend> {
 impl<B: Backend> Given<'_, '_, B> {
     /// Nothing.
     pub(crate) fn nothing() -> Self {
-        Self { attended: None, earlier: None, kept: None, growing: None }
+        Self { attended: None, earlier: None, kept: None, cached: None }
     }
 }
 
@@ -105,24 +95,24 @@ impl<B: Backend> Stack<'_, B> {
         if given.attended.is_none() {
             self.embed(b, plan, acts)?;
         }
-        let StackActs { query_ids, attending, cross, x, blocks, .. } = acts;
-        let attending = placed(plan, attending);
-        let stream = self.stream(plan, &attending, cross.as_ref());
+        let StackActs { query_ids, groups, cross, x, blocks, .. } = acts;
+        let groups = placed(plan, groups);
+        let stream = self.stream(plan, &groups, cross.as_ref());
         for (index, block) in self.blocks.iter().enumerate() {
             let inputs = self.inputs(index, given.earlier.as_deref());
             let (x, y) = around(x, index);
             blocks.with(index, |acts| {
                 let attended = acts.attended.reborrow();
-                match (given.attended, &mut given.growing) {
+                match (given.attended, &mut given.cached) {
                     (Some(table), _) if index == 0 => b.embedding_forward(EmbeddingForward {
                         ids: query_ids.view(),
                         table,
                         positions: None,
                         y: attended,
                     })?,
-                    (_, Some(growing)) => {
-                        let (growing, acts) = (growing.of_block(index, x.rows()), &mut acts.attention);
-                        block.attention.growing_forward(b, x, &stream, &inputs, growing, acts, attended)?;
+                    (_, Some(step)) => {
+                        let acts = &mut acts.attention;
+                        block.attention.cached_forward(b, x, &stream, &inputs, step, acts, attended)?;
                     }
                     _ => {
                         let kept = given.kept.as_mut().map(|kept| kept[index].reborrow());
@@ -145,9 +135,9 @@ impl<B: Backend> Stack<'_, B> {
         y: M<'_, B>,
     ) -> Result<()> {
         self.embed(b, plan, acts)?;
-        let StackActs { attending, x, blocks, .. } = acts;
-        let attending = placed(plan, attending);
-        let (stream, inputs) = (self.stream(plan, &attending, None), self.inputs(0, None));
+        let StackActs { groups, x, blocks, .. } = acts;
+        let groups = placed(plan, groups);
+        let (stream, inputs) = (self.stream(plan, &groups, None), self.inputs(0, None));
         let attention = &self.blocks[0].attention;
         blocks
             .with(0, |acts| attention.forward(b, x[0].view(), &stream, &inputs, None, &mut acts.attention, y))
@@ -193,9 +183,9 @@ impl<B: Backend> Stack<'_, B> {
         [mut dy, mut dx]: [M<'_, B>; 2],
         scratch: &mut BlockScratch<'_, B>,
     ) -> Result<()> {
-        let StackActs { attending, cross, x, blocks, .. } = acts;
-        let attending = placed(plan, attending);
-        let stream = self.stream(plan, &attending, cross.as_ref());
+        let StackActs { groups, cross, x, blocks, .. } = acts;
+        let groups = placed(plan, groups);
+        let stream = self.stream(plan, &groups, cross.as_ref());
         let last = self.blocks.len() - 1;
         for (index, block) in self.blocks.iter().enumerate().rev() {
             let inputs = self.inputs(index, earlier);
@@ -264,7 +254,7 @@ impl<B: Backend> Stack<'_, B> {
     fn stream<'s>(
         &'s self,
         plan: &StreamPlan,
-        attending: &'s [Attending<'s, B>],
+        groups: &'s [AttentionGroup<'s, B>],
         cross: Option<&'s ViewMut<'_, B, u32>>,
     ) -> Stream<'s, B> {
         let (hidden, heads) = (self.config.hidden_size, self.config.num_attention_heads);
@@ -277,7 +267,7 @@ impl<B: Backend> Stack<'_, B> {
         });
         Stream {
             query_rows: plan.query_rows(),
-            attending,
+            groups,
             heads,
             scale: 1.0 / ((hidden / heads) as f64).sqrt(),
             image,
@@ -295,23 +285,6 @@ impl<B: Backend> Stack<'_, B> {
     }
 }
 
-impl<'m, B: Backend> GrowingText<'_, 'm, B> {
-    /// The text of a block, of which `rows` tokens are read now. It is laid out anew in the buffer of the block
-    /// before, which is done with it; that of the first block in the last buffer.
-    fn of_block(&mut self, block: usize, rows: usize) -> Growing<'_, B> {
-        let buffers = self.text.len();
-        let [so_far, grown] = self
-            .text
-            .get_disjoint_mut([block, (block + buffers - 1) % buffers])
-            .expect("a buffer for each block, and one more");
-        Growing {
-            so_far: so_far.reborrow().split_rows(self.earlier + rows).0,
-            grown: grown.reborrow().split_rows(self.from.cols()).0,
-            from: self.from,
-        }
-    }
-}
-
 /// The input of a block, and where its output goes.
 fn around<'x, B: Backend>(x: &'x mut [M<'_, B>], block: usize) -> (V<'x, B>, M<'x, B>) {
     let count = x.len();
@@ -322,9 +295,12 @@ fn around<'x, B: Backend>(x: &'x mut [M<'_, B>], block: usize) -> (V<'x, B>, M<'
 }
 
 /// The plan's self-attention with its tables.
-fn placed<'s, B: Backend>(plan: &StreamPlan, tables: &'s [ViewMut<'_, B, u32>]) -> Vec<Attending<'s, B>> {
+fn placed<'s, B: Backend>(
+    plan: &StreamPlan,
+    tables: &'s [ViewMut<'_, B, u32>],
+) -> Vec<AttentionGroup<'s, B>> {
     let placed = |(&(sizes, mask, first_keys), table): (&(SequenceSizes, _, _), &'s ViewMut<'_, B, u32>)| {
-        Attending { sequences: sizes.placed_at(table.view()), mask, first_keys }
+        AttentionGroup { sequences: sizes.placed_at(table.view()), mask, first_keys }
     };
-    plan.attending.iter().zip(tables).map(placed).collect()
+    plan.groups.iter().zip(tables).map(placed).collect()
 }

@@ -13,15 +13,15 @@ pub(crate) struct StreamPlan {
     pub(crate) queries: usize,
     pub(crate) text_rows: usize,
     /// Self-attention.
-    pub(crate) attending: Vec<(SequenceSizes, Mask, FirstKeys)>,
+    pub(crate) groups: Vec<(SequenceSizes, Mask, FirstKeys)>,
     /// Query sets over the rows of their images; absent without query rows.
     pub(crate) cross: Option<SequenceSizes>,
 }
 
 impl StreamPlan {
     /// A stream of text alone.
-    pub(crate) fn of_text(rows: usize, attending: (SequenceSizes, Mask, FirstKeys)) -> Self {
-        Self { sets: 0, queries: 0, text_rows: rows, attending: vec![attending], cross: None }
+    pub(crate) fn of_text(rows: usize, group: (SequenceSizes, Mask, FirstKeys)) -> Self {
+        Self { sets: 0, queries: 0, text_rows: rows, groups: vec![group], cross: None }
     }
 
     pub(crate) fn query_rows(&self) -> usize {

@@ -114,7 +114,7 @@ impl<B: Backend> StepContext<'_, B> {
     ) -> Result<()> {
         let WholeActs { contrastive, texts, findings, .. } = whole;
         let SecondPhaseActs { stack, picked, matching, captioning, .. } = acts;
-        let [matched, generated] = &mut stack.attending[..] else { unreachable!("pairs and captions") };
+        let [matched, generated] = &mut stack.groups[..] else { unreachable!("pairs and captions") };
         self.b.pairs_stream(PairsStream {
             listed: contrastive.listed(second.pairs.clone()),
             texts: texts.view(),

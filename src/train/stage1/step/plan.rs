@@ -36,7 +36,7 @@ pub(in crate::train::stage1) fn together<D: Device>(content: &PairPassSize, rows
         sets: pairs,
         queries: rows.queries,
         text_rows,
-        attending: vec![(matched, Mask::None, FirstKeys::Own), (generated, Mask::Causal, FirstKeys::Earlier)],
+        groups: vec![(matched, Mask::None, FirstKeys::Own), (generated, Mask::Causal, FirstKeys::Earlier)],
         cross: Some(SequenceSizes {
             groups: images,
             sequences: pairs,
@@ -76,7 +76,7 @@ impl FirstPhaseInputs {
     /// What is written of it, where an image has so many `queries`.
     pub(in crate::train::stage1) fn inputs(&self, queries: usize) -> StreamInputs<'_> {
         let Self { tokens, positions, own, cross, .. } = self;
-        StreamInputs { queries, tokens, positions, attending: own, cross: Some(cross) }
+        StreamInputs { queries, tokens, positions, sequences: own, cross: Some(cross) }
     }
 
     pub(in crate::train::stage1) fn of<D: Device>(texts: &[Vec<u32>], rows: ImageRows) -> Self {
@@ -117,7 +117,7 @@ impl FirstPhaseInputs {
             sets: images,
             queries,
             text_rows,
-            attending: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
+            groups: vec![(own.sizes(), Mask::None, FirstKeys::Own)],
             cross: Some(cross.sizes()),
         };
         Self { plan, tokens, positions, own, cross, cls }
@@ -159,6 +159,6 @@ mod tests {
         assert_eq!(FirstPhaseInputs::of::<Cpu>(&texts([9, 9, 9]), ROWS).plan.text_rows, 27);
         let content = PairPassSize { pairs: 3, images: 3, captions: 3, tokens: [54, 54], longest: 9 };
         let plan = together::<Cpu>(&content, ROWS);
-        assert_eq!((plan.text_rows, plan.attending[0].0.sequences), (54, 3));
+        assert_eq!((plan.text_rows, plan.groups[0].0.sequences), (54, 3));
     }
 }

@@ -32,8 +32,8 @@ pub(in crate::train::stage1) struct PairPass {
 #[derive(Clone, Copy)]
 pub(in crate::train::stage1) struct TextRoom {
     /// Tokens that pairs have at least, and that there is room for.
-    pub(in crate::train::stage1) of_pairs: [usize; 2],
-    pub(in crate::train::stage1) of_captions: usize,
+    pub(in crate::train::stage1) pair_tokens: [usize; 2],
+    pub(in crate::train::stage1) caption_tokens: usize,
     /// Of the longest text.
     pub(in crate::train::stage1) longest: usize,
 }
@@ -48,10 +48,10 @@ impl PairPass {
         rows: ImageRows,
         options: &Stage1Options,
     ) -> Self {
-        let TextRoom { of_pairs, of_captions, longest } = tokens;
-        let tokens = of_pairs.map(|tokens| tokens + of_captions);
+        let TextRoom { pair_tokens, caption_tokens, longest } = tokens;
+        let tokens = pair_tokens.map(|tokens| tokens + caption_tokens);
         let content = PairPassSize { pairs: pairs.len(), images: images.len(), captions, tokens, longest };
-        let predicting = filled_up::<D>(of_captions) - captions;
+        let predicting = filled_up::<D>(caption_tokens) - captions;
         let cls = if options.matching == Matching::MaxSimilarity { pairs.len() } else { 0 };
         Self {
             plan: together::<D>(&content, rows),
@@ -87,7 +87,7 @@ impl PairPass {
         // are as long as the texts are, or somewhat longer.
         let of_negatives = (own + own / 8 + longest).min(images * longest);
         let most = room.map_or(2 * own + of_negatives, |room| room - own);
-        let tokens = TextRoom { of_pairs: [own, most], of_captions: own, longest };
+        let tokens = TextRoom { pair_tokens: [own, most], caption_tokens: own, longest };
         Some(Self::new::<D>(0..pairs, 0..images, images, tokens, rows, options))
     }
 
@@ -129,11 +129,11 @@ impl HostPairs {
             let pairs = first..all.end.min(first + most);
             let captions = if first == all.start { images.len() } else { 0 };
             let of_texts = |texts: &[&[u32]]| texts.iter().map(|text| text.len()).sum();
-            let of_pairs =
+            let pair_tokens =
                 self.texts[pairs.clone()].iter().map(|&text| whole.texts[text as usize].len()).sum();
             let tokens = TextRoom {
-                of_pairs: [of_pairs; 2],
-                of_captions: of_texts(&whole.texts[images.start..images.start + captions]),
+                pair_tokens: [pair_tokens; 2],
+                caption_tokens: of_texts(&whole.texts[images.start..images.start + captions]),
                 longest: whole.longest(),
             };
             PairPass::new::<D>(pairs, images.clone(), captions, tokens, rows, options)
