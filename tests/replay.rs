@@ -9,9 +9,9 @@ mod random;
 use cuda::cuda;
 use qformer::config::{VisionConfig, VitConfig};
 use qformer::device::Device;
-use qformer::generate::{Decoding, Search};
+use qformer::generate::{Decoding, NextToken, Search};
 use qformer::memory::Arena;
-use qformer::models::qformer::Abilities;
+use qformer::models::qformer::{Abilities, Decoder};
 use qformer::ops::adamw::AdamW;
 use qformer::ops::contrastive::ContrastiveGradient;
 use qformer::params::Part;
@@ -190,6 +190,45 @@ fn replayed_losses_of_captions_have_the_bits_of_a_fresh_model() {
         assert_eq!(&losses(&captioner, texts), fresh);
     }
     assert_ne!(fresh[0], fresh[1]);
+}
+
+/// −ln p of each text, read token by token after the image of its place.
+fn losses_of_tokens(captioner: &Captioner<Cuda>, images: &HostTensor, texts: &[Vec<u32>]) -> Vec<f64> {
+    let length = texts[0].len();
+    let mut losses = vec![0.0; texts.len()];
+    let read = |decoder: &mut Decoder<'_, Cuda>| {
+        for place in 0..length - 1 {
+            // Each text goes on from its own past, which lies elsewhere every time.
+            let turned = |place: usize| (0..texts.len()).map(move |row| (row + place) % IMAGES);
+            let before: Vec<usize> = if place == 0 { vec![0, 1, 2] } else { turned(place - 1).collect() };
+            let parent = |text| before.iter().position(|&other| other == text).unwrap();
+            let token = |text: usize| if place == 0 { WORDS - 1 } else { texts[text][place] };
+            let tokens: Vec<u32> = turned(place).map(token).collect();
+            let logits = decoder.advance(&turned(place).map(parent).collect::<Vec<_>>(), &tokens)?;
+            for (text, row) in turned(place).zip(logits.chunks(WORDS as usize)) {
+                let total = row.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+                losses[text] += total - f64::from(row[texts[text][place + 1] as usize]);
+            }
+        }
+        Ok(())
+    };
+    captioner.with_decoder(images, [IMAGES, length], read).unwrap();
+    losses
+}
+
+#[test]
+fn what_was_recorded_of_one_token_reads_those_at_every_other_place() {
+    // All but the first two tokens are read by what was recorded of the second.
+    let (images, texts) = (images("first"), texts([18; IMAGES], 1));
+    let texts: Vec<Vec<u32>> =
+        (0..).zip(texts).map(|(i, text)| text.iter().map(|t| (t * (i + 1)) % WORDS).collect()).collect();
+    let captioner = captioner();
+    let first = losses_of_tokens(&captioner, &images, &texts);
+    assert_eq!(losses_of_tokens(&captioner, &images, &texts), first);
+    let whole = captioner.caption_loss(&images, &texts, &[(0, 0), (1, 1), (2, 2)]).unwrap();
+    for (loss, whole) in first.iter().zip(whole) {
+        assert!((loss - whole.loss).abs() < 5e-3 * whole.loss, "{loss} {}", whole.loss);
+    }
 }
 
 fn options(matching: Matching, recompute: Recompute) -> Stage1Options {
