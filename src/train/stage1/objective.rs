@@ -61,7 +61,7 @@ impl<B: Backend + Clone> Objective for Stage1<B> {
         Batch::new(self.config(), vision_output, texts, image_ids)
     }
 
-    /// `vision_output` [B, N, W], `input_ids` and `attention_mask` [B, T], `image_ids` [B]
+    /// `vision_output` \[B, N, W\], `input_ids` and `attention_mask` \[B, T\], `image_ids` \[B\]
     fn batch_tensors<'b>(&self, batches: &'b [Self::Batch]) -> Result<Vec<NewTensor<'b>>> {
         let images: usize = batches.iter().map(Batch::images).sum();
         let mut features = Vec::new();
