@@ -4,11 +4,11 @@ use std::io::{Cursor, Read};
 use std::panic::{UnwindSafe, catch_unwind};
 use std::path::Path;
 
-use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::{ColorType, ImageDecoder, ImageError, Limits};
 
+use super::jpeg;
 use crate::error::{Error, Result};
 use crate::input;
 
@@ -67,11 +67,7 @@ pub(super) fn decode_rgb(path: &Path, bytes: &[u8], convert_rgb: bool) -> Result
             let decoder = PngDecoder::with_limits(Cursor::new(bytes), limits);
             decode(path, decoder, convert_rgb)
         } else if bytes.starts_with(b"\xff\xd8\xff") {
-            // The decoder fills what is missing with grey.
-            if !has_end_of_image(bytes) {
-                return Err(Error::input(path, "is truncated: a JPEG without its end; copy it again"));
-            }
-            decode(path, JpegDecoder::new(Cursor::new(bytes)), convert_rgb)
+            jpeg::decode(path, bytes, convert_rgb)
         } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
             decode(path, WebPDecoder::new(Cursor::new(bytes)), convert_rgb)
         } else if bytes.is_empty() {
@@ -91,6 +87,26 @@ fn contain_panic<T>(path: &Path, decode: impl FnOnce() -> Result<T> + UnwindSafe
         .unwrap_or_else(|_| Err(Error::input(path, "makes the image decoder fail; save the image anew")))
 }
 
+/// Refuses an image that is too large.
+pub(super) fn check_size(path: &Path, width: u32, height: u32) -> Result<()> {
+    let side = 1..=MAX_SIDE;
+    let pixels = u64::from(width) * u64::from(height);
+    if !side.contains(&width) || !side.contains(&height) || pixels > MAX_PIXELS {
+        let what = format!(
+            "has {width}x{height} pixels, outside the limits of 1 to {MAX_SIDE} a side and {MAX_PIXELS} in all; \
+             scale it"
+        );
+        return Err(Error::input(path, what));
+    }
+    Ok(())
+}
+
+/// The error of an image of other colours, where they are not to be converted.
+pub(super) fn not_rgb(path: &Path) -> Error {
+    let what = "is not RGB, and the image processor has do_convert_rgb false; convert the image to RGB";
+    Error::input(path, what)
+}
+
 /// The pixels of an image whose header has been read.
 fn decode(path: &Path, decoder: image::ImageResult<impl ImageDecoder>, convert_rgb: bool) -> Result<Rgb> {
     let refuse = |error| match error {
@@ -102,19 +118,10 @@ fn decode(path: &Path, decoder: image::ImageResult<impl ImageDecoder>, convert_r
     };
     let decoder = decoder.map_err(refuse)?;
     let (width, height) = decoder.dimensions();
-    let side = 1..=MAX_SIDE;
-    let pixels = u64::from(width) * u64::from(height);
-    if !side.contains(&width) || !side.contains(&height) || pixels > MAX_PIXELS {
-        let what = format!(
-            "has {width}x{height} pixels, outside the limits of 1 to {MAX_SIDE} a side and {MAX_PIXELS} in all; \
-             scale it"
-        );
-        return Err(Error::input(path, what));
-    }
+    check_size(path, width, height)?;
     let color = decoder.color_type();
     if !convert_rgb && !matches!(color, ColorType::Rgb8 | ColorType::Rgb16) {
-        let what = "is not RGB, and the image processor has do_convert_rgb false; convert the image to RGB";
-        return Err(Error::input(path, what));
+        return Err(not_rgb(path));
     }
     let size = decoder.total_bytes() as usize;
     let mut pixels = Vec::new();
@@ -140,25 +147,6 @@ fn to_rgb8(pixels: Vec<u8>, color: ColorType) -> Vec<u8> {
         .collect()
 }
 
-/// Whether the segments and scans of a JPEG lead to an end-of-image marker.
-fn has_end_of_image(jpeg: &[u8]) -> bool {
-    let mut rest = jpeg;
-    while let Some(at) = rest.iter().position(|&byte| byte == 0xff) {
-        rest = &rest[at + 1..];
-        match *rest {
-            [0xd9, ..] => return true,
-            // A stuffed byte, a marker without a segment, or a fill byte before a marker.
-            [0x00 | 0x01 | 0xd0..=0xd8 | 0xff, ..] => {}
-            [_, high, low, ..] => {
-                let length = usize::from(u16::from_be_bytes([high, low]));
-                rest = rest.get(1 + length..).unwrap_or_default();
-            }
-            _ => return false,
-        }
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,12 +155,5 @@ mod tests {
     fn a_panic_in_a_decoder_is_an_error_that_names_the_file() {
         let error = contain_panic::<()>(Path::new("cat.jpg"), || panic!("planted")).unwrap_err();
         assert!(error.to_string().starts_with("cat.jpg: makes the image decoder fail"), "{error}");
-    }
-
-    #[test]
-    fn an_end_of_image_inside_a_segment_does_not_end_the_jpeg() {
-        let thumbnail = b"\xff\xd8\xff\xe1\x00\x06\xff\xd8\xff\xd9\xff\xda\x00\x02\x12\xff\x00\x34";
-        assert!(!has_end_of_image(thumbnail));
-        assert!(has_end_of_image(&[&thumbnail[..], b"\xff\xd9trailing"].concat()));
     }
 }

@@ -4,5 +4,6 @@ mod decode;
 pub mod encoder;
 pub mod identity;
 pub mod image;
+mod jpeg;
 mod resize;
 mod vit;
