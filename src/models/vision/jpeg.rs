@@ -70,7 +70,7 @@ fn rgb_of_cmyk(inverted: &[u8; 4]) -> [u8; 3] {
     [c, m, y].map(|ink| {
         // 255 − black, less its share that the ink takes: a·b/255, rounded.
         let product = (255 - ink) * k + 128;
-        (k - (product + (product >> 8) >> 8)) as u8
+        (k - ((product + (product >> 8)) >> 8)) as u8
     })
 }
 
