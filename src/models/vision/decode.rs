@@ -9,6 +9,7 @@ use image::codecs::webp::WebPDecoder;
 use image::{ColorType, ImageDecoder, ImageError, Limits};
 
 use super::jpeg;
+use super::rgb::{Rgb, check_size, not_rgb};
 use crate::error::{Error, Result};
 use crate::input;
 
@@ -18,25 +19,8 @@ pub const EXTENSIONS: [&str; 4] = ["jpg", "jpeg", "png", "webp"];
 /// Largest image file read, in bytes.
 pub(super) const MAX_FILE: u64 = 64 << 20;
 
-/// Most pixels of an image: Pillow warns of a decompression bomb above this number.
-const MAX_PIXELS: u64 = 89_478_485;
-
-/// Longest side of an image, in pixels.
-pub(super) const MAX_SIDE: u32 = 32_768;
-
 /// Memory a decoder may take for the rows in flight and for metadata, in bytes.
 const MAX_DECODER_MEMORY: u64 = 64 << 20;
-
-/// A decoded image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rgb {
-    /// RGB8 [height, width, 3]
-    pub pixels: Vec<u8>,
-    /// In pixels.
-    pub width: usize,
-    /// In pixels.
-    pub height: usize,
-}
 
 /// The bytes of the regular file `path`, which may be `limit` bytes long.
 pub(super) fn read_regular_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
@@ -85,26 +69,6 @@ pub(super) fn decode_rgb(path: &Path, bytes: &[u8], convert_rgb: bool) -> Result
 fn contain_panic<T>(path: &Path, decode: impl FnOnce() -> Result<T> + UnwindSafe) -> Result<T> {
     catch_unwind(decode)
         .unwrap_or_else(|_| Err(Error::input(path, "makes the image decoder fail; save the image anew")))
-}
-
-/// Refuses an image that is too large.
-pub(super) fn check_size(path: &Path, width: u32, height: u32) -> Result<()> {
-    let side = 1..=MAX_SIDE;
-    let pixels = u64::from(width) * u64::from(height);
-    if !side.contains(&width) || !side.contains(&height) || pixels > MAX_PIXELS {
-        let what = format!(
-            "has {width}x{height} pixels, outside the limits of 1 to {MAX_SIDE} a side and {MAX_PIXELS} in all; \
-             scale it"
-        );
-        return Err(Error::input(path, what));
-    }
-    Ok(())
-}
-
-/// The error of an image of other colours, where they are not to be converted.
-pub(super) fn not_rgb(path: &Path) -> Error {
-    let what = "is not RGB, and the image processor has do_convert_rgb false; convert the image to RGB";
-    Error::input(path, what)
 }
 
 /// The pixels of an image whose header has been read.

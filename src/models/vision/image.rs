@@ -8,11 +8,13 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::decode::{self, MAX_SIDE};
+use super::decode;
 use super::resize::{Filter, resize};
+use super::rgb::MAX_SIDE;
 use crate::error::{Error, Result};
 
-pub use super::decode::{EXTENSIONS, Rgb};
+pub use super::decode::EXTENSIONS;
+pub use super::rgb::Rgb;
 
 /// Greatest height and width of the pixel values.
 const MAX_SIZE: usize = 4096;

@@ -1,6 +1,6 @@
 //! Decoding of JPEG by libjpeg's own code, as Pillow has it: the same pixels, byte for byte.
 
-use super::decode::{Rgb, check_size, not_rgb};
+use super::rgb::{Rgb, check_size, not_rgb};
 use crate::error::{Error, Result};
 use mozjpeg::{ColorSpace, Decompress};
 use std::io;

@@ -6,4 +6,5 @@ pub mod identity;
 pub mod image;
 mod jpeg;
 mod resize;
+mod rgb;
 mod vit;
