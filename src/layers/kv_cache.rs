@@ -79,11 +79,6 @@ impl CacheRows {
         self.sequences.first().map_or(0, Vec::len)
     }
 
-    /// How many sequences there are.
-    pub fn count(&self) -> usize {
-        self.sequences.len()
-    }
-
     /// The sequences that continue `parents` by a token each. Steps of at most as many sequences as the cache has
     /// room for need no more than its rows.
     pub fn continued(&self, parents: &[usize]) -> Self {

@@ -22,7 +22,10 @@ pub(super) fn decode(path: &Path, bytes: &[u8], convert_rgb: bool) -> Result<Rgb
     // libjpeg ends at an error by its handler, which must not return: the crate's unwinds with the message.
     let decoded = catch_unwind(AssertUnwindSafe(|| read(path, bytes, convert_rgb)));
     decoded.unwrap_or_else(|payload| match payload.downcast::<String>() {
-        Ok(message) => Err(refused(path, message.trim_start_matches("libjpeg fatal error: "))),
+        Ok(message) => match message.strip_prefix("libjpeg fatal error: ") {
+            Some(why) => Err(refused(path, why)),
+            None => resume_unwind(message),
+        },
         Err(panic) => resume_unwind(panic),
     })
 }
