@@ -41,11 +41,10 @@ fn inference(criterion: &mut Criterion) {
     // Of BERT's vocabulary with the start token [DEC].
     let ends = [config.qformer.vocab_size as u32 - 1, 102];
     let captioner = Captioner::new(model, &RandomWeights, ends).unwrap();
-    let length = GENERATED + 1;
     let decoding = Decoding {
-        search: Search::Beam { beams: 1, length_penalty: 1.0 },
-        max_length: length,
-        min_length: length,
+        search: Search::GREEDY,
+        max_new_tokens: GENERATED,
+        min_new_tokens: GENERATED,
         ..Decoding::default()
     };
     let mut group = criterion.benchmark_group("caption");

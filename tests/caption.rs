@@ -150,12 +150,8 @@ fn several_texts_of_one_image_are_each_foreseen_as_alone() {
 #[test]
 fn greedy_search_takes_the_token_that_is_foreseen_best() {
     let (captioner, (images, _)) = (captioner(Cpu::<f64>::new()), batch());
-    let decoding = Decoding {
-        search: Search::Beam { beams: 1, length_penalty: 1.0 },
-        max_length: 6,
-        min_length: 4,
-        ..Decoding::default()
-    };
+    let decoding =
+        Decoding { search: Search::GREEDY, max_new_tokens: 5, min_new_tokens: 3, ..Decoding::default() };
     let found = captioner.caption(&images, &decoding).unwrap();
     for (image, found) in found.iter().enumerate() {
         let mut text = vec![0];
@@ -184,8 +180,9 @@ fn greedy_search_takes_the_token_that_is_foreseen_best() {
 #[test]
 fn beams_are_in_order_and_their_scores_those_of_the_whole_texts() {
     let (captioner, (images, _)) = (captioner(Cpu::<f64>::new()), batch());
-    let search = Search::Beam { beams: 4, length_penalty: 0.5 };
-    let decoding = Decoding { search, max_length: 9, min_length: 3, sequences: 4, ..Decoding::default() };
+    let search = Search::beams(4, 0.5);
+    let decoding =
+        Decoding { search, max_new_tokens: 8, min_new_tokens: 2, sequences: 4, ..Decoding::default() };
     for (image, found) in captioner.caption(&images, &decoding).unwrap().into_iter().enumerate() {
         assert_eq!(found.len(), 4);
         assert!(found.windows(2).all(|pair| pair[0].score >= pair[1].score));
@@ -209,13 +206,13 @@ fn a_batch_of_several_passes_is_captioned_as_its_members_are() {
     let count = 2 * 5;
     let twice = HostTensor::new(&[count, images.shape()[1], 64], images.values().repeat(2)).unwrap();
     let drawn = |first| Decoding {
-        search: Search::Nucleus { top_p: 0.9, temperature: 1.0, seed: 4, first },
-        max_length: 8,
-        min_length: 2,
+        search: Search::Sample { top_k: 50, top_p: 0.9, temperature: 1.0, seed: 4, first },
+        max_new_tokens: 7,
+        min_new_tokens: 1,
         sequences: 2,
         ..Decoding::default()
     };
-    let searched = Decoding { max_length: 8, min_length: 2, ..Decoding::default() };
+    let searched = Decoding { max_new_tokens: 7, min_new_tokens: 1, ..Decoding::default() };
     let [all_drawn, all_searched] = [drawn(0), searched].map(|d| captioner.caption(&twice, &d).unwrap());
     for image in 0..count {
         let place = image % 5 * per_image;
@@ -242,9 +239,9 @@ fn what_cannot_be_captioned_is_refused_with_the_remedy() {
 
     let captioner = Captioner::new(model(), &named, ENDS).unwrap();
     let (images, texts) = batch();
-    let long = Decoding { max_length: 65, ..Decoding::default() };
+    let long = Decoding { max_new_tokens: 64, ..Decoding::default() };
     let error = captioner.caption(&images, &long).unwrap_err().to_string();
-    assert!(error.contains("65") && error.contains("64") && error.contains("`max_length`"), "{error}");
+    assert!(error.contains("65") && error.contains("64") && error.contains("`max_new_tokens`"), "{error}");
     let wrong = HostTensor::new(&[1, 2, 64], vec![0.0; 128]).unwrap();
     assert!(captioner.caption(&wrong, &Decoding::default()).unwrap_err().to_string().contains("[1, 2, 64]"));
     let mut spoilt = images.clone();
@@ -292,7 +289,7 @@ fn sequences_that_cannot_go_on_are_refused() {
     let none = HostTensor::new(&[0, images.shape()[1], 64], Vec::new()).unwrap();
     let error = captioner.with_decoder(&none, [1, 8], |_| Ok(())).unwrap_err().to_string();
     assert!(error.contains("no image"), "{error}");
-    let search = Search::Beam { beams: usize::MAX, length_penalty: 1.0 };
+    let search = Search::beams(usize::MAX, 1.0);
     let error = captioner.caption(&images, &Decoding { search, ..Decoding::default() }).unwrap_err();
     assert!(error.to_string().contains("lower `beams`"), "{error}");
 }

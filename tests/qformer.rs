@@ -272,7 +272,7 @@ fn of_no_images_and_of_no_texts_there_is_an_empty_answer() {
     assert_eq!(model.similarity(&features, &no_texts).unwrap().shape(), [2, 0]);
     assert_eq!(model.match_score(&none, &[], &[], Matching::Classifier).unwrap(), []);
     assert_eq!(model.cross_attention_maps(&none, None, 0).unwrap().shape(), [0, 2, 8, 17]);
-    let decoding = Decoding::default().within(20);
+    let decoding = Decoding::default().within(19);
     assert_eq!(captioner.caption(&none, &decoding).unwrap(), Vec::<Vec<qformer::Caption>>::new());
     assert_eq!(captioner.caption_loss(&none, &[], &[]).unwrap(), []);
 }

@@ -144,8 +144,8 @@ fn captioner() -> Captioner<Cuda> {
 #[test]
 fn replayed_captions_are_those_of_a_fresh_model() {
     let images = ["first", "second", "third"].map(images);
-    let search = Search::Beam { beams: 2, length_penalty: 1.0 };
-    let decoding = Decoding { search, max_length: 6, min_length: 4, ..Decoding::default() };
+    let search = Search::beams(2, 1.0);
+    let decoding = Decoding { search, max_new_tokens: 5, min_new_tokens: 3, ..Decoding::default() };
     let fresh = images.each_ref().map(|images| captioner().caption(images, &decoding).unwrap());
     let captioner = captioner();
     for (images, fresh) in images.iter().zip(&fresh).cycle().take(4) {
@@ -157,13 +157,13 @@ fn replayed_captions_are_those_of_a_fresh_model() {
 #[test]
 fn captions_are_those_of_a_fresh_model_when_their_memory_has_moved() {
     let (images, texts, pairs) = (images("first"), texts([14, 8], 0), [(0, 0), (2, 1)]);
-    let of = |beams, max_length| {
-        let search = Search::Beam { beams, length_penalty: 1.0 };
-        Decoding { search, max_length, min_length: 4, ..Decoding::default() }
+    let of = |beams, max_new_tokens| {
+        let search = Search::beams(beams, 1.0);
+        Decoding { search, max_new_tokens, min_new_tokens: 3, ..Decoding::default() }
     };
     let caption = |captioner: &Captioner<Cuda>, decoding| captioner.caption(&images, decoding).unwrap();
     let losses = |captioner: &Captioner<Cuda>| captioner.caption_loss(&images, &texts, &pairs).unwrap();
-    let (short, long) = (of(1, 5), of(4, 9));
+    let (short, long) = (of(1, 4), of(4, 8));
     let fresh = [&short, &long].map(|decoding| caption(&captioner(), decoding));
     let fresh_losses = losses(&captioner());
     let captioner = captioner();

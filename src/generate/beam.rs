@@ -1,15 +1,15 @@
 //! Beam search for one prompt.
 
 use super::scores::{best, log_softmax};
-use super::{Decoding, Hypothesis, Strategy};
+use super::{Decoding, EarlyStopping, Hypothesis, Search, Step, Strategy, Task};
 use crate::error::Result;
 
 /// A sequence that is followed.
 #[derive(Clone, Debug)]
 struct Beam {
-    /// With the start token.
+    /// The prompt's tokens, then the new ones.
     tokens: Vec<u32>,
-    /// Sum of log-probabilities.
+    /// Sum of the new tokens' log-probabilities.
     score: f64,
     /// Which sequence of the model's last call it continues.
     parent: usize,
@@ -17,8 +17,9 @@ struct Beam {
 
 /// A search that goes on.
 pub(super) struct BeamSearch {
-    beams: usize,
-    length_penalty: f64,
+    prompt: usize,
+    /// Tokens of the prompt.
+    read: usize,
     /// The best first.
     running: Vec<Beam>,
     /// The best of those that have ended, the best first; at most as many as beams.
@@ -26,71 +27,98 @@ pub(super) struct BeamSearch {
 }
 
 impl BeamSearch {
-    pub(super) fn new(prompt: usize, start: u32, beams: usize, length_penalty: f64) -> Self {
-        let running = vec![Beam { tokens: vec![start], score: 0.0, parent: prompt }];
-        Self { beams, length_penalty, running, finished: Vec::new() }
+    pub(super) fn new(prompt: usize, tokens: Vec<u32>) -> Self {
+        let read = tokens.len();
+        let running = vec![Beam { tokens, score: 0.0, parent: prompt }];
+        Self { prompt, read, running, finished: Vec::new() }
     }
 
-    /// Goes on by one token, by the logits [running, V]; the first of the running sequences is the model's
-    /// sequence `first`.
-    pub(super) fn step(&mut self, decoding: &Decoding, end: u32, logits: &[f32], first: usize) -> Result<()> {
-        // Twice as many as beams, so that enough run on if every beam could end.
-        let keep = 2 * self.beams;
+    /// Whether a running sequence could still come to be among those that have ended, `generated` tokens having been
+    /// generated.
+    fn goes_on(&self, decoding: &Decoding, generated: usize) -> bool {
+        let (beams, length_penalty, early_stopping) = settings(decoding);
+        let Some(best) = self.running.first() else { return false };
+        let Some(worst) = self.finished.get(beams - 1) else { return true };
+        let length = match early_stopping {
+            EarlyStopping::AtOnce => return false,
+            // The longest divides a sum below 0 by most.
+            EarlyStopping::Never if length_penalty > 0.0 => decoding.max_new_tokens,
+            EarlyStopping::Heuristic | EarlyStopping::Never => generated,
+        };
+        best.score / (length as f64).powf(length_penalty) > worst.score
+    }
+
+    /// The best of what has ended, or, where the search was broken off before anything had, of what goes on.
+    pub(super) fn best(mut self, decoding: &Decoding) -> Vec<Hypothesis> {
+        if self.finished.is_empty() {
+            let (_, length_penalty, _) = settings(decoding);
+            let open = self.running.into_iter().map(|mut beam| {
+                let tokens = beam.tokens.split_off(self.read);
+                Hypothesis { score: beam.score / (tokens.len() as f64).powf(length_penalty), tokens }
+            });
+            self.finished = open.collect();
+        }
+        self.finished.truncate(decoding.sequences);
+        self.finished
+    }
+}
+
+fn settings(decoding: &Decoding) -> (usize, f64, EarlyStopping) {
+    match decoding.search {
+        Search::Beam { beams, length_penalty, early_stopping } => (beams, length_penalty, early_stopping),
+        Search::Sample { .. } => unreachable!("a beam search is asked for"),
+    }
+}
+
+impl Strategy for BeamSearch {
+    fn prompt(&self) -> usize {
+        self.prompt
+    }
+
+    fn heads(&self) -> impl Iterator<Item = (usize, u32)> {
+        self.running.iter().map(|beam| (beam.parent, *beam.tokens.last().expect("a new token")))
+    }
+
+    fn step(&mut self, task: Task<'_>, logits: &[f32], first: usize) -> Result<()> {
+        let Task { decoding, stops } = task;
+        let (beams, length_penalty, _) = settings(decoding);
+        // So many that enough run on if every beam could end in every way.
+        let keep = (stops.len() + 1).max(2) * beams;
         let vocabulary = logits.len() / self.running.len();
         let mut candidates = Vec::new();
         for (place, (beam, logits)) in self.running.iter().zip(logits.chunks(vocabulary)).enumerate() {
             let mut scores = log_softmax(logits)?;
-            decoding.penalise(&beam.tokens, end, &mut scores);
+            task.process(&beam.tokens, self.read, &mut scores);
             let of_beam = best(&scores, keep).into_iter();
             candidates.extend(of_beam.map(|(token, score)| (beam.score + score, place, token as u32)));
         }
         candidates.sort_by(|a, b| b.0.total_cmp(&a.0));
         candidates.truncate(keep);
 
-        let length = self.running[0].tokens.len() + 1;
-        let generated = length - 1;
-        let mut running = Vec::with_capacity(self.beams);
+        let generated = self.running[0].tokens.len() + 1 - self.read;
+        let mut running = Vec::with_capacity(beams);
         for (rank, (score, place, token)) in candidates.into_iter().enumerate() {
-            let continued = || {
-                let mut tokens = self.running[place].tokens.clone();
-                tokens.push(token);
-                tokens
-            };
-            if token != end && length < decoding.max_length {
-                if running.len() < self.beams {
+            let continued = || [&self.running[place].tokens[..], &[token]].concat();
+            if !stops.contains(&token) && generated < decoding.max_new_tokens {
+                if running.len() < beams {
                     running.push(Beam { tokens: continued(), score, parent: first + place });
                 }
-            } else if rank < self.beams {
+            } else if rank < beams {
                 // What ended but is not among the best is only a place that another could not take.
-                let score = score / (generated as f64).powf(self.length_penalty);
+                let score = score / (generated as f64).powf(length_penalty);
                 let at = self.finished.partition_point(|other| other.score >= score);
-                self.finished.insert(at, Hypothesis { tokens: continued().split_off(1), score });
-                self.finished.truncate(self.beams);
+                self.finished.insert(at, Hypothesis { tokens: continued().split_off(self.read), score });
+                self.finished.truncate(beams);
             }
         }
         self.running = running;
-        if !self.can_improve(generated) {
+        if !self.goes_on(decoding, generated) {
             self.running.clear();
         }
         Ok(())
     }
 
-    /// Whether a running sequence could end better than the worst that has ended, if it ended after
-    /// `generated` tokens.
-    fn can_improve(&self, generated: usize) -> bool {
-        let Some(best) = self.running.first() else { return false };
-        let Some(worst) = self.finished.get(self.beams - 1) else { return true };
-        best.score / (generated as f64).powf(self.length_penalty) > worst.score
-    }
-
-    pub(super) fn best(mut self, count: usize) -> Vec<Hypothesis> {
-        self.finished.truncate(count);
-        self.finished
-    }
-}
-
-impl Strategy for BeamSearch {
-    fn heads(&self) -> impl Iterator<Item = (usize, u32)> {
-        self.running.iter().map(|beam| (beam.parent, *beam.tokens.last().expect("the start token")))
+    fn told(&self) -> Step {
+        Step::Searched
     }
 }

@@ -1,8 +1,9 @@
 //! Scores of the tokens that may follow.
 
-use super::Decoding;
+use super::Task;
 use crate::error::{Error, Result};
 use std::cmp::Ordering;
+use std::collections::HashSet;
 
 /// Log-probabilities [V] of logits [V].
 pub(super) fn log_softmax(logits: &[f32]) -> Result<Vec<f64>> {
@@ -16,21 +17,30 @@ pub(super) fn log_softmax(logits: &[f32]) -> Result<Vec<f64>> {
     Ok(logits.iter().map(|&x| f64::from(x) - lse).collect())
 }
 
-impl Decoding {
-    /// Applies the repetition penalty and the minimal length to `scores` [V] of what follows `tokens`.
-    pub(super) fn penalise(&self, tokens: &[u32], end: u32, scores: &mut [f64]) {
-        for (place, &token) in tokens.iter().enumerate() {
-            if !tokens[..place].contains(&token) {
-                let score = &mut scores[token as usize];
+impl Task<'_> {
+    /// Changes `scores` [V] of what follows `tokens`, the first `read` of which are the prompt's: the repetition penalty,
+    /// then what may not come again, then stop tokens that would come too early.
+    pub(super) fn process(self, tokens: &[u32], read: usize, scores: &mut [f64]) {
+        let decoding = self.decoding;
+        if decoding.repetition_penalty != 1.0 {
+            for token in tokens.iter().collect::<HashSet<_>>() {
+                let score = &mut scores[*token as usize];
                 *score = if *score < 0.0 {
-                    *score * self.repetition_penalty
+                    *score * decoding.repetition_penalty
                 } else {
-                    *score / self.repetition_penalty
+                    *score / decoding.repetition_penalty
                 };
             }
         }
-        if tokens.len() < self.min_length {
-            scores[end as usize] = f64::NEG_INFINITY;
+        let size = decoding.no_repeat_ngram_size;
+        if size > 0 && tokens.len() + 1 >= size {
+            let last = &tokens[tokens.len() + 1 - size..];
+            for ngram in tokens.windows(size).filter(|ngram| &ngram[..size - 1] == last) {
+                scores[ngram[size - 1] as usize] = f64::NEG_INFINITY;
+            }
+        }
+        if tokens.len() - read < decoding.min_new_tokens {
+            self.stops.iter().for_each(|&stop| scores[stop as usize] = f64::NEG_INFINITY);
         }
     }
 }
@@ -49,13 +59,18 @@ pub(super) fn best(scores: &[f64], count: usize) -> Vec<(usize, f64)> {
     best
 }
 
-/// The fewest tokens that have `top_p` of the probability of `scores` [V] together, the likeliest first,
-/// with their probabilities among one another.
-pub(super) fn nucleus(scores: &[f64], top_p: f64) -> Vec<(usize, f64)> {
+/// The likeliest tokens by `scores` [V], the likeliest first, with their probabilities among one another: at most `top_k`
+/// unless that is 0, and of those the fewest that have `top_p` of their probability together.
+pub(super) fn likeliest(scores: &[f64], top_k: usize, top_p: f64) -> Vec<(usize, f64)> {
     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mut tokens: Vec<(usize, f64)> =
         scores.iter().map(|score| (score - largest).exp()).enumerate().filter(|&(_, p)| p > 0.0).collect();
     tokens.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
+    if top_k > 0 {
+        // As in transformers, those that are as likely as the last one stay.
+        let last = tokens[top_k.min(tokens.len()) - 1].1;
+        tokens.retain(|&(_, p)| p >= last);
+    }
     let total: f64 = tokens.iter().map(|(_, p)| p).sum();
     let (mut kept, mut before) = (0, 0.0);
     // A token stays as long as those before it have less than top_p.
@@ -70,7 +85,7 @@ pub(super) fn nucleus(scores: &[f64], top_p: f64) -> Vec<(usize, f64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{log_softmax, nucleus};
+    use super::{likeliest, log_softmax};
     use serde_json::Value;
 
     fn numbers(row: &Value) -> Vec<f64> {
@@ -88,7 +103,7 @@ mod tests {
                 let top_p = case["top_p"].as_f64().unwrap();
                 for (scores, expected) in rows.iter().zip(case["probabilities"].as_array().unwrap()) {
                     let mut found = vec![0.0; scores.len()];
-                    nucleus(scores, top_p).into_iter().for_each(|(token, p)| found[token] = p);
+                    likeliest(scores, 0, top_p).into_iter().for_each(|(token, p)| found[token] = p);
                     for (found, expected) in found.iter().zip(numbers(expected)) {
                         // transformers computes in single precision.
                         assert!((found - expected).abs() < 1e-6, "top-p {top_p}: {found} {expected}");

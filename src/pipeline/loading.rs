@@ -78,7 +78,7 @@ impl Folder {
     }
 
     pub(super) fn decoding(&self) -> Result<Decoding> {
-        Decoding::load(&self.path, self.config.qformer.max_position_embeddings)
+        Decoding::load_for_captions(&self.path, self.config.qformer.max_position_embeddings)
     }
 
     /// The image encoder, of a checkpoint that has one which is built here.

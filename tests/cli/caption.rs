@@ -40,7 +40,7 @@ fn captioning() -> Workplace {
 #[test]
 fn every_image_has_its_captions_whatever_the_batch() {
     let workplace = captioning();
-    let short = ["--max-length", "8", "--min-length", "4", "--json"];
+    let short = ["--max-new-tokens", "7", "--min-new-tokens", "3", "--json"];
     for how in [&["--num-captions", "2"][..], &["--do-sample", "--seed", "7", "--num-captions", "2"]] {
         let [one, all] = ["1", "8"].map(|size| -> Value {
             let printed = workplace.caption(&[&short[..], how, &["--batch-size", size]].concat()).succeeds();
@@ -64,8 +64,9 @@ fn every_image_has_its_captions_whatever_the_batch() {
 
 #[test]
 fn captions_are_printed_a_line_each_after_their_image() {
-    let printed =
-        captioning().caption(&["--max-length", "6", "--min-length", "2", "--num-captions", "3"]).succeeds();
+    let printed = captioning()
+        .caption(&["--max-new-tokens", "5", "--min-new-tokens", "1", "--num-captions", "3"])
+        .succeeds();
     let lines: Vec<&str> = printed.lines().collect();
     assert_eq!(lines.len(), 9);
     for (line, image) in lines.iter().zip(images().iter().flat_map(|image| [image; 3])) {
@@ -76,7 +77,7 @@ fn captions_are_printed_a_line_each_after_their_image() {
 #[test]
 fn seeds_and_penalties_make_other_captions() {
     let workplace = captioning();
-    let short = ["--max-length", "10"];
+    let short = ["--max-new-tokens", "9"];
     let captions = |more: &[&str]| workplace.caption(&[&short[..], more].concat()).succeeds();
     let drawn = |seed| captions(&["--do-sample", "--top-p", "1", "--temperature", "2", "--seed", seed]);
     assert_eq!(drawn("1"), drawn("1"));
@@ -104,24 +105,26 @@ fn by_default_captions_are_no_longer_than_the_model_reads() {
     let mut workplace = captioning();
     workplace.keep_positions(20);
     let default = workplace.caption(&[]).succeeds();
-    let said =
-        workplace.caption(&["--max-length", "20", "--min-length", "10", "--num-beams", "3"]).succeeds();
+    let said = workplace
+        .caption(&["--max-new-tokens", "19", "--min-new-tokens", "9", "--num-beams", "3"])
+        .succeeds();
     assert_eq!(default, said);
     workplace.keep_positions(6);
-    let said = workplace.caption(&["--max-length", "6", "--min-length", "6"]).succeeds();
+    let said = workplace.caption(&["--max-new-tokens", "5", "--min-new-tokens", "5"]).succeeds();
     assert_eq!(workplace.caption(&[]).succeeds(), said);
     // A length that is given bounds the least that is not.
-    let said = workplace.caption(&["--max-length", "4", "--min-length", "4"]).succeeds();
-    assert_eq!(workplace.caption(&["--max-length", "4"]).succeeds(), said);
+    let said = workplace.caption(&["--max-new-tokens", "3", "--min-new-tokens", "3"]).succeeds();
+    assert_eq!(workplace.caption(&["--max-new-tokens", "3"]).succeeds(), said);
 }
 
 #[test]
 fn captions_are_found_as_the_checkpoint_says_unless_flags_say_otherwise() {
     let workplace = captioning();
     let captions = |more: &[&str]| workplace.caption(more).succeeds();
-    let flags = ["--max-length", "7", "--min-length", "3", "--num-beams", "2", "--length-penalty", "-1"];
+    let flags =
+        ["--max-new-tokens", "6", "--min-new-tokens", "2", "--num-beams", "2", "--length-penalty", "-1"];
     let searched = captions(&[&flags[..], &["--repetition-penalty", "2", "--num-captions", "2"]].concat());
-    let short = ["--max-length", "7", "--min-length", "3"];
+    let short = ["--max-new-tokens", "6", "--min-new-tokens", "2"];
     let drawn = captions(&[&short[..], &["--do-sample", "--top-p", "0.8", "--temperature", "3"]].concat());
     let greedy = captions(&[&short[..], &["--num-beams", "1"]].concat());
     assert!(searched != drawn && drawn != greedy);
@@ -141,7 +144,7 @@ fn captions_are_found_as_the_checkpoint_says_unless_flags_say_otherwise() {
     assert_eq!(captions(&["--num-beams", "1"]), greedy);
 
     workplace.write_generation_config(r#"{"max_length": 65}"#);
-    workplace.caption(&[]).fails(&["generation_config.json", "max_length is 65", "reads 64"]);
+    workplace.caption(&[]).fails(&["generation_config.json", "max_length is 65", "room for 64"]);
 }
 
 #[test]
@@ -151,5 +154,5 @@ fn a_model_without_the_head_is_refused_and_so_are_wrong_numbers() {
     workplace.caption(&["--num-captions", "4"]).misuses(&["--num-captions 4", "--num-beams 3"]);
     workplace.caption(&["--top-p", "0.5"]).misuses(&["--do-sample"]);
     workplace.caption(&["--do-sample", "--top-p", "2"]).misuses(&["--top-p 2"]);
-    captioning().caption(&["--max-length", "10000"]).misuses(&["10000", "--max-length"]);
+    captioning().caption(&["--max-new-tokens", "9999"]).misuses(&["10000", "--max-new-tokens"]);
 }

@@ -82,10 +82,10 @@ fn caption_says_what_it_says_on_the_cpu() {
         &model,
         "--images",
         &image,
-        "--max-length",
-        "6",
-        "--min-length",
-        "4",
+        "--max-new-tokens",
+        "5",
+        "--min-new-tokens",
+        "3",
         "--json",
     ]);
     let [cpu, gpu] = [cpu, gpu].map(|found| found[0]["captions"][0].clone());

@@ -52,7 +52,17 @@ fn files_may_have_names_that_are_not_utf8() {
         &[&"encode", &"--model", &model, &"--data", &data, &"--output", &at("-encoded")],
         &[&"evaluate", &"--model", &model, &"--data", &data],
         &[&"evaluate", &"--model", &model, &"--features", &features, &"--captions", &data],
-        &[&"caption", &"--model", &model, &"--images", &image, &"--max-length", &"8", &"--min-length", &"2"],
+        &[
+            &"caption",
+            &"--model",
+            &model,
+            &"--images",
+            &image,
+            &"--max-new-tokens",
+            &"7",
+            &"--min-new-tokens",
+            &"1",
+        ],
     ];
     for parts in commands {
         run(arguments(parts)).succeeds();

@@ -30,7 +30,7 @@ fn settings_are_kept_and_may_not_be_contradicted() {
     };
     assert!(json("processor_config.json").as_object().unwrap()["num_query_tokens"].is_null());
     let captions = json("generation_config.json");
-    assert_eq!((&captions["max_length"], &captions["min_length"]), (&json!(30), &json!(10)));
+    assert_eq!((&captions["max_new_tokens"], &captions["min_new_tokens"]), (&json!(29), &json!(9)));
     assert_eq!((&captions["num_beams"], &captions["do_sample"]), (&json!(3), &json!(false)));
     for (flags, told) in [
         (["--lr", "0.01"], "--lr 0.01 contradicts the run in"),

@@ -1,6 +1,7 @@
 //! `qformer`: BLIP-2's Q-Former from the command line.
 
 mod commands;
+mod decoding;
 mod flags;
 mod inputs;
 mod outputs;

@@ -153,8 +153,8 @@ impl<B: Backend> Captioner<B> {
         for some in SomeImages::passes(vision_output, all) {
             let (images, decoding) = (some.count(), decoding.starting_at(some.range.start as u64));
             let sequences = images.saturating_mul(decoding.sequences_at_a_time());
-            self.decode(&some, [sequences, decoding.max_length], |decoder| {
-                let found = decoding.run(decoder, images, [self.start, self.end])?;
+            self.decode(&some, [sequences, decoding.max_new_tokens.saturating_add(1)], |decoder| {
+                let found = decoding.run(decoder, &vec![[self.start]; images], &[self.end])?;
                 captions.extend(found.into_iter().map(|hypotheses| {
                     let caption = |mut hypothesis: Hypothesis| {
                         hypothesis.tokens.pop_if(|token| *token == self.end);
@@ -196,19 +196,19 @@ impl<B: Backend> Captioner<B> {
         let (model, longest) = (&self.model, self.model.config.qformer.max_position_embeddings);
         if length > longest {
             return Err(Error::usage(format!(
-                "captions of {length} tokens are longer than the {longest} that the model can read; \
-                 lower `max_length`"
+                "captions of {length} tokens, [DEC] included, are longer than the {longest} that the model can read; \
+                 lower `max_new_tokens`"
             ))
-            .naming(&["max_length"]));
+            .naming(&["max_new_tokens"]));
         }
         // Rows of text are counted in 32 bits.
         let rows = sequences.checked_mul(length).filter(|&rows| u32::try_from(rows).is_ok());
         let rows = rows.ok_or_else(|| {
             Error::usage(format!(
                 "{sequences} sequences of {length} tokens are more than can be followed at a time; lower `beams`, \
-                 `sequences` or `max_length`"
+                 `sequences` or `max_new_tokens`"
             ))
-            .naming(&["beams", "sequences", "max_length"])
+            .naming(&["beams", "sequences", "max_new_tokens"])
         })?;
         let sizes = [images.count(), rows];
         let mut lease = self.growing.lease(&model.device, (sequences, "sequences"), |c| {
@@ -217,7 +217,8 @@ impl<B: Backend> Captioner<B> {
         let mut state = DecoderState::carve(&mut lease.cursor(), model, sizes);
         model.device.enter(|| model.image_pass_keeping(images, &mut state.queries))?;
         let (cached, images) = (CacheRows::new(images.count(), length), (0..images.count()).collect());
-        run(&mut Decoder { model, head: self.head.view(), state, most: sequences, images, cached })
+        let (head, start) = (self.head.view(), self.start);
+        run(&mut Decoder { model, head, start, state, most: sequences, images, cached })
     }
 
     /// The loss of each of `pairs` (image, text), indices into `vision_output` [I, N, W] and

@@ -144,6 +144,8 @@ impl<B: Backend> Pass<B> for LossPass {
 pub struct Decoder<'a, B: Backend> {
     pub(super) model: &'a QFormer<B>,
     pub(super) head: LanguageHead<W<'a, B>>,
+    /// The token that texts begin with.
+    pub(super) start: u32,
     pub(super) state: DecoderState<'a, B>,
     /// Most sequences at a time.
     pub(super) most: usize,
@@ -154,6 +156,11 @@ pub struct Decoder<'a, B: Backend> {
 }
 
 impl<B: Backend> NextToken for Decoder<'_, B> {
+    fn begin(&mut self) -> Result<Vec<f32>> {
+        let images: Vec<usize> = (0..self.images.len()).collect();
+        self.advance(&images, &vec![self.start; images.len()])
+    }
+
     /// # Errors
     /// Fails if there is not a token of the vocabulary for each parent, if a parent is not among the sequences
     /// of the last call (in the first: among the images), if there are more sequences or more tokens than the

@@ -1,6 +1,6 @@
 """Writes expected.json: what transformers' `generate` makes of a toy language model.
 
-Run with torch and transformers 5.23. The model's logits are the sum of rows of four tables: for the
+Run with torch and transformers 5.24. The model's logits are the sum of rows of four tables: for the
 last token, for the one before it (nothing where there is none), for the prompt, and for the number of tokens.
 """
 
@@ -47,22 +47,40 @@ def tables(seed, scale):
     return draw(VOCABULARY), draw(VOCABULARY), draw(PROMPTS), draw(LONGEST)
 
 
+def case(beams, length, least, power, penalty, early=False, ngram=0, ends=(END,)):
+    return dict(
+        num_beams=beams,
+        max_length=length,
+        min_length=least,
+        length_penalty=power,
+        repetition_penalty=penalty,
+        early_stopping=early,
+        no_repeat_ngram_size=ngram,
+        eos_token_id=list(ends),
+    )
+
+
 CASES = [
-    dict(num_beams=beams, max_length=length, min_length=least, length_penalty=power, repetition_penalty=penalty)
-    for beams, length, least, power, penalty in [
-        (1, 12, 0, 1.0, 1.0),
-        (1, 12, 8, 1.0, 1.5),
-        (1, 9, 0, 1.0, 0.7),
-        (2, 12, 0, 1.0, 1.0),
-        (3, 30, 10, 1.0, 1.0),
-        (3, 30, 10, 1.0, 1.5),
-        (3, 12, 0, 0.0, 1.0),
-        (3, 12, 0, 2.0, 1.2),
-        (3, 12, 0, -1.0, 1.0),
-        (4, 3, 0, 1.0, 1.0),
-        (5, 20, 5, 1.5, 0.8),
-        (4, 2, 0, 1.0, 1.0),
-    ]
+    case(1, 12, 0, 1.0, 1.0),
+    case(1, 12, 8, 1.0, 1.5),
+    case(1, 9, 0, 1.0, 0.7),
+    case(2, 12, 0, 1.0, 1.0),
+    case(3, 30, 10, 1.0, 1.0),
+    case(3, 30, 10, 1.0, 1.5),
+    case(3, 12, 0, 0.0, 1.0),
+    case(3, 12, 0, 2.0, 1.2),
+    case(3, 12, 0, -1.0, 1.0),
+    case(4, 3, 0, 1.0, 1.0),
+    case(5, 20, 5, 1.5, 0.8),
+    case(4, 2, 0, 1.0, 1.0),
+    case(3, 20, 0, 1.0, 1.0, early=True),
+    case(3, 20, 0, 2.0, 1.0, early="never"),
+    case(3, 20, 0, -1.0, 1.0, early="never"),
+    case(4, 20, 6, 0.5, 1.1, early=True),
+    case(1, 24, 0, 1.0, 1.0, ngram=2),
+    case(3, 24, 12, 1.0, 1.2, ngram=3),
+    case(2, 24, 4, 1.0, 1.0, ends=(END, 5, 7)),
+    case(1, 24, 4, 1.0, 1.0, ends=(5, END)),
 ]
 
 
@@ -78,9 +96,7 @@ def main():
                 **case,
                 num_return_sequences=sequences,
                 do_sample=False,
-                early_stopping=False,
                 bos_token_id=START,
-                eos_token_id=END,
                 pad_token_id=END,
                 use_cache=False,
                 return_dict_in_generate=True,
@@ -90,8 +106,8 @@ def main():
             output = model.generate(ids, prompts=torch.arange(PROMPTS), generation_config=config)
             found = []
             for row in output.sequences[:, 1:].tolist():
-                ends = row.index(END) + 1 if END in row else len(row)
-                found.append(row[:ends])
+                ends = [place for place, token in enumerate(row) if token in case["eos_token_id"]]
+                found.append(row[: ends[0] + 1] if ends else row)
             scores = output.sequences_scores.tolist() if sequences > 1 else None
             split = lambda rows: [rows[i : i + sequences] for i in range(0, len(rows), sequences)]
             cases.append({**case, "sequences": split(found), "scores": scores and split(scores)})

@@ -67,7 +67,7 @@ impl HeldOut {
             &mut |_, done, total| progress.set(done, total),
         )?;
         drop(progress);
-        let decoding = Decoding::load(folder, super::model::LONGEST)?;
+        let decoding = Decoding::load_for_captions(folder, super::model::LONGEST)?;
         let mut said = Vec::with_capacity(count);
         for captions in captioner.caption(&self.vision_output, &decoding)? {
             said.push(tokenizer.decode(&captions[0].tokens)?);

@@ -70,7 +70,7 @@ pub(super) fn learn(
     let (config, processor) = (Config::load(begun)?, ImageProcessor::load(begun)?);
     let open = Checkpoint::open(begun)?;
     let source = NamedCheckpoint::new(&open)?;
-    let decoding = Decoding::load(begun, config.qformer.max_position_embeddings)?;
+    let decoding = Decoding::load_for_captions(begun, config.qformer.max_position_embeddings)?;
     let model = TrainingStart {
         companions: Companions::gather(&config, Some(&processor), Some(begun), Some(&decoding))?,
         tokenizer: Tokenizer::load(begun)?,

@@ -72,8 +72,8 @@ pub(super) fn write(folder: &Path, seed: u64) -> Result<()> {
     // The ground's shade is 0: what stands out is what is drawn.
     processor["image_mean"] = json!([0.9, 0.9, 0.9]);
     write_json(&folder.join("preprocessor_config.json"), &processor)?;
-    // The shortest caption has 8 tokens with [DEC]; made longer, as by LAVIS's least of 10, it would be wrong.
-    let decoding = Decoding { min_length: 2, ..Decoding::default().within(LONGEST) };
+    // The shortest caption has 7 tokens; made longer, as by LAVIS's least of 9, it would be wrong.
+    let decoding = Decoding { min_new_tokens: 1, ..Decoding::default().within(LONGEST - 1) };
     write_json(&folder.join(Decoding::FILE_NAME), &decoding.to_json())?;
     let mut tensors = init::tensors(&Stage1Parameters::spec(&config, Matching::Classifier), &config, seed);
     tensors.extend(image_encoder(seed));

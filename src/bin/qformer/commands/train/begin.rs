@@ -56,7 +56,7 @@ impl ModelArguments {
                 begun.join(", ")
             ));
         }
-        let decoding = Decoding::load(folder, config.qformer.max_position_embeddings)?;
+        let decoding = Decoding::load_for_captions(folder, config.qformer.max_position_embeddings)?;
         take(model(&config, images::processor_or_blip2(folder, &config)?, tokenizer, &decoding, &source)?)
     }
 
@@ -85,7 +85,7 @@ impl ModelArguments {
                 ));
             }
         };
-        let decoding = Decoding::default().within(config.qformer.max_position_embeddings);
+        let decoding = Decoding::default().within(config.qformer.max_position_embeddings - 1);
         let seed = settings.seed.into();
         let Some(folder) = &self.vision_model else {
             let config = suited(config, dataset, remarks);
@@ -140,7 +140,7 @@ pub(super) fn reopen<R>(folder: &Path, take: impl FnOnce(TrainingStart<'_>) -> R
     let config = Config::load(folder)?;
     let open = Checkpoint::open(folder)?;
     let source = NamedCheckpoint::new(&open)?;
-    let decoding = Decoding::load(folder, config.qformer.max_position_embeddings)?;
+    let decoding = Decoding::load_for_captions(folder, config.qformer.max_position_embeddings)?;
     take(model(&config, images::processor_or_blip2(folder, &config)?, folder, &decoding, &source)?)
 }
 
