@@ -8,6 +8,7 @@ pub mod feed_forward;
 pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
+pub mod rms_norm;
 pub mod self_attention;
 pub mod stream;
 
@@ -15,6 +16,7 @@ pub use cross_attention::CrossAttention;
 pub use feed_forward::FeedForward;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use rms_norm::RmsNorm;
 pub use self_attention::SelfAttention;
 
 use crate::device::{M, SM};

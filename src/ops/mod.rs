@@ -13,6 +13,7 @@ pub mod cross_entropy;
 pub mod dropout;
 pub mod embedding;
 pub mod fold;
+pub mod gate;
 pub mod layer_norm;
 pub mod linear;
 pub mod matching;
@@ -20,6 +21,7 @@ pub mod norm;
 pub mod normalize;
 pub mod pairs;
 pub mod pool;
+pub mod rms_norm;
 pub mod scatter;
 pub mod similarity;
 
@@ -32,6 +34,7 @@ use cross_entropy::CrossEntropyOp;
 use dropout::DropoutOp;
 use embedding::EmbeddingOp;
 use fold::FoldOp;
+use gate::GateOp;
 use layer_norm::LayerNormOp;
 use linear::LinearOp;
 use matching::MatchingOp;
@@ -39,6 +42,7 @@ use norm::NormOp;
 use normalize::NormalizeOp;
 use pairs::PairsOp;
 use pool::PoolOp;
+use rms_norm::RmsNormOp;
 use scatter::ScatterOp;
 use similarity::SimilarityOp;
 
@@ -46,9 +50,11 @@ use similarity::SimilarityOp;
 pub trait Backend:
     LinearOp
     + ActivationOp
+    + GateOp
     + AttentionOp
     + AbsorbedAttention
     + LayerNormOp
+    + RmsNormOp
     + EmbeddingOp
     + NormalizeOp
     + PoolOp
@@ -68,9 +74,11 @@ pub trait Backend:
 impl<B> Backend for B where
     B: LinearOp
         + ActivationOp
+        + GateOp
         + AttentionOp
         + AbsorbedAttention
         + LayerNormOp
+        + RmsNormOp
         + EmbeddingOp
         + NormalizeOp
         + PoolOp

@@ -26,7 +26,7 @@ const MATRIX_PRODUCTS: [&str; 8] = [
 /// The same by `wgmma`, which only Hopper has.
 const HOPPER_PRODUCTS: [&str; 3] = ["gemm_sm90a/", "contrastive_sm90a/", "contrastive_backward_sm90a/"];
 /// Kernels without a matrix product that do not read 16 bytes at a time, each with the reason.
-const SINGLE_LOADS: [(&str, &str); 9] = [
+const SINGLE_LOADS: [(&str, &str); 11] = [
     ("contrastive/contrastive_dtemperature", "a number a text"),
     ("contrastive/contrastive_lines", "a thread a line, of a few parts"),
     ("contrastive/contrastive_loss", "a few numbers a line"),
@@ -36,6 +36,8 @@ const SINGLE_LOADS: [(&str, &str); 9] = [
     ("matching/matching_forward", "three numbers a pair"),
     ("pairs/pairs_list", "two numbers an image"),
     ("pairs/pairs_stream", "texts of a few tokens, which begin anywhere"),
+    ("rms_norm/rms_norm_parameters", "a warp reads 128 bytes of each block's sums"),
+    ("top_k/top_k_combine", "a few numbers of each part of a row"),
 ];
 
 /// The units, which are there.
