@@ -11,7 +11,8 @@ pub use cpu::{Cpu, CpuBuffer, Lanes, Real};
 pub use cuda::Cuda;
 
 use crate::error::Result;
-use crate::tensor::{Element, Number, Packing, View, ViewMut, Weight, WeightMut};
+use crate::tensor::{Element, Number, NumberType, Packing, View, ViewMut, Weight, WeightMut};
+use std::ops::Range;
 
 /// Unsafe code relies on what a device and a CPU's number say of themselves, so both are this crate's own.
 pub(crate) mod sealed {
@@ -47,7 +48,11 @@ pub trait Device: Sized + Send + Sync + sealed::Sealed + 'static {
     /// of rows, and with them what was recorded for [`Self::replay`], come again; 1 where nothing is recorded.
     fn row_granularity(rows: usize) -> usize;
 
-    /// How this device stores a frozen weight of so many input channels that it is to multiply by fast.
+    /// The type in which this device keeps a matrix of a frozen model that is wanted as `dtype`: that one if its
+    /// products read it, else [`Self::Elem`].
+    fn frozen_type(&self, dtype: NumberType) -> NumberType;
+
+    /// How this device stores a frozen weight of [`Self::Elem`] and of so many input channels that it is to multiply by fast.
     fn frozen_packing(&self, inputs: usize) -> Packing;
 
     /// `bytes` of zeroed memory; an error that names `purpose` if there is no room.
@@ -75,6 +80,9 @@ pub trait Device: Sized + Send + Sync + sealed::Sealed + 'static {
     fn write<E: Number>(&self, values: &[f32], first: usize, to: ViewMut<'_, Self, E>) -> Result<()>;
     /// Writes `values` as the numbers of a parameter from the `first` on, counted row by row.
     fn write_weight(&self, values: &[f32], first: usize, to: WeightMut<'_, Self>) -> Result<()>;
+    /// Where the host itself may write the numbers in `range` of a parameter, counted row by row: without gaps, in the
+    /// parameter's own type. None on a device that has memory of its own or another order.
+    fn host_bytes<'a>(&self, range: Range<usize>, to: WeightMut<'a, Self>) -> Option<&'a mut [u8]>;
     /// Writes indices, row by row, to a matrix without gaps between its rows.
     fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) -> Result<()>;
     /// Copies a matrix to another of the same shape, both without gaps between their rows.

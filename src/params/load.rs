@@ -7,7 +7,7 @@ use crate::device::{Device, W};
 use crate::error::{Error, Result};
 use crate::input::printable;
 use crate::memory::Arena;
-use crate::tensor::{Number, Packing, WeightMut};
+use crate::tensor::{Number, NumberType, Packing, WeightMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -114,6 +114,16 @@ pub trait TensorSource {
     /// # Errors
     /// Fails if the tensor cannot be read.
     fn read(&self, part: &Part, sink: &mut dyn FnMut(usize, &[f32])) -> Result<usize>;
+
+    /// Reads `part` straight into `to`, as numbers of type `dtype`, on all cores; returns how many are not finite.
+    /// None, and nothing is read, where it can only be streamed.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_into(&self, part: &Part, dtype: NumberType, to: &mut [u8]) -> Result<Option<usize>> {
+        let _ = (part, dtype, to);
+        Ok(None)
+    }
 }
 
 impl TensorSource for NamedCheckpoint<'_> {
@@ -131,6 +141,13 @@ impl TensorSource for NamedCheckpoint<'_> {
         let of_v =
             self.checkpoint.read_f32(self.stored[&v_bias], |at, values| sink(2 * third + at, values))?;
         Ok(of_q + of_v)
+    }
+
+    fn read_into(&self, part: &Part, dtype: NumberType, to: &mut [u8]) -> Result<Option<usize>> {
+        match self.split_bias(part) {
+            Some(_) => Ok(None),
+            None => self.checkpoint.read_into(self.stored[&part.name], dtype, to),
+        }
     }
 }
 
@@ -158,12 +175,32 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
     where
         S: Tree<Spec, With<Slot> = P>,
     {
+        Self::load_as(device, specs, source, D::Elem::TYPE, progress)
+    }
+
+    /// The same with matrices of the roles [`Role::Weight`] and [`Role::Embedding`] as numbers of type `dtype`, if the
+    /// device multiplies by them ([`Device::frozen_type`]), the weights by rows then; what is of 32 bits in the
+    /// checkpoint is rounded to the nearest. Everything else is as [`Self::load`] has it.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_as<S>(
+        device: &D,
+        specs: &S,
+        source: &dyn TensorSource,
+        dtype: NumberType,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self>
+    where
+        S: Tree<Spec, With<Slot> = P>,
+    {
         let mut parts = Vec::new();
         specs.map(&mut |spec| parts.extend(&spec.parts));
         source.check(&parts)?;
         let mut arena = Arena::planned(device, "the weights", |cursor| {
             specs.map(&mut |spec| {
-                cursor.take_weight(spec.shape, D::Elem::TYPE, spec.packing(device));
+                let (dtype, packing) = spec.storage(device, dtype);
+                cursor.take_weight(spec.shape, dtype, packing);
             });
         })?;
         let mut cursor = arena.cursor();
@@ -172,13 +209,13 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
         let mut not_finite = Vec::new();
         let slots = specs.map(&mut |spec| {
             let offset = cursor.used();
-            let packing = spec.packing(device);
-            let mut to = cursor.take_weight(spec.shape, D::Elem::TYPE, packing);
+            let (dtype, packing) = spec.storage(device, dtype);
+            let mut to = cursor.take_weight(spec.shape, dtype, packing);
             if result.is_ok() {
                 result = fill(device, source, spec, &mut to, &mut not_finite);
                 progress(cursor.used(), total);
             }
-            Slot { spec: spec.clone(), offset, packing }
+            Slot { spec: spec.clone(), offset, dtype, packing }
         });
         result?;
         Ok(Self { arena, slots, not_finite })
@@ -204,13 +241,15 @@ fn fill<D: Device>(
 ) -> Result<()> {
     let mut first = 0;
     for part in &spec.parts {
-        let mut written = Ok(());
-        let count = source.read(part, &mut |at, values| {
-            if written.is_ok() {
-                written = device.write_weight(values, first + at, to.reborrow());
-            }
-        })?;
-        written?;
+        let dtype = to.dtype();
+        let straight = match device.host_bytes(first..first + part.len(), to.reborrow()) {
+            Some(bytes) => source.read_into(part, dtype, bytes)?,
+            None => None,
+        };
+        let count = match straight {
+            Some(count) => count,
+            None => stream(device, source, part, first, to)?,
+        };
         if count > 0 {
             not_finite.push((part.name.clone(), count));
         }
@@ -219,12 +258,32 @@ fn fill<D: Device>(
     Ok(())
 }
 
+/// Has `part` streamed to the numbers of a parameter from the `first` on; returns how many values are not finite.
+fn stream<D: Device>(
+    device: &D,
+    source: &dyn TensorSource,
+    part: &Part,
+    first: usize,
+    to: &mut WeightMut<'_, D>,
+) -> Result<usize> {
+    let mut written = Ok(());
+    let count = source.read(part, &mut |at, values| {
+        if written.is_ok() {
+            written = device.write_weight(values, first + at, to.reborrow());
+        }
+    })?;
+    written.map(|()| count)
+}
+
 impl Spec {
-    /// How a device stores it.
-    fn packing<D: Device>(&self, device: &D) -> Packing {
+    /// How a device stores it where weights are wanted as `dtype`.
+    fn storage<D: Device>(&self, device: &D, dtype: NumberType) -> (NumberType, Packing) {
+        let (frozen, own) = (device.frozen_type(dtype), D::Elem::TYPE);
+        let rows = Packing::Rows { pitch: self.shape.cols };
         match self.role {
-            Role::Weight => device.frozen_packing(self.shape.cols),
-            Role::Rows => Packing::Rows { pitch: self.shape.cols },
+            Role::Weight if frozen == own => (own, device.frozen_packing(self.shape.cols)),
+            Role::Weight | Role::Embedding => (frozen, rows),
+            Role::Rows => (own, rows),
         }
     }
 }

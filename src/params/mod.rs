@@ -16,7 +16,7 @@ pub use load::{NamedCheckpoint, TensorSource, Weights, reject_surplus};
 
 use crate::device::{Device, W};
 use crate::memory::Arena;
-use crate::tensor::{Number, Packing, Shape, Weight};
+use crate::tensor::{NumberType, Packing, Shape, Weight};
 use std::collections::BTreeSet;
 
 /// A tree of parameters whose leaves can be exchanged.
@@ -40,7 +40,10 @@ pub fn part_names(specs: &impl Tree<Spec>) -> BTreeSet<String> {
 pub enum Role {
     /// A matrix [out, in] that only `gemm` and absorbed attention read: stored as the device likes.
     Weight,
-    /// Anything else: stored by rows.
+    /// A table of token embeddings, which lookups read and a language model's tied head multiplies by: stored by rows,
+    /// in the weights' type.
+    Embedding,
+    /// Anything else: stored by rows, in the type that the device computes in.
     Rows,
 }
 
@@ -99,6 +102,12 @@ impl Spec {
         Self { parts: vec![part], shape, role: Role::Rows }
     }
 
+    /// Embeddings [rows, cols] of so many tokens, which a tied head may multiply by.
+    pub fn embedding(name: String, rows: usize, cols: usize) -> Self {
+        let part = Part { name, shape: vec![rows, cols] };
+        Self { parts: vec![part], shape: Shape::new(rows, cols), role: Role::Embedding }
+    }
+
     /// The same numbers, in a checkpoint as one tensor of another shape.
     ///
     /// # Panics
@@ -122,13 +131,14 @@ pub struct Slot {
     /// What it is.
     pub spec: Spec,
     offset: usize,
+    dtype: NumberType,
     packing: Packing,
 }
 
 impl Slot {
     fn view<'a, D: Device>(&self, arena: &'a Arena<D>) -> W<'a, D> {
-        let (pointer, dtype) = (arena.address(self.offset), D::Elem::TYPE);
+        let pointer = arena.address(self.offset);
         // SAFETY: the arena was carved by the tree this slot is of, and is borrowed for 'a.
-        unsafe { Weight::new(pointer, self.spec.shape, dtype, self.packing) }
+        unsafe { Weight::new(pointer, self.spec.shape, self.dtype, self.packing) }
     }
 }

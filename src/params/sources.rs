@@ -10,6 +10,7 @@ use super::safetensors::Checkpoint;
 use super::{NamedCheckpoint, Part, Spec, TensorSource, Tree};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::tensor::NumberType;
 
 /// Values made at a time: an even number, as [`init::fill`] needs it.
 const BLOCK: usize = 1 << 16;
@@ -223,6 +224,13 @@ impl TensorSource for Layered<'_> {
         match self.begins(part) {
             true => self.initial.read(part, sink),
             false => self.checkpoint.read(part, sink),
+        }
+    }
+
+    fn read_into(&self, part: &Part, dtype: NumberType, to: &mut [u8]) -> Result<Option<usize>> {
+        match self.begins(part) {
+            true => self.initial.read_into(part, dtype, to),
+            false => self.checkpoint.read_into(part, dtype, to),
         }
     }
 }

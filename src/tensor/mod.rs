@@ -21,6 +21,7 @@ impl Element for f64 {}
 impl Element for u8 {}
 impl Element for u32 {}
 impl Element for half::bf16 {}
+impl Element for half::f16 {}
 
 /// A type of numbers, where it is known at run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,19 @@ impl Number for f64 {
 
 impl Number for half::bf16 {
     const TYPE: NumberType = NumberType::Bf16;
+
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self.to_f32()
+    }
+}
+
+impl Number for half::f16 {
+    const TYPE: NumberType = NumberType::F16;
 
     #[inline(always)]
     fn of_f32(x: f32) -> Self {

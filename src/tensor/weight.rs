@@ -141,6 +141,16 @@ impl<'a, D> Weight<'a, D> {
         unsafe { View::new(self.pointer.cast(), self.shape, pitch) }
     }
 
+    /// Input channels `range`, of numbers that lie by rows.
+    ///
+    /// # Panics
+    /// Panics if they are in panels.
+    pub(crate) fn columns(self, range: Range<usize>) -> Self {
+        let Packing::Rows { .. } = self.packing else { panic!("panels have all input channels") };
+        assert!(range.start <= range.end && range.end <= self.cols(), "columns {range:?} of {:?}", self.shape);
+        self.part(range.start, Shape::new(self.rows(), range.len()))
+    }
+
     /// Output channels `range`.
     pub fn row_range(self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.rows(), "rows {range:?} of {:?}", self.shape);
@@ -151,7 +161,11 @@ impl<'a, D> Weight<'a, D> {
                 self.packing.len(Shape::new(range.start, self.cols()))
             }
         };
-        let shape = Shape::new(range.len(), self.cols());
+        self.part(offset, Shape::new(range.len(), self.cols()))
+    }
+
+    /// The part of this shape that begins so many numbers after the first one, within this weight.
+    fn part(self, offset: usize, shape: Shape) -> Self {
         // An empty part may sit at the very end; it must not point past it.
         let offset = if shape.is_empty() { 0 } else { offset * self.dtype.bytes() };
         // SAFETY: the part lies within this weight.
@@ -169,6 +183,11 @@ impl<'a, D> WeightMut<'a, D> {
     /// Output by input channels.
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// What its numbers are.
+    pub fn dtype(&self) -> NumberType {
+        self.dtype
     }
 
     /// How its numbers lie.

@@ -5,7 +5,7 @@ use crate::cuda::cuda;
 use half::bf16;
 use qformer::device::{Cpu, Cuda, Device, Real};
 use qformer::memory::Arena;
-use qformer::tensor::{Element, Number, Packing, Shape, View, ViewMut, Weight};
+use qformer::tensor::{Element, Number, NumberType, Packing, Shape, View, ViewMut, Weight};
 use std::marker::PhantomData;
 
 /// A device under test. One body tests an operation on all of them.
@@ -30,6 +30,11 @@ pub(crate) trait TestDevice: Device + 'static {
 /// The nearest numbers that `D` holds: what is given to an operation and to its plain twin.
 pub(crate) fn rounded<D: TestDevice>(matrix: &Matrix) -> Matrix {
     Matrix::from_fn(matrix.rows, matrix.cols, |r, c| D::round(matrix.at(r, c)))
+}
+
+/// The nearest numbers of type `N`.
+pub(crate) fn rounded_to<N: Number>(matrix: &Matrix) -> Matrix {
+    Matrix::from_fn(matrix.rows, matrix.cols, |r, c| N::of_f32(matrix.at(r, c) as f32).to_f32().into())
 }
 
 /// Asserts that `got` is `want` but for the rounding of the result.
@@ -60,6 +65,10 @@ macro_rules! cpu {
                 vec![Tensor::rows, Tensor::pitched, Tensor::panels]
             }
             fn put<E: Number>(values: &[f64], mut to: ViewMut<'_, Self, E>) {
+                if matches!(E::TYPE, NumberType::F16 | NumberType::Bf16) {
+                    let values: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+                    return Self::get().write(&values, 0, to).unwrap();
+                }
                 let cols = to.cols();
                 for (r, values) in values.chunks(cols.max(1)).enumerate() {
                     let row: &mut [$real] = bytemuck::cast_slice_mut(to.row_mut(r));

@@ -1,7 +1,9 @@
 use crate::common::{Matrix, Random, assert_gradient, assert_independent_of_threads};
-use crate::device::{Tensor, TestDevice, rounded};
+use crate::device::{Tensor, TestDevice, rounded, rounded_to};
+use half::{bf16, f16};
 use qformer::device::{Cpu, Cuda};
 use qformer::ops::embedding::{EmbeddingBackward, EmbeddingForward, EmbeddingOp};
+use qformer::tensor::Number;
 
 /// Row 2 is looked up three times, rows 0 and 4 never.
 const IDS: [u32; 6] = [2, 5, 2, 1, 3, 2];
@@ -12,13 +14,22 @@ fn forward<D: TestDevice + EmbeddingOp>(
     table: &Matrix,
     positions: Option<(&[u32], &Matrix)>,
 ) -> Matrix {
+    forward_from::<D, D::Elem>(ids, table, positions)
+}
+
+/// From a table of `N`.
+fn forward_from<D: TestDevice + EmbeddingOp, N: Number>(
+    ids: &[u32],
+    table: &Matrix,
+    positions: Option<(&[u32], &Matrix)>,
+) -> Matrix {
     let mut y = Tensor::<D>::output(ids.len(), table.cols);
     let mut positions =
         positions.map(|(p, t)| (Tensor::<D, u32>::indices(1, p.len(), p), Tensor::<D>::pitched(t)));
     D::get()
         .embedding_forward(EmbeddingForward {
             ids: Tensor::<D, u32>::indices(1, ids.len(), ids).view(),
-            table: Tensor::pitched(table).view(),
+            table: Tensor::<D, N>::pitched(table).view().into(),
             positions: positions.as_mut().map(|(places, table)| (places.view(), table.view())),
             y: y.view_mut(),
         })
@@ -79,6 +90,26 @@ fn forward_matches_a_plain_computation() {
     forward_matches::<Cpu<f64>>();
     forward_matches::<Cpu<f32>>();
     forward_matches::<Cuda>();
+}
+
+fn tables_of_16_bits_are_read<D: TestDevice + EmbeddingOp, N: Number>() {
+    for width in [768, 1, 67] {
+        let mut random = Random::new(8);
+        let (table, positions) = (rounded_to::<N>(&random.matrix(6, width)), random.matrix(3, width));
+        let want = Matrix::from_fn(IDS.len(), width, |r, c| {
+            table.at(IDS[r] as usize, c) + positions.at(PLACES[r] as usize, c)
+        });
+        // As above: the sums are exact.
+        assert_eq!(forward_from::<D, N>(&IDS, &table, Some((&PLACES, &positions))), rounded::<D>(&want));
+    }
+}
+
+#[test]
+fn the_cpu_reads_tables_of_16_bits() {
+    tables_of_16_bits_are_read::<Cpu<f32>, bf16>();
+    tables_of_16_bits_are_read::<Cpu<f32>, f16>();
+    tables_of_16_bits_are_read::<Cpu<f64>, bf16>();
+    tables_of_16_bits_are_read::<Cpu<f64>, f16>();
 }
 
 #[test]

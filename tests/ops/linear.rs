@@ -1,5 +1,6 @@
 mod activation;
 mod gpu;
+mod stored;
 
 use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
 use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};

@@ -24,11 +24,13 @@ pub(crate) use single::{Factor, prefetch, product};
 use super::Device;
 use super::sealed::Sealed;
 use crate::error::Result;
-use crate::tensor::{Element, Number, PANEL, Packing, SPLIT_PANEL, Shape, View, ViewMut, WeightMut};
+use crate::tensor::{Element, Number, NumberType, PANEL, Packing, SPLIT_PANEL, Shape, View, ViewMut, WeightMut};
 use amx::Amx;
+use half::{bf16, f16};
 use rayon::prelude::*;
 use std::any::TypeId;
 use std::marker::PhantomData;
+use std::ops::Range;
 use tile::TILE;
 
 /// The CPU backend, computing in `E`: the default without a GPU and the specification with one.
@@ -98,6 +100,13 @@ impl<E: Real> Device for Cpu<E> {
         1
     }
 
+    fn frozen_type(&self, dtype: NumberType) -> NumberType {
+        match dtype {
+            NumberType::F16 | NumberType::Bf16 => dtype,
+            NumberType::F32 | NumberType::F64 => E::TYPE,
+        }
+    }
+
     fn frozen_packing(&self, _: usize) -> Packing {
         if self.has_amx() { Packing::SplitPanels } else { Packing::Panels }
     }
@@ -146,7 +155,13 @@ impl<E: Real> Device for Cpu<E> {
     fn write_weight(&self, values: &[f32], first: usize, mut to: WeightMut<'_, Self>) -> Result<()> {
         let (shape, base) = (to.shape(), to.pointer());
         match to.packing() {
-            Packing::Rows { .. } => return self.write(values, first, to.into_matrix::<E>()),
+            Packing::Rows { .. } => {
+                return match to.dtype() {
+                    NumberType::F16 => self.write(values, first, to.into_matrix::<f16>()),
+                    NumberType::Bf16 => self.write(values, first, to.into_matrix::<bf16>()),
+                    NumberType::F32 | NumberType::F64 => self.write(values, first, to.into_matrix::<E>()),
+                };
+            }
             Packing::SplitPanels => {
                 let steps = shape.rows.div_ceil(SPLIT_PANEL) * tile::steps(shape.cols);
                 // SAFETY: the weight's numbers are its alone, and hold so many steps.
@@ -163,6 +178,15 @@ impl<E: Real> Device for Cpu<E> {
             }),
         }
         Ok(())
+    }
+
+    fn host_bytes<'a>(&self, range: Range<usize>, mut to: WeightMut<'a, Self>) -> Option<&'a mut [u8]> {
+        let (shape, each) = (to.shape(), to.dtype().bytes());
+        assert!(range.start <= range.end && range.end <= shape.len(), "numbers {range:?} of {shape:?}");
+        // SAFETY: the numbers are among those of the parameter, which is borrowed for 'a and lies without gaps.
+        (to.packing() == Packing::Rows { pitch: shape.cols }).then(|| unsafe {
+            std::slice::from_raw_parts_mut(to.pointer().add(range.start * each), range.len() * each)
+        })
     }
 
     fn write_indices(&self, values: &[u32], to: ViewMut<'_, Self, u32>) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Factors of a product, as they lie in memory.
 
 use super::{Cpu, Real};
-use crate::device::{V, W};
+use crate::device::W;
+use crate::tensor::NumberType;
 use std::ops::Range;
 
 /// Whether a product sums over a matrix's columns or its rows.
@@ -13,7 +14,8 @@ pub(super) enum Summed {
 
 /// A factor of a product, as it lies in memory.
 pub(crate) struct Operand<'a, E: Real> {
-    pub(super) values: V<'a, Cpu<E>>,
+    /// By rows; of 16 bits where it is a weight that is stored so.
+    pub(super) values: W<'a, Cpu<E>>,
     pub(super) summed: Summed,
 }
 
@@ -26,13 +28,18 @@ impl<E: Real> Copy for Operand<'_, E> {}
 
 impl<'a, E: Real> Operand<'a, E> {
     /// A product sums over its columns: rows of a, or channels of a weight.
-    pub(crate) fn summed_by_columns(values: V<'a, Cpu<E>>) -> Self {
-        Self { values, summed: Summed::Columns }
+    pub(crate) fn summed_by_columns(values: impl Into<W<'a, Cpu<E>>>) -> Self {
+        Self { values: values.into(), summed: Summed::Columns }
     }
 
     /// A product sums over its rows.
-    pub(crate) fn summed_by_rows(values: V<'a, Cpu<E>>) -> Self {
-        Self { values, summed: Summed::Rows }
+    pub(crate) fn summed_by_rows(values: impl Into<W<'a, Cpu<E>>>) -> Self {
+        Self { values: values.into(), summed: Summed::Rows }
+    }
+
+    /// Whether its numbers are those that the CPU computes in, or have to be widened.
+    pub(super) fn is_own(self) -> bool {
+        !matches!(self.values.dtype(), NumberType::F16 | NumberType::Bf16)
     }
 
     /// Rows of a, or columns of b.

@@ -1,7 +1,9 @@
 //! Views of the CPU's memory, row by row.
 
-use super::Cpu;
-use crate::tensor::{Element, View, ViewMut};
+use super::{Cpu, Real};
+use crate::tensor::{Element, NumberType, View, ViewMut, Weight};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -12,6 +14,49 @@ impl<'a, C, E: Element> View<'a, Cpu<C>, E> {
         assert!(index < self.rows());
         // SAFETY: the row lies within memory that the view borrows for 'a.
         unsafe { std::slice::from_raw_parts(self.pointer().add(index * self.pitch()), self.cols()) }
+    }
+}
+
+/// Numbers of a row that are widened on the way to `f64`.
+const WIDENED: usize = 64;
+
+impl<'a, E: Real> Weight<'a, Cpu<E>> {
+    /// A row of a weight that is stored by rows, as it lies in memory.
+    #[inline(always)]
+    pub(super) fn row_bytes(self, index: usize) -> &'a [u8] {
+        match self.dtype() {
+            NumberType::F16 => bytemuck::cast_slice(self.matrix::<f16>().row(index)),
+            NumberType::Bf16 => bytemuck::cast_slice(self.matrix::<bf16>().row(index)),
+            NumberType::F32 | NumberType::F64 => bytemuck::cast_slice(self.matrix::<E>().row(index)),
+        }
+    }
+
+    /// Writes the numbers of a row of a weight that is stored by rows, those from `first` on, as the CPU computes
+    /// with them.
+    #[inline(always)]
+    pub(crate) fn read_row(self, index: usize, first: usize, to: &mut [E]) {
+        let range = first..first + to.len();
+        match self.dtype() {
+            NumberType::F16 => widen(&self.matrix::<f16>().row(index)[range], to),
+            NumberType::Bf16 => widen(&self.matrix::<bf16>().row(index)[range], to),
+            NumberType::F32 | NumberType::F64 => to.copy_from_slice(&self.matrix::<E>().row(index)[range]),
+        }
+    }
+}
+
+/// Writes numbers of 16 bits as the CPU computes with them.
+#[inline(always)]
+fn widen<N: Copy, E: Real>(from: &[N], to: &mut [E])
+where
+    [N]: HalfFloatSliceExt,
+{
+    if E::TYPE == NumberType::F32 {
+        return from.convert_to_f32_slice(bytemuck::cast_slice_mut(to));
+    }
+    let mut widened = [0.0; WIDENED];
+    for (from, to) in from.chunks(WIDENED).zip(to.chunks_mut(WIDENED)) {
+        from.convert_to_f32_slice(&mut widened[..from.len()]);
+        to.iter_mut().zip(widened).for_each(|(to, x)| *to = E::of_f32(x));
     }
 }
 

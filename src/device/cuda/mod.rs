@@ -19,7 +19,7 @@ pub(crate) use tensor_map::TensorMap;
 
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::tensor::{Element, Number, Packing, View, ViewMut, WeightMut};
+use crate::tensor::{Element, Number, NumberType, Packing, View, ViewMut, WeightMut};
 use copy::Pieces;
 use cublaslt::CublasLt;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
@@ -29,6 +29,7 @@ use rayon::prelude::*;
 use scratch::Scratch;
 use std::ffi::c_void;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 /// Numbers that a task on the host converts at least.
@@ -251,6 +252,10 @@ impl Device for Cuda {
         graph::row_granularity(rows)
     }
 
+    fn frozen_type(&self, _: NumberType) -> NumberType {
+        NumberType::Bf16
+    }
+
     fn frozen_packing(&self, inputs: usize) -> Packing {
         Packing::Rows { pitch: inputs }
     }
@@ -309,6 +314,10 @@ impl Device for Cuda {
 
     fn write_weight(&self, values: &[f32], first: usize, to: WeightMut<'_, Self>) -> Result<()> {
         self.write(values, first, to.into_matrix::<bf16>())
+    }
+
+    fn host_bytes<'a>(&self, _: Range<usize>, _: WeightMut<'a, Self>) -> Option<&'a mut [u8]> {
+        None
     }
 
     fn write_indices(&self, values: &[u32], mut to: ViewMut<'_, Self, u32>) -> Result<()> {

@@ -138,7 +138,7 @@ impl<B: Backend> QFormer<B> {
         let heads = parameters.heads.as_ref().expect("checked by heads");
         self.device.embedding_forward(EmbeddingForward {
             ids: acts.ids.view(),
-            table: x,
+            table: x.into(),
             positions: None,
             y: acts.rows.reborrow(),
         })?;

@@ -240,12 +240,12 @@ impl<B: Backend> Parameters<W<'_, B>> {
     fn embed(&self, b: &B, acts: &mut VisionActs<'_, B>) -> Result<()> {
         let (class, embedded) = acts.embedded.reborrow().split_rows(1);
         // The first token of the first image is the class embedding, row 0.
-        let (ids, table) = (acts.rows.view().columns(0..1), self.class_embedding.matrix());
+        let (ids, table) = (acts.rows.view().columns(0..1), self.class_embedding);
         b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: class })?;
         self.patch_embedding.forward(b, acts.patches.view(), embedded)?;
         b.embedding_forward(EmbeddingForward {
             ids: acts.rows.view(),
-            table: acts.embedded.view(),
+            table: acts.embedded.view().into(),
             positions: Some((acts.places.view(), self.position_embedding.matrix())),
             y: acts.x[0].reborrow(),
         })

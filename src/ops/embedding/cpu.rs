@@ -17,7 +17,7 @@ impl<E: Real> EmbeddingOp for Cpu<E> {
         ids.row(0).par_iter().enumerate().with_min_len(16).for_each(|(i, &id)| {
             // SAFETY: one task a row.
             let y = unsafe { y.row(i) };
-            y.copy_from_slice(table.row(id as usize));
+            table.read_row(id as usize, 0, y);
             if let Some((places, positions)) = positions {
                 for (y, &p) in y.iter_mut().zip(positions.row(places.row(0)[i] as usize)) {
                     *y += p;

@@ -50,7 +50,7 @@ impl EmbeddingOp for Cuda {
         assert!(positions.is_none_or(|(p, t)| p.cols() == ids.cols() && t.cols() == table.cols()));
         let (rows, width) = (count(y.rows()), count(y.cols()));
         let (places, positions) = positions.unzip();
-        let (table, positions, y) = (In::of(table), In::optional(positions), Out::of(y));
+        let (table, positions, y) = (In::of(table.matrix()), In::optional(positions), Out::of(y));
         let vector = vector_width(width, &[table.extent(), positions.extent(), y.extent()]);
         let blocks = [rows.div_ceil(FORWARD_THREADS / 32), 1, 1];
         self.launch(

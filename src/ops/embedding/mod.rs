@@ -7,7 +7,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::device::{Device, M, SM, V};
+use crate::device::{Device, M, SM, V, W};
 use crate::error::Result;
 use crate::tensor::View;
 
@@ -18,8 +18,8 @@ pub type Ids<'a, D> = View<'a, D, u32>;
 pub struct EmbeddingForward<'a, D: Device> {
     /// Row of the table for each row of y; less than the table's rows.
     pub ids: Ids<'a, D>,
-    /// [table rows, width]
-    pub table: V<'a, D>,
+    /// [table rows, width], by rows; on the CPU of any type
+    pub table: W<'a, D>,
     /// Indices into a second table [table rows, width] that is added.
     pub positions: Option<(Ids<'a, D>, V<'a, D>)>,
     /// [count, width]

@@ -83,7 +83,7 @@ impl<E: Real> LinearOp for Cpu<E> {
         let epilogue = Epilogue { bias, pre_activation, activation, residual };
         let y = y.into_rows();
         let columns = match weight.packing() {
-            Packing::Rows { .. } => Columns::Whole(Operand::summed_by_columns(weight.matrix())),
+            Packing::Rows { .. } => Columns::Whole(Operand::summed_by_columns(weight)),
             Packing::Panels | Packing::SplitPanels => Columns::Panels(weight),
         };
         // SAFETY: y is borrowed exclusively, and so is the pre-activation.
@@ -105,8 +105,7 @@ impl<E: Real> LinearOp for Cpu<E> {
         if dy.rows() == 0 {
             return Ok(());
         }
-        let (a, b) =
-            (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight.matrix())));
+        let (a, b) = (Operand::summed_by_columns(dy), Columns::Whole(Operand::summed_by_rows(weight)));
         // SAFETY: dx is borrowed exclusively.
         unsafe {
             self.product(

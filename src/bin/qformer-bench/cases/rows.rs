@@ -100,14 +100,14 @@ fn embedding<B: Backend>(cases: &mut Cases<'_, B>, rows: usize, width: usize) ->
     let positions: Vec<u32> = (0..rows).map(|i| (i % CAPTION.min(places)) as u32).collect();
     let (mut ids, mut positions) = (Tensor::indices(device, &ids)?, Tensor::indices(device, &positions)?);
     let (mut table, mut second) =
-        (Tensor::random(device, words, width)?, Tensor::random(device, places, width)?);
+        (Tensor::<B>::random(device, words, width)?, Tensor::random(device, places, width)?);
     let mut y = Tensor::unwritten(device, rows, width)?;
     let indices = 2 * rows * size_of::<u32>();
     let cost = Cost::bytes(cases.elements((2 * rows + CAPTION) * width) + indices);
     cases.case("embedding", &shape, cost, &mut y, |y| {
         device.embedding_forward(EmbeddingForward {
             ids: ids.view(),
-            table: table.view(),
+            table: table.view().into(),
             positions: Some((positions.view(), second.view())),
             y: y.view_mut(),
         })

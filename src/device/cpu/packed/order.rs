@@ -11,6 +11,9 @@ use std::ops::Range;
 /// Panels of a task.
 const PANELS_PER_TASK: usize = 4;
 
+/// Numbers of a row that are widened at a time: with those of the other rows, few enough for the nearest cache.
+const RUN: usize = 128;
+
 /// Brings all of a right factor to panels of its columns.
 pub(super) fn order_panels<E: Real>(factor: Operand<'_, E>, to: &mut [E]) {
     let (count, depth) = (factor.count(), factor.depth());
@@ -23,12 +26,17 @@ pub(super) fn order_panels<E: Real>(factor: Operand<'_, E>, to: &mut [E]) {
 /// Writes these numbers of each of the `lines`, which are not summed: of the first `L` lines number after
 /// number, then of the next. What fills the last ones up is zeros.
 pub(super) fn order<E: Real, const L: usize>(
-    Operand { values, summed }: Operand<'_, E>,
+    factor: Operand<'_, E>,
     lines: Range<usize>,
     numbers: Range<usize>,
     to: &mut [E],
 ) {
     let (to, _) = to.as_chunks_mut::<L>();
+    if !factor.is_own() {
+        return order_widened(factor, lines, numbers, to);
+    }
+    let Operand { values, summed } = factor;
+    let values = values.matrix::<E>();
     vectorised(
         #[inline(always)]
         || {
@@ -55,6 +63,40 @@ pub(super) fn order<E: Real, const L: usize>(
                                 Some(from) => *to = *from,
                                 None => to[..there].copy_from_slice(from),
                             }
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// The same of a factor of 16 bits.
+fn order_widened<E: Real, const L: usize>(
+    Operand { values, summed }: Operand<'_, E>,
+    lines: Range<usize>,
+    numbers: Range<usize>,
+    to: &mut [[E; L]],
+) {
+    vectorised(
+        #[inline(always)]
+        || {
+            for (to, first) in to.chunks_exact_mut(numbers.len().max(1)).zip(lines.clone().step_by(L)) {
+                let there = L.min(lines.end - first);
+                match summed {
+                    Summed::Columns => {
+                        let mut widened = [[E::ZERO; RUN]; L];
+                        for (to, number) in to.chunks_mut(RUN).zip(numbers.clone().step_by(RUN)) {
+                            for (i, widened) in widened[..there].iter_mut().enumerate() {
+                                values.read_row(first + i, number, &mut widened[..to.len()]);
+                            }
+                            interleave(widened.each_ref().map(|row| &row[..to.len()]), to);
+                        }
+                    }
+                    Summed::Rows => {
+                        for (to, number) in to.iter_mut().zip(numbers.clone()) {
+                            values.read_row(number, first, &mut to[..there]);
+                            to[there..].fill(E::ZERO);
                         }
                     }
                 }

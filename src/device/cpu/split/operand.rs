@@ -63,15 +63,18 @@ impl<'a, E: Real> Operand<'a, E> {
     where
         'a: 'p,
     {
-        let row = if row < self.values.rows() { self.values.row(row) } else { &[] };
-        let row = &row[first.min(row.len())..row.len().min(first + BLOCK)];
-        let row = <&[E; BLOCK]>::try_from(row).unwrap_or_else(|_| {
-            padded.fill(E::ZERO);
-            padded[..row.len()].copy_from_slice(row);
-            padded
-        });
-        // The tiles are there for `f32` alone.
-        bytemuck::cast_ref(row)
+        let end = if row < self.values.rows() { self.values.cols().min(first + BLOCK) } else { first };
+        if end == first + BLOCK && self.is_own() {
+            let row = &self.values.matrix::<E>().row(row)[first..end];
+            // The tiles are there for `f32` alone.
+            return bytemuck::cast_ref(row.first_chunk::<BLOCK>().expect("so many numbers"));
+        }
+        let there = end.saturating_sub(first);
+        padded[there..].fill(E::ZERO);
+        if there > 0 {
+            self.values.read_row(row, first, &mut padded[..there]);
+        }
+        bytemuck::cast_ref(padded)
     }
 
     /// Splits 32 numbers of a row: a word has neighbours in it.
@@ -170,7 +173,8 @@ impl<'a, E: Real> Operand<'a, E> {
     #[inline(always)]
     fn ask(self, row: usize, first: usize) {
         if row < self.values.rows() && first < self.values.cols() {
-            prefetch(&self.values.row(row)[first..self.values.cols().min(first + RUN * BLOCK)]);
+            let run = self.values.columns(first..self.values.cols().min(first + RUN * BLOCK));
+            prefetch(run.row_bytes(row));
         }
     }
 }

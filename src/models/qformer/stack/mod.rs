@@ -106,7 +106,7 @@ impl<B: Backend> Stack<'_, B> {
                 match (given.attended, &mut given.cached) {
                     (Some(table), _) if index == 0 => b.embedding_forward(EmbeddingForward {
                         ids: query_ids.view(),
-                        table,
+                        table: table.into(),
                         positions: None,
                         y: attended,
                     })?,
@@ -150,13 +150,13 @@ impl<B: Backend> Stack<'_, B> {
         let [input, embedded, ..] = &mut x[..] else { unreachable!("a stack has a block") };
         let (of_queries, of_text) = embedded.reborrow().split_rows(plan.query_rows());
         if plan.sets > 0 {
-            let (ids, table) = (query_ids.view(), self.parameters.query_tokens.matrix());
+            let (ids, table) = (query_ids.view(), self.parameters.query_tokens);
             b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: of_queries })?;
         }
         if plan.text_rows > 0 {
             let words = self.parameters.text_embeddings.as_ref().expect("a model that reads text");
             let positions = Some((positions.view(), words.positions.matrix()));
-            let (ids, table) = (tokens.view(), words.words.matrix());
+            let (ids, table) = (tokens.view(), words.words);
             b.embedding_forward(EmbeddingForward { ids, table, positions, y: of_text })?;
         }
         let dropout = self.dropout.and_then(|dropout| dropout.at(0, Place::Embedding));

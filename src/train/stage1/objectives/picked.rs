@@ -47,13 +47,13 @@ impl<'a, B: Backend> PickedActs<'a, B> {
     /// Takes the rows out of `output` [rows, D].
     pub(in crate::train::stage1) fn take(&mut self, b: &B, output: V<'_, B>) -> Result<()> {
         let (ids, y) = (self.ids.view(), self.rows.reborrow());
-        b.embedding_forward(EmbeddingForward { ids, table: output, positions: None, y })
+        b.embedding_forward(EmbeddingForward { ids, table: output.into(), positions: None, y })
     }
 
     /// The gradient of all rows of text, into `dtext` [text rows, D]: that of the rows taken out, else 0.
     pub(in crate::train::stage1) fn put_back(&mut self, b: &B, dtext: M<'_, B>) -> Result<()> {
         b.clear(self.drows.reborrow().split_rows(self.ids.cols()).1)?;
-        let (ids, table) = (self.from.view(), self.drows.view());
+        let (ids, table) = (self.from.view(), self.drows.view().into());
         b.embedding_forward(EmbeddingForward { ids, table, positions: None, y: dtext })
     }
 }
