@@ -112,10 +112,7 @@ fn a_type_that_the_device_does_not_multiply_by_is_its_own() {
 /// A file whose only tensor, `x`, is `data`.
 fn file_with(dtype: &str, elements: usize, data: &[u8]) -> Vec<u8> {
     let end = data.len();
-    file_of(
-        &format!(r#"{{"x":{{"dtype":"{dtype}","shape":[{elements}],"data_offsets":[0,{end}]}}}}"#),
-        data,
-    )
+    file_of(&format!(r#"{{"x":{{"dtype":"{dtype}","shape":[{elements}],"data_offsets":[0,{end}]}}}}"#), data)
 }
 
 #[test]
@@ -146,7 +143,9 @@ fn numbers_that_are_not_finite_are_counted_wherever_blocks_meet() {
     const ELEMENTS: usize = (1 << 18) + 5;
     let places = [0, 1 << 16, (1 << 17) - 1, 1 << 17, ELEMENTS - 1];
     let mut stored = vec![f16::from_f32(-2.5); ELEMENTS];
-    for (place, x) in places.into_iter().zip([f16::NAN, f16::INFINITY, f16::NEG_INFINITY, -f16::NAN, f16::NAN]) {
+    for (place, x) in
+        places.into_iter().zip([f16::NAN, f16::INFINITY, f16::NEG_INFINITY, -f16::NAN, f16::NAN])
+    {
         stored[place] = x;
     }
     let data: Vec<u8> = stored.iter().flat_map(|x| x.to_le_bytes()).collect();
