@@ -47,6 +47,8 @@ fn assert_all_operations_measured(report: &Value) {
         "gemm",
         "attention",
         "layer norm",
+        "RMS norm",
+        "gated GELU",
         "embedding",
         "GELU",
         "dropout",
@@ -67,7 +69,7 @@ fn assert_all_operations_measured(report: &Value) {
             );
         }
     }
-    for name in ["AdamW", "norm of the gradient"] {
+    for name in ["AdamW", "norm of the gradient", "top k"] {
         assert!(cases.iter().any(|case| case["operation"] == name), "{name} was not measured");
     }
 }

@@ -4,6 +4,7 @@ mod safetensors {
     mod hostile;
     mod read;
     mod shards;
+    mod straight;
     mod write;
 }
 

@@ -24,6 +24,7 @@ pub mod pool;
 pub mod rms_norm;
 pub mod scatter;
 pub mod similarity;
+pub mod top_k;
 
 use absorbed_attention::AbsorbedAttention;
 use activation::ActivationOp;
@@ -45,6 +46,7 @@ use pool::PoolOp;
 use rms_norm::RmsNormOp;
 use scatter::ScatterOp;
 use similarity::SimilarityOp;
+use top_k::TopKOp;
 
 /// A device that has every operation, in both directions: the table of contents of the numerics.
 pub trait Backend:
@@ -66,6 +68,7 @@ pub trait Backend:
     + PairsOp
     + MatchingOp
     + CrossEntropyOp
+    + TopKOp
     + NormOp
     + AdamWOp
 {
@@ -90,6 +93,7 @@ impl<B> Backend for B where
         + PairsOp
         + MatchingOp
         + CrossEntropyOp
+        + TopKOp
         + NormOp
         + AdamWOp
 {

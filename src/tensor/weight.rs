@@ -147,7 +147,11 @@ impl<'a, D> Weight<'a, D> {
     /// Panics if they are in panels.
     pub(crate) fn columns(self, range: Range<usize>) -> Self {
         let Packing::Rows { .. } = self.packing else { panic!("panels have all input channels") };
-        assert!(range.start <= range.end && range.end <= self.cols(), "columns {range:?} of {:?}", self.shape);
+        assert!(
+            range.start <= range.end && range.end <= self.cols(),
+            "columns {range:?} of {:?}",
+            self.shape
+        );
         self.part(range.start, Shape::new(self.rows(), range.len()))
     }
 

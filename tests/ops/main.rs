@@ -25,3 +25,4 @@ mod pool;
 mod rms_norm;
 mod scatter;
 mod similarity;
+mod top_k;

@@ -1,6 +1,9 @@
 use crate::common::{Matrix, Random, assert_close, assert_gradient, assert_independent_of_threads};
 use crate::device::{Tensor, TestDevice, assert_rounded, rounded, tolerance};
 use qformer::device::{Cpu, Cuda, Write};
+use qformer::layers::Keep;
+use qformer::layers::rms_norm::{RmsNorm, RmsNormActs};
+use qformer::memory::Arena;
 use qformer::ops::rms_norm::{RmsNormBackward, RmsNormForward, RmsNormGradients, RmsNormOp};
 
 const EPSILON: f64 = 1e-6;
@@ -267,6 +270,54 @@ fn nan_reaches<D: TestDevice + RmsNormOp>() {
 fn nan_reaches_the_output() {
     nan_reaches::<Cpu<f32>>();
     nan_reaches::<Cuda>();
+}
+
+#[test]
+fn a_layer_s_weight_has_the_norm_s_name() {
+    let RmsNorm { weight, epsilon, scale } = RmsNorm::spec("model.norm", 31, 1e-5);
+    let names: Vec<_> = weight.parts.iter().map(|part| (part.name.as_str(), &part.shape[..])).collect();
+    assert_eq!(names, [("model.norm.weight", &[31][..])]);
+    assert_eq!((epsilon, scale), (1e-5, 1.0));
+}
+
+#[test]
+fn a_layer_is_its_operation() {
+    let (norm, cpu) = (Norm { scale: 0.75, ..Norm::random::<Cpu<f32>>([7, 31]) }, Cpu::<f32>::get());
+    let mut random = Random::new(9);
+    let (dy, dx, before) = (random.matrix(7, 31), random.matrix(7, 31), random.matrix(1, 31));
+    let Norm { epsilon, scale, .. } = norm;
+    let (mut x, mut dy_tensor) = (Tensor::pitched(&norm.x), Tensor::pitched(&dy));
+    let mut weight = Tensor::pitched(&norm.weight);
+    let layer = RmsNorm { weight: weight.weight(), epsilon, scale };
+    let want = norm.forward::<Cpu<f32>>();
+
+    let mut y = Tensor::output(7, 31);
+    layer.forward(cpu, x.view(), y.view_mut()).unwrap();
+    assert_eq!(y.read(), want.y);
+    let mut arena = Arena::planned(cpu, "a test", |cursor| {
+        RmsNormActs::carve(cursor, 7, Keep::ForBackward);
+    })
+    .unwrap();
+    assert!(RmsNormActs::carve(&mut arena.cursor(), 7, Keep::Nothing).is_none());
+    let mut acts = RmsNormActs::carve(&mut arena.cursor(), 7, Keep::ForBackward).unwrap();
+    let mut y = Tensor::output(7, 31);
+    layer.training_forward(cpu, x.view(), Some(&mut acts), y.view_mut()).unwrap();
+    assert_eq!(y.read(), want.y);
+
+    let to = (Write::Add, &dx);
+    let want = norm.backward_from::<Cpu<f32>>(&want.statistics, &dy, to, (Weight::Trained, &before));
+    let mut frozen = Tensor::pitched(&dx);
+    let to = (Write::Add, frozen.view_mut());
+    layer.input_backward(cpu, x.view(), &acts, dy_tensor.view(), to).unwrap();
+    assert_eq!(frozen.read(), want.x);
+    let (mut trained, mut dweight) = (Tensor::pitched(&dx), Tensor::pitched(&before));
+    let mut partials = Tensor::output(cpu.rms_norm_partials(7), 31);
+    let mut gradients = RmsNorm { weight: dweight.view_mut(), epsilon, scale };
+    let to = (Write::Add, trained.view_mut());
+    let dy = dy_tensor.view();
+    layer.backward(cpu, x.view(), &acts, dy, &mut gradients, &mut partials.view_mut(), to).unwrap();
+    assert_eq!(trained.read(), want.x);
+    assert_eq!(dweight.read(), want.weight);
 }
 
 #[test]

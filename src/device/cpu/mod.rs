@@ -24,7 +24,9 @@ pub(crate) use single::{Factor, prefetch, product};
 use super::Device;
 use super::sealed::Sealed;
 use crate::error::Result;
-use crate::tensor::{Element, Number, NumberType, PANEL, Packing, SPLIT_PANEL, Shape, View, ViewMut, WeightMut};
+use crate::tensor::{
+    Element, Number, NumberType, PANEL, Packing, SPLIT_PANEL, Shape, View, ViewMut, WeightMut,
+};
 use amx::Amx;
 use half::{bf16, f16};
 use rayon::prelude::*;

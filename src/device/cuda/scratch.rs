@@ -2,6 +2,7 @@
 
 use super::{Cuda, In, Out, failure};
 use crate::error::{Error, Result};
+use crate::tensor::Element;
 use cudarc::driver::{CudaStream, result, sys};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -42,14 +43,15 @@ impl Drop for Scratch {
 }
 
 impl Scratched {
-    /// The next rows by cols numbers: for the kernel that writes them, and for the one that reads them.
-    pub(crate) fn matrix<'a>(&mut self, rows: usize, cols: usize) -> (Out<'a, f32>, In<'a, f32>) {
+    /// The next rows by cols numbers of 4 bytes: for the kernel that writes them, and for the one that reads them.
+    pub(crate) fn matrix<'a, E: Element>(&mut self, rows: usize, cols: usize) -> (Out<'a, E>, In<'a, E>) {
+        const { assert!(size_of::<E>() == 4) };
         // So that rows start at multiples of 16 bytes.
         let pitch = cols.next_multiple_of(4);
         let first = self.used;
         self.used += rows * pitch;
         assert!(self.used <= Scratch::WORDS, "{rows} by {cols} numbers beyond {first} of scratch memory");
-        let matrix = Out::at((self.address + first * size_of::<f32>()) as *mut f32, pitch);
+        let matrix = Out::at((self.address + first * size_of::<E>()) as *mut E, pitch);
         let written = matrix.before();
         (matrix, written)
     }

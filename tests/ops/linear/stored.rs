@@ -36,7 +36,8 @@ where
     Cpu<E>: TestDevice<Elem = E>,
 {
     let (rows, outputs) = (linear.x.rows, linear.weight.rows);
-    let (mut y, mut saved) = (Tensor::<Cpu<E>>::output(rows, outputs), Tensor::<Cpu<E>>::output(rows, outputs));
+    let (mut y, mut saved) =
+        (Tensor::<Cpu<E>>::output(rows, outputs), Tensor::<Cpu<E>>::output(rows, outputs));
     let mut residual = residual.map(Tensor::<Cpu<E>>::pitched);
     Cpu::<E>::get()
         .linear_forward(LinearForward {
@@ -63,7 +64,7 @@ where
             let [y, saved] = forward::<E, N>(&linear, None, None);
             let what = format!("{rows} rows, {inputs} to {outputs}");
             assert_close(&what, &y, &linear.plain(), allowed::<E>());
-            assert_eq!(y, saved, "{what}");
+            assert!(y == saved, "{what}");
         }
     }
 }
@@ -82,9 +83,9 @@ fn is_finished<N: Number>() {
         let residual = Random::new(6).matrix(rows, 70);
         let [y, saved] = forward::<f32, N>(&linear, Some(Activation::Relu), Some(&residual));
         let [plain, _] = forward::<f32, N>(&linear, None, None);
-        assert_eq!(saved, plain);
+        assert!(saved == plain, "{rows} rows");
         let want = |r, c| f64::from((saved.at(r, c).max(0.0) + residual.at(r, c)) as f32);
-        assert_eq!(y, Matrix::from_fn(rows, 70, want));
+        assert!(y == Matrix::from_fn(rows, 70, want), "{rows} rows");
     }
 }
 
@@ -101,9 +102,9 @@ fn whole_numbers_are_exact<N: Number>(unit: f64) {
         let mut random = Random::new(2);
         let (x, whole) = (random.whole(rows, 257, 8), random.whole(75, 257, 64));
         let weight = Matrix::from_fn(75, 257, |r, c| whole.at(r, c) * unit);
-        assert_eq!(weight, rounded_to::<N>(&weight), "the weights are numbers of this type");
+        assert!(weight == rounded_to::<N>(&weight), "the weights are numbers of this type");
         let linear = Linear { x, weight, bias: Matrix::filled(1, 75, 0.0) };
-        assert_eq!(forward::<f32, N>(&linear, None, None)[0], linear.plain(), "{rows} rows");
+        assert!(forward::<f32, N>(&linear, None, None)[0] == linear.plain(), "{rows} rows");
     }
 }
 
@@ -118,7 +119,7 @@ fn products_of_whole_numbers_are_exact() {
     whole_numbers_are_exact::<bf16>(1.0);
     whole_numbers_are_exact::<f16>(1.0);
     // The largest f16 is 65504.
-    whole_numbers_are_exact::<f16>(1023.0);
+    whole_numbers_are_exact::<f16>(512.0);
     whole_numbers_are_exact::<bf16>(2.0_f64.powi(100));
 }
 

@@ -4,6 +4,7 @@
 //! The bytes of a case are those of its operands, each read or written once.
 
 mod attention;
+mod language;
 mod losses;
 mod pairs;
 mod parameters;
@@ -63,6 +64,7 @@ impl<B: Backend> Cases<'_, B> {
         products::measure(&mut self)?;
         attention::measure(&mut self)?;
         rows::measure(&mut self)?;
+        language::measure(&mut self)?;
         losses::measure(&mut self)?;
         pairs::measure(&mut self)?;
         parameters::measure(&mut self)
