@@ -9,6 +9,7 @@ use crate::memory::{Address, Cursor};
 use crate::ops::Backend;
 use crate::ops::embedding::Ids;
 use crate::ops::scatter::Scatter;
+use std::ops::Range;
 
 /// The cache of all blocks of a model.
 pub struct KvCache<'a, B: Backend> {
@@ -46,9 +47,9 @@ impl<'a, B: Backend> KvCache<'a, B> {
 /// A step of sequences in a cache, as its operations read it.
 pub(crate) struct CacheStep<'g, 'm, B: Backend> {
     pub(crate) cache: &'g mut KvCache<'m, B>,
-    /// [1, sequences]: the row of each sequence's new token
+    /// [1, new tokens]: the row of each
     pub(crate) slots: Ids<'g, B>,
-    /// [1, sequences·longest]: the rows of each sequence's tokens, the new one among them
+    /// [1, sequences·longest]: the rows of each sequence's tokens, the new ones among them
     pub(crate) rows: Ids<'g, B>,
 }
 
@@ -57,8 +58,8 @@ pub(crate) struct CacheStep<'g, 'm, B: Backend> {
 pub struct CacheRows {
     /// Most tokens of a sequence.
     longest: usize,
-    /// Rows that are written.
-    written: usize,
+    /// Rows that the last step wrote; those before are written too.
+    new: Range<u32>,
     /// Of each sequence the rows of its tokens, in order.
     sequences: Vec<Vec<u32>>,
 }
@@ -66,7 +67,7 @@ pub struct CacheRows {
 impl CacheRows {
     /// Of `sequences` sequences without tokens, none of which grows longer than `longest`.
     pub fn new(sequences: usize, longest: usize) -> Self {
-        Self { longest, written: 0, sequences: vec![Vec::new(); sequences] }
+        Self { longest, new: 0..0, sequences: vec![Vec::new(); sequences] }
     }
 
     /// Most tokens of a sequence.
@@ -74,24 +75,34 @@ impl CacheRows {
         self.longest
     }
 
-    /// Tokens of each sequence.
-    pub fn length(&self) -> usize {
-        self.sequences.first().map_or(0, Vec::len)
+    /// How many sequences there are.
+    pub fn count(&self) -> usize {
+        self.sequences.len()
     }
 
-    /// The sequences that continue `parents` by a token each. Steps of at most as many sequences as the cache has
+    /// Tokens of a sequence.
+    pub fn length(&self, sequence: usize) -> usize {
+        self.sequences[sequence].len()
+    }
+
+    /// The sequences that continue `parents`, each by so many tokens. Steps of at most as many sequences as the cache has
     /// room for need no more than its rows.
-    pub fn continued(&self, parents: &[usize]) -> Self {
-        let grown = parents.iter().enumerate().map(|(i, &parent)| {
-            let slot = u32::try_from(self.written + i).expect("a cache has fewer than 2³² rows");
-            [&self.sequences[parent][..], &[slot]].concat()
+    pub fn continued(&self, parents: &[usize], tokens: &[usize]) -> Self {
+        let first = self.new.end;
+        let mut end = first;
+        let grown = parents.iter().zip(tokens).map(|(&parent, &tokens)| {
+            let tokens = u32::try_from(tokens).expect("a sequence has fewer than 2³² tokens");
+            let start = end;
+            end = start.checked_add(tokens).expect("a cache has fewer than 2³² rows");
+            self.sequences[parent].iter().copied().chain(start..end).collect()
         });
-        Self { longest: self.longest, written: self.written + parents.len(), sequences: grown.collect() }
+        let sequences = grown.collect();
+        Self { longest: self.longest, new: first..end, sequences }
     }
 
-    /// The row of each sequence's last token.
+    /// The rows that take the last step's tokens, sequence by sequence.
     pub fn slots(&self) -> Vec<u32> {
-        self.sequences.iter().filter_map(|rows| rows.last().copied()).collect()
+        self.new.clone().collect()
     }
 
     /// [sequences·longest]: the rows of each sequence's tokens, then zeros.

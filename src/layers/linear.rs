@@ -31,6 +31,13 @@ impl Linear<Spec> {
     }
 }
 
+impl<T> Linear<T> {
+    /// The same without a bias.
+    pub fn without_bias(self) -> Self {
+        Self { bias: None, ..self }
+    }
+}
+
 impl<T> Tree<T> for Linear<T> {
     type With<U> = Linear<U>;
 

@@ -8,6 +8,8 @@ pub mod feed_forward;
 pub mod kv_cache;
 pub mod layer_norm;
 pub mod linear;
+pub mod mlp;
+pub mod norm;
 pub mod rms_norm;
 pub mod self_attention;
 pub mod stream;
@@ -16,6 +18,8 @@ pub use cross_attention::CrossAttention;
 pub use feed_forward::FeedForward;
 pub use layer_norm::LayerNorm;
 pub use linear::Linear;
+pub use mlp::Mlp;
+pub use norm::Norm;
 pub use rms_norm::RmsNorm;
 pub use self_attention::SelfAttention;
 

@@ -115,6 +115,7 @@ impl<B: Backend> Stream<'_, B> {
             heads: self.heads,
             mask: group.mask,
             scale: self.scale,
+            bias: None,
             dropout: self.dropout_at(inputs, Place::Attention),
         }
     }
@@ -125,7 +126,7 @@ impl<B: Backend> Stream<'_, B> {
         inputs: &Inputs<'_, B>,
     ) -> Attention<'a, B> {
         let dropout = self.dropout_at(inputs, Place::CrossAttention);
-        Attention { sequences, heads: self.heads, mask: Mask::None, scale: self.scale, dropout }
+        Attention { sequences, heads: self.heads, mask: Mask::None, scale: self.scale, bias: None, dropout }
     }
 }
 

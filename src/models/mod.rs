@@ -1,4 +1,5 @@
-//! The models: the image encoder, and the Q-Former that reads its features.
+//! The models: the image encoder, the Q-Former that reads its features, and the language model that it speaks to.
 
+pub mod language;
 pub mod qformer;
 pub mod vision;

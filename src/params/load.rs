@@ -29,9 +29,24 @@ impl<'a> NamedCheckpoint<'a> {
     /// # Errors
     /// Fails if two tensors are the same by the crate's names.
     pub fn new(checkpoint: &'a Checkpoint) -> Result<Self> {
+        Self::renamed(checkpoint, canonical)
+    }
+
+    /// The same for a checkpoint of a part alone, whose names begin with `prefix` where they stand with others', if they
+    /// do not already.
+    ///
+    /// # Errors
+    /// As [`NamedCheckpoint::new`].
+    pub fn under(prefix: &str, checkpoint: &'a Checkpoint) -> Result<Self> {
+        Self::renamed(checkpoint, |name| {
+            Some(if name.starts_with(prefix) { name.to_owned() } else { format!("{prefix}{name}") })
+        })
+    }
+
+    fn renamed(checkpoint: &'a Checkpoint, own_name: impl Fn(&str) -> Option<String>) -> Result<Self> {
         let mut stored = BTreeMap::new();
         for name in checkpoint.names() {
-            let Some(own) = canonical(name) else { continue };
+            let Some(own) = own_name(name) else { continue };
             if let Some(other) = stored.insert(own, name) {
                 let what =
                     format_args!("tensors \"{}\" and \"{}\" are the same", printable(other), printable(name));

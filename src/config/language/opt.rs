@@ -51,6 +51,14 @@ pub struct OptConfig {
     pub eos_token_id: Vec<usize>,
 }
 
+impl Default for OptConfig {
+    fn default() -> Self {
+        Section::new("text_config", None)
+            .and_then(|absent| Self::parse(&absent))
+            .expect("all fields have defaults")
+    }
+}
+
 impl OptConfig {
     pub(super) fn parse(section: &Section<'_>) -> Parsed<Self> {
         section.only_number("layerdrop", 0.0)?;

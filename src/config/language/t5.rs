@@ -51,6 +51,14 @@ pub struct T5Config {
     pub decoder_start_token_id: Option<usize>,
 }
 
+impl Default for T5Config {
+    fn default() -> Self {
+        Section::new("text_config", None)
+            .and_then(|absent| Self::parse(&absent))
+            .expect("all fields have defaults")
+    }
+}
+
 impl T5Config {
     /// `feed_forward_proj`, what it stands for, and whether it is gated.
     const FEED_FORWARDS: [(&'static str, (Activation, bool)); 5] = [

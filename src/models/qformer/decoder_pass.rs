@@ -192,7 +192,7 @@ impl<B: Backend> Decoder<'_, B> {
                 "a sequence goes on with token {id}, but the vocabulary has {vocabulary}"
             )));
         }
-        let length = self.cached.length() + 1;
+        let length = self.cached.length(0) + 1;
         if length > self.cached.longest() || count > self.most {
             return Err(Error::usage(format!(
                 "{count} sequences of {length} tokens are more than the decoder was made for; make it for as many"
@@ -205,9 +205,9 @@ impl<B: Backend> Decoder<'_, B> {
         let Self { model, head, state, images, cached, .. } = self;
         let (b, parameters) = (&model.device, model.weights.view());
         let (rows, queries, longest) = (parents.len(), model.config.num_query_tokens, cached.longest());
-        let place = cached.length();
+        let place = cached.length(0);
         let continued: Vec<usize> = parents.iter().map(|&parent| images[parent]).collect();
-        let grown = cached.continued(parents);
+        let grown = cached.continued(parents, &vec![1; rows]);
         let sequence = |(row, image): (usize, &usize)| Sequence {
             queries: [Span::EMPTY, Span::new(row, 1)],
             keys: [Span::new(image * queries, queries), Span::new(row * longest, place + 1)],

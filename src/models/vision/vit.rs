@@ -269,7 +269,7 @@ impl<B: Backend> VisionBlock<W<'_, B>> {
         self.qkv.forward(b, acts.normed.view(), acts.qkv.reborrow())?;
         let part = |i: usize| acts.qkv.view().columns(i * width..(i + 1) * width);
         b.attention_forward(
-            Attention { sequences, heads, mask: Mask::None, scale, dropout: None },
+            Attention { sequences, heads, mask: Mask::None, scale, bias: None, dropout: None },
             AttentionForward {
                 q: part(0),
                 k: part(1),

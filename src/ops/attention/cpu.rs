@@ -5,7 +5,7 @@ use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, S
 use crate::device::{Cpu, Factor, Real, Rows, TILE, Write, maximum, prefetch, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::dropout::RUN;
-use crate::tensor::View;
+use crate::tensor::{Number, View};
 use rayon::prelude::*;
 
 type Shared<'a, E> = View<'a, Cpu<E>, E>;
@@ -140,10 +140,11 @@ impl Group<'_> {
 
     /// The same, where queries that follow one another and see the same keys are taken for one sequence's.
     /// Products of more rows need not be the same bits, which only gradients may be free in.
-    fn joined_heads(&self, mask: Mask) -> impl Iterator<Item = Head> {
+    fn joined_heads<E: Real>(&self, what: &Attention<'_, Cpu<E>>) -> impl Iterator<Item = Head> {
         let &Self { sequences, col, width } = self;
-        let are_one =
-            move |first: &Sequence, second: &Sequence| mask == Mask::None && first.is_before(second);
+        // A bias goes by places in the sequence.
+        let alike = what.mask == Mask::None && what.bias.is_none();
+        let are_one = move |first: &Sequence, second: &Sequence| alike && first.is_before(second);
         sequences.chunk_by(are_one).map(move |run| {
             let mut sequence = run[0];
             sequence.queries[0].len = run.iter().map(|sequence| sequence.queries[0].len).sum();
@@ -224,6 +225,11 @@ impl<E: Real> Attention<'_, Cpu<E>> {
 }
 
 impl Sequence {
+    /// Where query `index` stands among the keys.
+    fn place(&self, index: usize) -> usize {
+        (self.key_count() + index).saturating_sub(self.query_count())
+    }
+
     /// Whether the queries of `next` come right after those of this one.
     fn is_before(&self, next: &Self) -> bool {
         let one_span = |sequence: &Self| sequence.queries[1] == Span::EMPTY;
@@ -254,7 +260,14 @@ impl<E: Real> AttentionOp for Cpu<E> {
                         for (i, row) in head.query_rows().enumerate() {
                             let p = &mut p[i * keys..(i + 1) * keys];
                             let (seen, unseen) = p.split_at_mut(what.visible(&head.sequence, i));
-                            let total = softmax(seen, scale);
+                            let total = match what.bias {
+                                None => softmax(seen, scale),
+                                Some(bias) => {
+                                    let row = bias.table.row(index);
+                                    bias_scores(seen, scale, head.sequence.place(i), row);
+                                    softmax(seen, E::ONE)
+                                }
+                            };
                             unseen.fill(E::ZERO);
                             if let Some(dropout) = what.dropout {
                                 dropout.apply(index as u32, row, seen);
@@ -309,7 +322,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
                 let ([keys, values], [p, dp]) = scratch;
                 keys.fill(self, group, [first_k, k], None);
                 values.fill(self, group, [first_v, v], None);
-                for head in group.joined_heads(what.mask) {
+                for head in group.joined_heads(&what) {
                     head.scores(q, keys, p);
                     head.scores(dout, values, dp);
                     let (keys, columns) = (head.sequence.key_count(), head.col..head.col + width);
@@ -325,6 +338,12 @@ impl<E: Real> AttentionOp for Cpu<E> {
                                 let delta = sum([out, dout], |[out, dout]| out * dout);
                                 let lse = lse.row(index)[row];
                                 let seen = what.visible(&head.sequence, i);
+                                let mut factor_of_scores = scale;
+                                if let Some(bias) = what.bias {
+                                    let row = bias.table.row(index);
+                                    bias_scores(&mut p[..seen], scale, head.sequence.place(i), row);
+                                    factor_of_scores = E::ONE;
+                                }
                                 for run in 0..seen.div_ceil(RUN) {
                                     // Not `map_or`, which is a function of its own, compiled for any processor.
                                     let factors = match what.dropout {
@@ -334,7 +353,7 @@ impl<E: Real> AttentionOp for Cpu<E> {
                                     let keys = run * RUN..seen.min((run + 1) * RUN);
                                     let (p, dp) = (&mut p[keys.clone()], &mut dp[keys]);
                                     for ((p, dp), factor) in p.iter_mut().zip(dp).zip(factors) {
-                                        let probability = (*p * scale - lse).exp();
+                                        let probability = (*p * factor_of_scores - lse).exp();
                                         *p = probability * factor;
                                         *dp = probability * (*dp * factor - delta) * scale;
                                     }
@@ -356,6 +375,16 @@ impl<E: Real> AttentionOp for Cpu<E> {
             },
         );
         Ok(())
+    }
+}
+
+/// x = scale·x + bias, of the keys that a query at `place` sees, by `biases` [2·reach + 1].
+#[inline(always)]
+fn bias_scores<E: Real, N: Number>(x: &mut [E], scale: E, place: usize, biases: &[N]) {
+    let reach = biases.len() / 2;
+    for (key, x) in x.iter_mut().enumerate() {
+        let column = (key + reach).saturating_sub(place).min(2 * reach);
+        *x = *x * scale + E::of_f32(biases[column].to_f32());
     }
 }
 

@@ -33,6 +33,20 @@ pub enum Mask {
     Causal,
 }
 
+/// What is added to the scores by how far a key stands from its query: key j of a sequence stands at place j of its keys,
+/// those of both spans counted through, and query i of n at place keys − n + i. It is frozen: no gradient of it is formed.
+pub struct DistanceBias<'a, D: Device> {
+    /// [heads, 2·reach + 1]: of the key's place − the query's from −reach to reach; what is farther is as far as that
+    pub table: S<'a, D>,
+}
+
+impl<D: Device> Clone for DistanceBias<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<D: Device> Copy for DistanceBias<'_, D> {}
+
 /// What both directions share.
 pub struct Attention<'a, D: Device> {
     /// Which rows belong together.
@@ -43,6 +57,8 @@ pub struct Attention<'a, D: Device> {
     pub mask: Mask,
     /// Factor of q·kᵀ, commonly 1/√(head width).
     pub scale: f64,
+    /// Absent for none.
+    pub bias: Option<DistanceBias<'a, D>>,
     /// Dropout of the probabilities: that of key j, counted within its sequence's keys, in row r of the
     /// stream of queries and in head h has word `j % 4` of counter [j / 4, r, site, h].
     pub dropout: Option<Dropout<'a, D>>,

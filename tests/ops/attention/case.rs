@@ -124,7 +124,7 @@ impl Case {
     ) -> Attention<'a, D> {
         let key = key.view();
         let dropout = self.dropout.map(|probability| Dropout { probability, site: DROPOUT_SITE, key });
-        Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale(), dropout }
+        Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale(), bias: None, dropout }
     }
 
     /// What the operation writes over matrices filled with `before`.

@@ -136,6 +136,7 @@ fn run<B: Backend>(cases: &mut Cases<'_, B>, case: &Case) -> Result<()> {
         heads,
         mask: case.mask,
         scale: ((width / heads) as f64).sqrt().recip(),
+        bias: None,
         dropout: None,
     };
     let statistics = cases.statistics(heads * query_rows);
