@@ -10,22 +10,12 @@ use tokenizers::AddedToken;
 use tokenizers::normalizers::BertNormalizer;
 
 use super::START;
+use super::parse::{ADDED, ADDED_BYTES, Parsed, TOKENS, added_token, expect_type, vocabulary};
 use crate::input::printable;
-
-type Parsed<T> = std::result::Result<T, String>;
 
 /// Most characters of a word that is looked up in the vocabulary, BERT's number; the time this takes grows
 /// with the square.
 const CHARACTERS_PER_WORD: usize = 100;
-
-/// Most tokens of a vocabulary: BERT's largest, that of a hundred languages, has 119547.
-const TOKENS: usize = 1 << 17;
-
-/// Most added tokens.
-const ADDED: usize = 1 << 10;
-
-/// Longest added token, in bytes.
-const ADDED_BYTES: usize = 256;
 
 /// A WordPiece tokenizer whose parts agree with each other.
 pub(super) struct Definition {
@@ -221,41 +211,6 @@ impl Definition {
     }
 }
 
-/// Fails unless `json[part]` is of the type `supported`.
-fn expect_type(json: &Value, part: &str, supported: &str) -> Parsed<()> {
-    let kind = &json[part]["type"];
-    if kind == supported {
-        return Ok(());
-    }
-    let kind = kind.as_str().unwrap_or("not given");
-    Err(format!("the {part} is {}; only {supported} is supported", printable(kind)))
-}
-
-/// Tokens by id, from an object of ids by token.
-fn vocabulary(ids: &Value) -> Parsed<Vec<String>> {
-    let Some(ids) = ids.as_object() else {
-        return Err("the model's vocab is not an object".into());
-    };
-    if ids.len() > TOKENS {
-        return Err(format!("has more than {TOKENS} tokens"));
-    }
-    let mut tokens = vec![None; ids.len()];
-    for (token, id) in ids {
-        let place = id.as_u64().and_then(|id| usize::try_from(id).ok()).and_then(|id| tokens.get_mut(id));
-        match place {
-            Some(place @ None) => *place = Some(token.clone()),
-            _ => {
-                let (token, id) = (printable(token), printable(&id.to_string()));
-                let count = ids.len();
-                return Err(format!(
-                    "the token \"{token}\" has the id {id}; the ids of {count} tokens have to be 0 to {count} - 1, each once"
-                ));
-            }
-        }
-    }
-    Ok(tokens.into_iter().flatten().collect())
-}
-
 fn normalizer(json: &Value) -> Parsed<BertNormalizer> {
     let flag = |name: &str| {
         json[name].as_bool().ok_or_else(|| format!("the normalizer's {name} is not true or false"))
@@ -270,26 +225,4 @@ fn normalizer(json: &Value) -> Parsed<BertNormalizer> {
         strip_accents,
         flag("lowercase")?,
     ))
-}
-
-/// An entry of `added_tokens`, with its id.
-fn added_token(json: &Value) -> Parsed<(u64, AddedToken)> {
-    let (Some(id), Some(content)) = (json["id"].as_u64(), json["content"].as_str()) else {
-        return Err("an added token lacks its id or content".into());
-    };
-    if content.is_empty() {
-        return Err(format!("the added token {id} is empty"));
-    }
-    if content.len() > ADDED_BYTES {
-        return Err(format!("the added token {id} is longer than {ADDED_BYTES} bytes"));
-    }
-    let flag = |name: &str| {
-        json[name].as_bool().ok_or_else(|| format!("{name} of added token {id} is not true or false"))
-    };
-    let token = AddedToken::from(content, flag("special")?)
-        .single_word(flag("single_word")?)
-        .lstrip(flag("lstrip")?)
-        .rstrip(flag("rstrip")?)
-        .normalized(flag("normalized")?);
-    Ok((id, token))
 }

@@ -1,7 +1,9 @@
-//! BERT's WordPiece tokenizer: captions to token ids.
+//! Tokenizers: BERT's WordPiece for what the Q-Former reads, and those of language models.
 
 mod cut;
 mod definition;
+mod language;
+mod parse;
 mod tiny;
 
 use std::io::Write;
@@ -20,6 +22,7 @@ use crate::output::{write_atomically, write_json};
 use cut::Cuts;
 use definition::Definition;
 
+pub use language::{LanguageTokenizer, TextStream};
 pub(crate) use tiny::vocabulary_size as tiny_vocabulary_size;
 
 /// Name of the file with all of a tokenizer, within a checkpoint's folder.
