@@ -11,6 +11,7 @@ mod real;
 mod rows;
 mod single;
 mod split;
+mod stream;
 pub(crate) mod tile;
 
 pub use buffer::CpuBuffer;

@@ -3,7 +3,7 @@
 use super::amx::Amx;
 use super::operand::{Columns, Operand};
 use super::rows::Rows;
-use super::{Cpu, Real, packed, split};
+use super::{Cpu, Real, packed, split, stream};
 use crate::device::Write;
 use crate::error::Result;
 use crate::tensor::{Packing, SPLIT_PANEL};
@@ -31,6 +31,10 @@ impl<E: Real> Cpu<E> {
     ) -> Result<()> {
         let amx = self.amx();
         let b = match b {
+            // SAFETY: as the caller promises.
+            Columns::Whole(b) if stream::takes(a, b) => {
+                return unsafe { stream::product(a, b, write, to, finish) };
+            }
             Columns::Whole(b) => b,
             Columns::Panels(weight) => {
                 let amx = amx.filter(|_| weight.packing() == Packing::SplitPanels);
