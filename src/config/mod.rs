@@ -187,6 +187,20 @@ impl Config {
         self.vision.image_tokens()
     }
 
+    /// The language model of a folder as transformers saves one alone: its `config.json`.
+    ///
+    /// # Errors
+    /// Fails if there is none, if it is malformed, and if it is of a model that is not known here.
+    pub fn load_language(directory: &Path) -> Result<LanguageConfig> {
+        let path = directory.join(FILE_NAME);
+        let json = input::parse_json(&path, &input::read_text(&path, FILE_BYTES)?)?;
+        let parse = || {
+            let config = LanguageConfig::parse(&Section::new("text_config", Some(&json))?)?;
+            config.check().map(|()| config)
+        };
+        parse().map_err(|what| Error::input(&path, what.replace("text_config.", "")))
+    }
+
     /// What `json` describes; the error is a sentence without the file's name.
     fn parse(json: &Value) -> Parsed<Self> {
         let top = Section::new("", Some(json))?;

@@ -4,15 +4,16 @@ use crate::config::Config;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, CaptionStatistics, Captions, MatchingLogits, Progress, Retrieval};
-use crate::generate::Decoding;
+use crate::generate::{Decoding, Hypothesis, Watch};
 use crate::memory::{DeviceTensor, TensorInput};
+use crate::models::language::{LanguageModel, Prompt};
 use crate::models::qformer::captioner::has_caption_head;
 use crate::models::qformer::{Abilities, Caption, Captioner, ImageFeatures, Match, Matching, QFormer};
 use crate::models::vision::encoder::VisionEncoder;
 use crate::ops::Backend;
 use crate::params::NamedCheckpoint;
 use crate::params::safetensors::Checkpoint;
-use crate::tensor::HostTensor;
+use crate::tensor::{HostTensor, NumberType};
 use std::any::Any;
 
 /// What an engine's image encoder made of images, in the memory of the engine's device.
@@ -56,6 +57,21 @@ pub(super) trait Engine: Send + Sync {
     ) -> Result<Vec<Match>>;
     fn attention_maps(&self, images: Input<'_>, text: Option<&[u32]>, block: usize) -> Result<HostTensor>;
     fn caption(&self, images: Input<'_>, decoding: &Decoding) -> Result<Vec<Vec<Caption>>>;
+    fn generate(
+        &self,
+        images: Input<'_>,
+        prompts: &[Prompt],
+        image_token: Option<u32>,
+        decoding: &Decoding,
+        stops: &[u32],
+        watch: Watch<'_>,
+    ) -> Result<Vec<Vec<Hypothesis>>>;
+    fn candidate_losses(
+        &self,
+        images: Input<'_>,
+        prompts: &[Prompt],
+        candidates: &[Vec<u32>],
+    ) -> Result<Vec<Vec<Vec<f64>>>>;
     fn retrieval(
         &self,
         images: evaluate::Images<'_>,
@@ -72,8 +88,8 @@ pub(super) trait Engine: Send + Sync {
     ) -> Result<CaptionStatistics>;
     /// Whether there is an image encoder, and what the Q-Former can do, if there is one.
     fn abilities(&self) -> (bool, Option<Abilities>);
-    /// Whether there is a language-modelling head.
-    fn captions(&self) -> bool;
+    /// Whether there is a language-modelling head, and whether there is a language model.
+    fn generators(&self) -> [bool; 2];
     /// Tensors with values that are infinite or not a number, and how many.
     fn not_finite(&self) -> Vec<(String, usize)>;
 }
@@ -89,20 +105,29 @@ pub(super) struct Models<B: Backend> {
     device: B,
     encoder: Option<VisionEncoder<B>>,
     reader: Option<Reader<B>>,
+    language: Option<LanguageModel<B>>,
+}
+
+/// What is loaded of a checkpoint.
+pub(super) struct Wanted<'a> {
+    /// Image encoder and Q-Former.
+    pub(super) parts: [bool; 2],
+    /// The tokens that captions begin and end with, without which there is no captioning by the Q-Former's own head.
+    pub(super) ends: Option<[u32; 2]>,
+    /// The language model's tensors, and the type that its matrices are kept in.
+    pub(super) language: Option<(NamedCheckpoint<'a>, NumberType)>,
 }
 
 /// What is told of loading: what is loaded, and the bytes placed so far and in all.
 pub(super) type Loading<'a> = &'a mut dyn FnMut(&'static str, usize, usize);
 
 impl<B: Backend + Clone> Models<B> {
-    /// Loads the image encoder and the Q-Former, those that are asked for; captions begin and end with the tokens `ends`,
-    /// without which there is no captioning.
+    /// Loads what is asked for.
     pub(super) fn load(
         device: B,
         config: &Config,
         checkpoint: &Checkpoint,
-        [encoder, qformer]: [bool; 2],
-        ends: Option<[u32; 2]>,
+        Wanted { parts: [encoder, qformer], ends, language }: Wanted<'_>,
         progress: Loading<'_>,
     ) -> Result<Self> {
         let named = NamedCheckpoint::new(checkpoint)?;
@@ -120,7 +145,14 @@ impl<B: Backend + Clone> Models<B> {
             let mut told = |done, total| progress("loading the image encoder", done, total);
             VisionEncoder::from_checkpoint(device.clone(), config, checkpoint, &mut told)
         });
-        Ok(Self { device, encoder: encoder.transpose()?, reader })
+        let encoder = encoder.transpose()?;
+        let language = language.map(|(language, dtype)| {
+            let mut told = |done, total| progress("loading the language model", done, total);
+            let named = [&named, &language];
+            LanguageModel::from_checkpoint(device.clone(), config, named, dtype, &mut told)
+        });
+        let language = language.transpose()?;
+        Ok(Self { device, encoder, reader, language })
     }
 
     fn qformer(&self) -> Result<&QFormer<B>> {
@@ -129,6 +161,16 @@ impl<B: Backend + Clone> Models<B> {
             Some(Reader::Captioning(captioner)) => Ok(captioner.model()),
             None => Err(Error::usage("the pipeline was opened without the Q-Former; open it with all parts")),
         }
+    }
+
+    fn language(&self) -> Result<&LanguageModel<B>> {
+        self.language.as_ref().ok_or_else(|| {
+            Error::usage(
+                "the pipeline has no language model: open a checkpoint that has one (language_model.… tensors), or give the \
+                 folder of the one that it was trained with (`language_model`)",
+            )
+            .naming(&["language_model"])
+        })
     }
 
     fn captioner(&self) -> Result<&Captioner<B>> {
@@ -200,6 +242,31 @@ impl<B: Backend + Clone> Engine for Models<B> {
         self.captioner()?.caption(input(images), decoding)
     }
 
+    fn generate(
+        &self,
+        images: Input<'_>,
+        prompts: &[Prompt],
+        image_token: Option<u32>,
+        decoding: &Decoding,
+        stops: &[u32],
+        watch: Watch<'_>,
+    ) -> Result<Vec<Vec<Hypothesis>>> {
+        let language = self.language()?;
+        let queries = self.qformer()?.query_output(input(images))?;
+        language.generate(&queries, prompts, image_token, decoding, stops, watch)
+    }
+
+    fn candidate_losses(
+        &self,
+        images: Input<'_>,
+        prompts: &[Prompt],
+        candidates: &[Vec<u32>],
+    ) -> Result<Vec<Vec<Vec<f64>>>> {
+        let language = self.language()?;
+        let queries = self.qformer()?.query_output(input(images))?;
+        language.candidate_losses(&queries, prompts, candidates)
+    }
+
     fn retrieval(
         &self,
         images: evaluate::Images<'_>,
@@ -224,8 +291,8 @@ impl<B: Backend + Clone> Engine for Models<B> {
         (self.encoder.is_some(), self.qformer().ok().map(QFormer::abilities))
     }
 
-    fn captions(&self) -> bool {
-        self.captioner().is_ok()
+    fn generators(&self) -> [bool; 2] {
+        [self.captioner().is_ok(), self.language.is_some()]
     }
 
     fn not_finite(&self) -> Vec<(String, usize)> {
@@ -235,6 +302,7 @@ impl<B: Backend + Clone> Engine for Models<B> {
             Some(Reader::Retrieving(model)) => model.not_finite().to_vec(),
             Some(Reader::Captioning(captioner)) => captioner.not_finite(),
         };
-        reader.into_iter().chain(encoder).collect()
+        let language = self.language.iter().flat_map(LanguageModel::not_finite);
+        reader.into_iter().chain(encoder).chain(language).collect()
     }
 }

@@ -2,8 +2,9 @@
 
 use super::Pipeline;
 use super::device::{DeviceName, OnDevice};
-use super::engine::{Engine, Loading, Models};
-use crate::config::{Config, VitConfig};
+use super::engine::{Engine, Loading, Models, Wanted};
+use super::language::{LanguageFolder, WeightType};
+use crate::config::{Config, LanguageConfig, VitConfig};
 use crate::error::{Error, Result};
 use crate::generate::Decoding;
 use crate::models::qformer::captioner::{has_caption_head, no_caption_head};
@@ -12,7 +13,8 @@ use crate::models::vision::image::ImageProcessor;
 use crate::ops::Backend;
 use crate::params::NamedCheckpoint;
 use crate::params::safetensors::Checkpoint;
-use crate::tokenizer::Tokenizer;
+use crate::tensor::NumberType;
+use crate::tokenizer::{LanguageTokenizer, Tokenizer};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -47,6 +49,15 @@ pub struct PipelineBuilder {
     device: DeviceName,
     parts: Parts,
     batch_size: NonZeroUsize,
+    language: Language,
+    weight_type: WeightType,
+}
+
+/// Whether the language model is loaded.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Language {
+    Absent,
+    IfThere,
 }
 
 /// What a checkpoint's folder holds beside weights.
@@ -57,6 +68,7 @@ pub(super) struct Folder {
     // Read where they are wanted: an embedding of images alone needs no tokenizer.
     tokenizer: OnceLock<Tokenizer>,
     image_processor: OnceLock<ImageProcessor>,
+    language: LanguageFolder,
 }
 
 impl Folder {
@@ -79,6 +91,33 @@ impl Folder {
 
     pub(super) fn decoding(&self) -> Result<Decoding> {
         Decoding::load_for_captions(&self.path, self.config.qformer.max_position_embeddings)
+    }
+
+    /// The tokenizer of the language model.
+    pub(super) fn language_tokenizer(&self) -> Result<&LanguageTokenizer> {
+        self.language_config()?;
+        self.language.tokenizer(&self.config)
+    }
+
+    /// The tokens that end the language model's texts.
+    pub(super) fn stops(&self) -> Result<Vec<u32>> {
+        self.language.stops(self.language_config()?)
+    }
+
+    /// How the language model's texts are generated where the checkpoint says nothing.
+    pub(super) fn language_decoding(&self, sizes: [usize; 2], length_penalty: f64) -> Result<Decoding> {
+        self.language.decoding(self.language_config()?, sizes, length_penalty)
+    }
+
+    /// The configuration of the language model, of a checkpoint that has one.
+    pub(super) fn language_config(&self) -> Result<&LanguageConfig> {
+        let has = self.language.checkpoint(&self.checkpoint)?.is_some();
+        self.config.language.as_ref().filter(|_| has).ok_or_else(|| {
+            let what = "has no language model (text_config in config.json and tensors language_model.…): use a checkpoint of \
+                        Blip2ForConditionalGeneration, or give the folder of the one that it was trained with \
+                        (`language_model`)";
+            Error::input(&self.path, what).naming(&["language_model"])
+        })
     }
 
     /// The image encoder, of a checkpoint that has one which is built here.
@@ -106,9 +145,45 @@ impl PipelineBuilder {
             checkpoint: Checkpoint::open(folder)?,
             tokenizer: OnceLock::new(),
             image_processor: OnceLock::new(),
+            language: LanguageFolder::within(folder),
         };
         let batch_size = NonZeroUsize::new(8).expect("above zero");
-        Ok(Self { folder, device: DeviceName::Auto, parts: Parts::All, batch_size })
+        let (device, weight_type) = (DeviceName::Auto, WeightType::Auto);
+        Ok(Self { folder, device, parts: Parts::All, batch_size, language: Language::Absent, weight_type })
+    }
+
+    /// With the language model, if the checkpoint has one; without this it is not loaded.
+    pub fn with_language_model(self) -> Self {
+        Self { language: Language::IfThere, ..self }
+    }
+
+    /// With the language model in the folder `directory`, as transformers saves it alone: the one that the queries of a
+    /// checkpoint of LAVIS were trained with.
+    ///
+    /// # Errors
+    /// Fails if its `config.json` or its weights are missing or malformed.
+    pub fn language_model(mut self, directory: &Path) -> Result<Self> {
+        let (language, config) = LanguageFolder::apart(directory)?;
+        (self.folder.language, self.folder.config.language) = (language, Some(config));
+        Ok(self.with_language_model())
+    }
+
+    /// The type that the language model's matrices are kept in; [`WeightType::Auto`] if nothing is said.
+    pub fn weight_type(self, weight_type: WeightType) -> Self {
+        Self { weight_type, ..self }
+    }
+
+    /// Refuses a checkpoint without a language model, before anything is loaded.
+    ///
+    /// # Errors
+    /// Fails if it has none, or no tokenizer for it.
+    pub fn require_language_model(&self) -> Result<()> {
+        self.folder.language_tokenizer().map(drop)
+    }
+
+    /// Whether there is a language model.
+    pub fn has_language_model(&self) -> bool {
+        self.folder.language_config().is_ok()
     }
 
     /// Where to compute; [`DeviceName::Auto`] if nothing is said.
@@ -192,9 +267,12 @@ impl PipelineBuilder {
         self,
         progress: &mut dyn FnMut(&'static str, usize, usize),
     ) -> Result<Pipeline> {
-        let Self { folder, device, parts, batch_size } = self;
-        let (engine, fallback) = device.run(Load { folder: &folder, parts, progress })?;
-        Ok(Pipeline { engine: engine?, folder, batch_size: batch_size.get(), fallback })
+        let Self { folder, device, parts, batch_size, language, weight_type } = self;
+        let (dtype, narrowed) = folder.language.weight_type(&folder.checkpoint, weight_type);
+        let language = (language == Language::IfThere && folder.language_config().is_ok()).then_some(dtype);
+        let (engine, fallback) = device.run(Load { folder: &folder, parts, language, progress })?;
+        let narrowed = narrowed && language.is_some();
+        Ok(Pipeline { engine: engine?, folder, batch_size: batch_size.get(), fallback, narrowed })
     }
 }
 
@@ -202,6 +280,8 @@ impl PipelineBuilder {
 struct Load<'a> {
     folder: &'a Folder,
     parts: Parts,
+    /// The type of the language model's matrices, if it is loaded.
+    language: Option<NumberType>,
     progress: Loading<'a>,
 }
 
@@ -221,7 +301,12 @@ impl OnDevice for Load<'_> {
             let parts = [encoder, self.parts != Parts::ImageEncoder];
             // Without a tokenizer there are features, and no captions.
             let ends = self.folder.tokenizer().ok().map(Tokenizer::caption_ends);
-            Ok(Arc::new(Models::load(device, config, checkpoint, parts, ends, self.progress)?))
+            let language = match self.language {
+                Some(dtype) => self.folder.language.checkpoint(checkpoint)?.map(|named| (named, dtype)),
+                None => None,
+            };
+            let wanted = Wanted { parts, ends, language };
+            Ok(Arc::new(Models::load(device, config, checkpoint, wanted, self.progress)?))
         };
         (load(), fallback)
     }

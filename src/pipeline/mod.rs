@@ -2,12 +2,16 @@
 
 mod device;
 mod engine;
+mod generation;
 mod images;
 mod loading;
+mod language;
 mod texts;
 
 pub use device::{DeviceName, OnDevice};
 pub use images::{Image, Images, VisionOutput};
+pub use generation::{CaptionHead, Chat, Ranked};
+pub use language::WeightType;
 pub use loading::{Parts, PipelineBuilder};
 pub use texts::Text;
 
@@ -80,14 +84,16 @@ pub struct Pipeline {
     folder: Folder,
     batch_size: usize,
     fallback: Option<Error>,
+    /// Whether the language model's weights were rounded for want of memory.
+    narrowed: bool,
 }
 
-/// A caption that was generated.
+/// A text that was generated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratedText {
     /// What it says.
     pub text: String,
-    /// Its token ids, without those that begin and end it.
+    /// Its token ids: a language model's with the one that ends it, if it came; the Q-Former's without.
     pub tokens: Vec<u32>,
     /// As [`Hypothesis`](crate::generate::Hypothesis) says.
     pub score: f64,
@@ -101,7 +107,7 @@ impl Pipeline {
     /// Fails if a file is missing or malformed, naming every tensor that is missing, surplus or of the wrong shape, if
     /// the device cannot be used, and if there is not enough memory.
     pub fn open(folder: impl AsRef<Path>, device: DeviceName) -> Result<Self> {
-        Self::builder(folder)?.device(device).load()
+        Self::builder(folder)?.device(device).with_language_model().load()
     }
 
     /// Begins to open a checkpoint's folder: reads its configuration, and no weights yet.
@@ -150,7 +156,7 @@ impl Pipeline {
 
     /// Whether the checkpoint's Q-Former has a language-modelling head.
     pub fn can_caption(&self) -> bool {
-        self.engine.captions()
+        self.engine.generators()[0]
     }
 
     /// What the checkpoint was trained to match pairs by.

@@ -13,7 +13,7 @@ use super::validate::Checked;
 use serde_json::Value;
 
 /// The frozen language model, by the `model_type` of `text_config`; `opt` where the file names none, as in
-/// transformers. V, D, H and F are the language model's own. No such model is built yet.
+/// transformers. V, D, H and F are the language model's own. OPT and T5 are built.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LanguageConfig {
     /// `opt`: decoder-only, with learned positions.
@@ -50,6 +50,15 @@ impl LanguageConfig {
             Self::Opt(opt) => opt.vocab_size,
             Self::T5(t5) => t5.vocab_size,
             Self::Llama(llama) => llama.vocab_size,
+        }
+    }
+
+    /// Tokens that end a text.
+    pub fn eos_token_id(&self) -> &[usize] {
+        match self {
+            Self::Opt(opt) => &opt.eos_token_id,
+            Self::T5(t5) => &t5.eos_token_id,
+            Self::Llama(llama) => &llama.eos_token_id,
         }
     }
 

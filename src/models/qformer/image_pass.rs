@@ -8,7 +8,7 @@ use crate::device::{M, V};
 use crate::error::Result;
 use crate::layers::Keep;
 use crate::layers::stream::FirstKeys;
-use crate::memory::{Address, Arena, Cursor, Pass, TensorInput};
+use crate::memory::{Address, Arena, Cursor, DeviceTensor, Pass, TensorInput};
 use crate::ops::Backend;
 use crate::ops::absorbed_attention::CrossSizes;
 use crate::ops::attention::{Mask, Sequence, Sequences, Span};
@@ -169,7 +169,16 @@ impl<B: Backend> QFormer<B> {
         let embedding = self.config.image_text_hidden_size;
         let (mut query_output, mut features) = (Vec::new(), Vec::new());
         for some in SomeImages::passes(vision_output, images) {
-            self.device.enter(|| self.image_pass(&some, &mut query_output, &mut features))?;
+            self.device.enter(|| {
+                self.image_pass(&some, |acts| {
+                    let output = acts.stack.output(self.config.qformer.num_hidden_layers);
+                    query_output.extend(self.device.read(output)?);
+                    if self.abilities.retrieval {
+                        features.extend(self.device.read(acts.unit.view())?);
+                    }
+                    Ok(())
+                })
+            })?;
         }
         let features =
             self.abilities.retrieval.then(|| HostTensor::new(&[images, queries, embedding], features));
@@ -179,11 +188,11 @@ impl<B: Backend> QFormer<B> {
         })
     }
 
+    /// The image pass of a few images; `read` sees what it worked in.
     fn image_pass(
         &self,
         images: &SomeImages<'_, B>,
-        query_output: &mut Vec<f32>,
-        unit: &mut Vec<f32>,
+        read: impl FnOnce(&mut ImagePassActs<'_, B>) -> Result<()>,
     ) -> Result<()> {
         let (b, parameters) = (&self.device, self.weights.view());
         let (pass, tables) = ImagePass::new(self, images.count(), self.formed_width());
@@ -202,15 +211,30 @@ impl<B: Backend> QFormer<B> {
                     let (x, unit) = (acts.stack.output(blocks), acts.unit.reborrow());
                     acts.projection.forward(b, &heads.vision_projection, x, unit)
                 },
-                |acts| {
-                    query_output.extend(b.read(acts.stack.output(blocks))?);
-                    if parameters.heads.is_some() {
-                        unit.extend(b.read(acts.unit.view())?);
-                    }
-                    Ok(())
-                },
+                read,
             )
         }
+    }
+
+    /// The same as far as each query's output [I, Q, D], which stays on the device.
+    ///
+    /// # Errors
+    /// As [`QFormer::encode_image`].
+    pub fn query_output<'a>(&self, vision_output: impl Into<TensorInput<'a, B>>) -> Result<DeviceTensor<B>> {
+        let vision_output = vision_output.into();
+        let images = self.check_images(vision_output)?;
+        let (queries, hidden) = (self.config.num_query_tokens, self.config.qformer.hidden_size);
+        let mut output = DeviceTensor::zeros(&self.device, "query outputs", &[images, queries, hidden])?;
+        for some in SomeImages::passes(vision_output, images) {
+            let rows = some.range.start * queries..some.range.end * queries;
+            self.device.enter(|| {
+                self.image_pass(&some, |acts| {
+                    let to = output.view_mut().split_rows(rows.start).1.split_rows(rows.len()).0;
+                    self.device.copy(acts.stack.output(self.config.qformer.num_hidden_layers), to)
+                })
+            })?;
+        }
+        Ok(output)
     }
 
     /// The image pass of a few images for texts that continue them: `kept`, one for each block, takes the
