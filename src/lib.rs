@@ -98,7 +98,8 @@ pub use models::vision::encoder::VisionEncoder;
 pub use models::vision::image::ImageProcessor;
 pub use ops::Backend;
 pub use pipeline::{
-    DeviceName, GeneratedText, Image, Images, OnDevice, Parts, Pipeline, PipelineBuilder, VisionOutput,
+    Chat, DeviceName, GeneratedText, Image, Images, OnDevice, Parts, Pipeline, PipelineBuilder, Ranked,
+    TextTask, VisionOutput, WeightType,
 };
 pub use tensor::HostTensor;
 pub use tokenizer::Tokenizer;

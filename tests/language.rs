@@ -8,7 +8,7 @@ mod dialogue;
 mod lavis;
 #[path = "language/logits.rs"]
 mod logits;
-#[path = "language/tokens.rs"]
-mod tokens;
 #[path = "support/paths.rs"]
 mod paths;
+#[path = "language/tokens.rs"]
+mod tokens;

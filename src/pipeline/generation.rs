@@ -2,19 +2,21 @@
 
 use super::images::{Images, VisionOutput};
 use super::{GeneratedText, Pipeline};
-use crate::config::LanguageConfig;
 use crate::error::{Error, Result};
 use crate::generate::{Decoding, Hypothesis, Step};
 use crate::models::language::Prompt;
 use std::ops::ControlFlow;
 
-/// What captions an image.
+/// What a language model's text is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CaptionHead {
-    /// The language model that the queries prompt.
-    LanguageModel,
-    /// The Q-Former's own language-modelling head.
-    QFormer,
+pub enum TextTask {
+    /// To say what an image shows: 5 beams and at most 30 tokens, as LAVIS has it.
+    Caption,
+    /// To answer a question shortly: 5 beams and at most 10 tokens; of OPT's answers the sum of their tokens'
+    /// log-probabilities decides and of T5's that times their number, as LAVIS has it.
+    Answer,
+    /// To go on with a dialogue, token by token: the likeliest each time, at most 50.
+    Chat,
 }
 
 /// A candidate that was ranked.
@@ -27,21 +29,6 @@ pub struct Ranked {
 }
 
 impl Pipeline {
-    /// What captions images: the language model where the checkpoint has one, else the Q-Former's head.
-    ///
-    /// # Errors
-    /// Fails if there is neither.
-    pub fn caption_head(&self) -> Result<CaptionHead> {
-        match self.engine.generators() {
-            [_, true] => Ok(CaptionHead::LanguageModel),
-            [true, false] => Ok(CaptionHead::QFormer),
-            [false, false] => {
-                self.folder.require_caption_head()?;
-                Err(Error::usage("the pipeline was opened without the Q-Former; open it with all parts"))
-            }
-        }
-    }
-
     /// Whether a language model was loaded.
     pub fn has_language_model(&self) -> bool {
         self.engine.generators()[1]
@@ -52,40 +39,18 @@ impl Pipeline {
         self.narrowed
     }
 
-    /// How the language model's captions are found where nothing else is asked for: as the checkpoint's
-    /// `generation_config.json` says, and for the rest as LAVIS has it, 5 beams and at most 30 tokens.
+    /// How the language model's texts are generated where nothing else is asked for: as the checkpoint's
+    /// `generation_config.json` says, and for the rest as suits the task.
     ///
     /// # Errors
     /// As [`Decoding::load`]; fails if there is no language model.
-    pub fn language_decoding(&self) -> Result<Decoding> {
-        self.folder.language_decoding([5, 30], 1.0)
-    }
-
-    /// The same for answers: 5 beams and at most 10 tokens, of which OPT's are ranked by the sum of their tokens'
-    /// log-probabilities and T5's by that times their number, as LAVIS has it.
-    ///
-    /// # Errors
-    /// As [`Pipeline::language_decoding`].
-    pub fn answer_decoding(&self) -> Result<Decoding> {
-        let length_penalty = if self.is_t5() { -1.0 } else { 0.0 };
-        self.folder.language_decoding([5, 10], length_penalty)
-    }
-
-    /// The same for dialogue, token by token: the likeliest each time, at most 50.
-    ///
-    /// # Errors
-    /// As [`Pipeline::language_decoding`].
-    pub fn chat_decoding(&self) -> Result<Decoding> {
-        self.folder.language_decoding([1, 50], 1.0)
+    pub fn decoding_for(&self, task: TextTask) -> Result<Decoding> {
+        self.folder.decoding_for(task)
     }
 
     /// How a question is put to the language model, with `{}` for it, as the paper has it.
     pub fn question_prompt(&self) -> &'static str {
-        if self.is_t5() { "Question: {} Short answer:" } else { "Question: {} Answer:" }
-    }
-
-    fn is_t5(&self) -> bool {
-        matches!(self.config().language, Some(LanguageConfig::T5(_)))
+        if self.folder.is_t5() { "Question: {} Short answer:" } else { "Question: {} Answer:" }
     }
 
     /// What the language model says behind prompts, each about the image of the number beside it: the best first.
@@ -153,12 +118,12 @@ impl Pipeline {
     /// is [`Pipeline::question_prompt`]'s to say.
     ///
     /// ```
-    /// use qformer::{DeviceName, Image, Pipeline};
+    /// use qformer::{DeviceName, Image, Pipeline, TextTask};
     ///
     /// # fn main() -> qformer::Result<()> {
     /// let pipeline = Pipeline::open("tests/golden/dialogue-opt/model", DeviceName::Cpu)?;
     /// let image = Image::File("tests/golden/dialogue-opt/images/coffee.png".as_ref());
-    /// let answers = pipeline.answer(&[image], &[(0, "what is in the picture?")], &pipeline.answer_decoding()?)?;
+    /// let answers = pipeline.answer(&[image], &[(0, "what is in the picture?")], &pipeline.decoding_for(TextTask::Answer)?)?;
     /// println!("{}", answers[0][0].text);
     /// # Ok(())
     /// # }
@@ -211,7 +176,7 @@ impl Pipeline {
         let tokens = |(index, candidate): (usize, &C)| match candidate.as_ref().trim() {
             "" => Err(Error::value(format!("candidate {index} is blank"))),
             // What continues a text begins with the space between; SentencePiece adds it itself.
-            text if self.is_t5() => tokenizer.encode(text),
+            text if self.folder.is_t5() => tokenizer.encode(text),
             text => tokenizer.encode_part(&format!(" {text}")),
         };
         let candidates = candidates.iter().enumerate().map(tokens).collect::<Result<Vec<_>>>()?;

@@ -140,8 +140,7 @@ impl LanguageFolder {
             LanguageConfig::Opt(_) | LanguageConfig::Llama(_) => Lengths::WithPrompt,
         };
         let search = Search::beams(beams, length_penalty);
-        let default =
-            Decoding { search, max_new_tokens: most, min_new_tokens: 0, ..Decoding::default() };
+        let default = Decoding { search, max_new_tokens: most, min_new_tokens: 0, ..Decoding::default() };
         Decoding::load(&self.path, default, lengths, usize::MAX)
     }
 }

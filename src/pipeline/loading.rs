@@ -3,6 +3,7 @@
 use super::Pipeline;
 use super::device::{DeviceName, OnDevice};
 use super::engine::{Engine, Loading, Models, Wanted};
+use super::generation::TextTask;
 use super::language::{LanguageFolder, WeightType};
 use crate::config::{Config, LanguageConfig, VitConfig};
 use crate::error::{Error, Result};
@@ -104,9 +105,18 @@ impl Folder {
         self.language.stops(self.language_config()?)
     }
 
-    /// How the language model's texts are generated where the checkpoint says nothing.
-    pub(super) fn language_decoding(&self, sizes: [usize; 2], length_penalty: f64) -> Result<Decoding> {
+    /// How the language model's texts are generated where nothing else is asked for.
+    pub(super) fn decoding_for(&self, task: TextTask) -> Result<Decoding> {
+        let (sizes, length_penalty) = match task {
+            TextTask::Caption => ([5, 30], 1.0),
+            TextTask::Answer => ([5, 10], if self.is_t5() { -1.0 } else { 0.0 }),
+            TextTask::Chat => ([1, 50], 1.0),
+        };
         self.language.decoding(self.language_config()?, sizes, length_penalty)
+    }
+
+    pub(super) fn is_t5(&self) -> bool {
+        matches!(self.config.language, Some(LanguageConfig::T5(_)))
     }
 
     /// The configuration of the language model, of a checkpoint that has one.
@@ -179,6 +189,14 @@ impl PipelineBuilder {
     /// Fails if it has none, or no tokenizer for it.
     pub fn require_language_model(&self) -> Result<()> {
         self.folder.language_tokenizer().map(drop)
+    }
+
+    /// As [`Pipeline::decoding_for`].
+    ///
+    /// # Errors
+    /// As `Pipeline::decoding_for`.
+    pub fn decoding_for(&self, task: TextTask) -> Result<Decoding> {
+        self.folder.decoding_for(task)
     }
 
     /// Whether there is a language model.

@@ -4,13 +4,13 @@ mod device;
 mod engine;
 mod generation;
 mod images;
-mod loading;
 mod language;
+mod loading;
 mod texts;
 
 pub use device::{DeviceName, OnDevice};
+pub use generation::{Chat, Ranked, TextTask};
 pub use images::{Image, Images, VisionOutput};
-pub use generation::{CaptionHead, Chat, Ranked};
 pub use language::WeightType;
 pub use loading::{Parts, PipelineBuilder};
 pub use texts::Text;

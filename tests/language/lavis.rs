@@ -39,9 +39,8 @@ fn texts_are_those_that_lavis_generates() {
             // LAVIS gives OPT embeddings, so that no token of a prompt counts as read; T5's decoder begins with one.
             let read = vec![if name == "stage2-opt" { vec![] } else { vec![0] }; 5];
             let sizes = [5 * decoding.sequences_at_a_time(), decoding.max_new_tokens];
-            let found = model.with_decoder(&queries, &prompts, sizes, |decoder| {
-                decoding.run(decoder, &read, &[stop])
-            });
+            let found = model
+                .with_decoder(&queries, &prompts, sizes, |decoder| decoding.run(decoder, &read, &[stop]));
             let found = found.unwrap();
             let expected = case.get("ids_transformers_5").unwrap_or(&case["ids"]);
             for (index, found) in found.iter().flatten().enumerate() {

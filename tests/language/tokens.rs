@@ -111,7 +111,12 @@ fn what_is_no_text_or_no_language_models_tokenizer_is_refused() {
         (|json| json["model"]["unk_id"] = json!(9999), "unk_id is 9999"),
         (|json| json["model"]["vocab"][5] = json!(["x", "y"]), "score of the token \"x\""),
         (|json| json["model"]["byte_fallback"] = json!(true), "byte_fallback"),
-        (|json| json["normalizer"] = json!({"type": "Replace", "pattern": {"Regex": "(a+)+"}, "content": ""}), "\"Replace\" is not as T5's"),
+        (
+            |json| {
+                json["normalizer"] = json!({"type": "Replace", "pattern": {"Regex": "(a+)+"}, "content": ""})
+            },
+            "\"Replace\" is not as T5's",
+        ),
         (|json| json["normalizer"]["normalizers"][0]["precompiled_charsmap"] = json!("AAAA"), "Precompiled"),
     ];
     for (edit, fragment) in unigram {

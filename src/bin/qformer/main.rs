@@ -13,7 +13,9 @@ mod streams;
 mod threads;
 
 use clap::{Args, Parser, Subcommand};
-use commands::{attention, caption, demo, embed, encode, evaluate, init, inspect, score, train};
+use commands::{
+    answer, attention, caption, chat, demo, embed, encode, evaluate, init, inspect, score, train,
+};
 use qformer::Result;
 use qformer::output::counted;
 use std::fmt::Display;
@@ -51,6 +53,8 @@ enum Command {
     Encode(encode::Arguments),
     Score(score::Arguments),
     Caption(caption::Arguments),
+    Answer(answer::Arguments),
+    Chat(chat::Arguments),
     Attention(attention::Arguments),
     Evaluate(evaluate::Arguments),
     Init(init::Arguments),
@@ -126,6 +130,8 @@ fn run(session: &Session, command: Command) -> Result<ExitCode> {
         Command::Encode(arguments) => encode::run(&arguments, remarks),
         Command::Score(arguments) => score::run(&arguments, remarks),
         Command::Caption(arguments) => caption::run(&arguments, remarks),
+        Command::Answer(arguments) => answer::run(&arguments, remarks),
+        Command::Chat(arguments) => chat::run(&arguments, remarks),
         Command::Attention(arguments) => attention::run(&arguments, remarks),
         Command::Evaluate(arguments) => evaluate::run(&arguments, remarks),
         Command::Init(arguments) => init::run(&arguments, remarks),

@@ -64,7 +64,9 @@ impl Definition {
             "Unigram" => unigram(json)?,
             other => {
                 let other = printable(other);
-                return Err(format!("the model is {other}; BPE and Unigram are supported for language models"));
+                return Err(format!(
+                    "the model is {other}; BPE and Unigram are supported for language models"
+                ));
             }
         };
         let mut ids: BTreeMap<String, u32> = model.tokens().map(str::to_owned).zip(0..).collect();
@@ -72,7 +74,9 @@ impl Definition {
         for (id, token) in added(&json["added_tokens"])? {
             if !token.special {
                 let name = printable(&token.content);
-                return Err(format!("the added token \"{name}\" is not special; only special ones are supported"));
+                return Err(format!(
+                    "the added token \"{name}\" is not special; only special ones are supported"
+                ));
             }
             let known = ids.insert(token.content.clone(), id);
             if known.is_some_and(|known| known != id) || special.insert(id, token.content.clone()).is_some() {
@@ -144,7 +148,10 @@ fn byte_pairs(json: &Value) -> Parsed<Model> {
         }
     }
     if !model["dropout"].is_null() || model["byte_fallback"] == true || model["ignore_merges"] == true {
-        return Err("the model has dropout, byte_fallback or ignore_merges; byte-level BPE is supported without".into());
+        return Err(
+            "the model has dropout, byte_fallback or ignore_merges; byte-level BPE is supported without"
+                .into(),
+        );
     }
     if json["pre_tokenizer"]["use_regex"] == false {
         return Err("the pre_tokenizer does not split words (use_regex is false); OPT's does".into());
@@ -283,7 +290,9 @@ fn template(post_processor: &Value, ids: &BTreeMap<String, u32>) -> Parsed<[Vec<
         let stated = &post_processor["special_tokens"][name]["ids"];
         match ids.get(name) {
             Some(&id) if *stated == Value::from(vec![id]) => ends[behind].push(id),
-            _ => return Err(format!("the template's token \"{}\" is not in the vocabulary", printable(name))),
+            _ => {
+                return Err(format!("the template's token \"{}\" is not in the vocabulary", printable(name)));
+            }
         }
     }
     if behind == 0 {
@@ -301,7 +310,10 @@ fn settings_ends(config: &Value, ids: &BTreeMap<String, u32>) -> Parsed<[Vec<u32
         let name = config[token].as_str().or_else(|| config[token]["content"].as_str()).unwrap_or_default();
         let id = ids.get(name).copied();
         id.map(|id| vec![id]).ok_or_else(|| {
-            format!("{token} of tokenizer_config.json is \"{}\", which is not in the vocabulary", printable(name))
+            format!(
+                "{token} of tokenizer_config.json is \"{}\", which is not in the vocabulary",
+                printable(name)
+            )
         })
     };
     Ok([end("add_bos_token", "bos_token")?, end("add_eos_token", "eos_token")?])

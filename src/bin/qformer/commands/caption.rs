@@ -1,22 +1,24 @@
-//! `qformer caption`: what the Q-Former says that an image shows.
+//! `qformer caption`: what a language model, or the Q-Former itself, says that an image shows.
 
 use crate::Remarks;
 use crate::decoding::DecodingArguments;
 use crate::inputs::images::{ImageArguments, Images};
+use crate::inputs::language::LanguageArguments;
 use crate::inputs::{BatchArguments, ModelArguments, load};
 use crate::outputs::check_file_name;
-use clap::{ArgGroup, Args};
-use qformer::Result;
+use clap::{ArgGroup, Args, ValueEnum};
 use qformer::output::{self, printable};
+use qformer::{Error, GeneratedText, Result, TextTask};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-/// Caption images with the Q-Former's own language-modelling head
+/// Caption images
 ///
-/// The checkpoint must have that head, as LAVIS's .pth files and the checkpoints of qformer train do. How
-/// captions are found, where it is not said here, is as its generation_config.json says, and else as in LAVIS: they
-/// are searched with 3 beams and have 9 to 29 new tokens, if the model reads as many. Without --output or --json a line
-/// an image is printed: its name, a tab, and the caption; with several captions, a line each.
+/// By the checkpoint's language model (OPT or Flan-T5), which the Q-Former's queries prompt, if there is one; else by the
+/// Q-Former's own language-modelling head, which LAVIS's stage-1 .pth files and the checkpoints of qformer train have. How
+/// captions are found, where it is not said here, is as the generation_config.json says, and else as in LAVIS: by a language
+/// model with 5 beams and at most 30 tokens, by the Q-Former with 3 beams and 9 to 29. Without --output or --json a line an
+/// image is printed: its name, a tab, and the caption; with several captions, a line each.
 #[derive(Args)]
 #[command(group = ArgGroup::new("image").required(true).args(["images", "image_dir", "features"]))]
 pub(crate) struct Arguments {
@@ -26,6 +28,14 @@ pub(crate) struct Arguments {
     batch: BatchArguments,
     #[command(flatten)]
     images: ImageArguments,
+    #[command(flatten)]
+    language: LanguageArguments,
+    /// What captions go on from, such as "a photo of"; for a language model
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    prompt: String,
+    /// What captions, where the checkpoint has both
+    #[arg(long, value_enum, value_name = "HEAD")]
+    head: Option<Head>,
     #[command(flatten)]
     decoding: DecodingArguments,
     /// Captions of each image
@@ -39,10 +49,19 @@ pub(crate) struct Arguments {
     json: bool,
 }
 
-/// An image's captions, with their scores.
+/// What captions.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Head {
+    /// The language model
+    LanguageModel,
+    /// The Q-Former's own language-modelling head
+    Qformer,
+}
+
+/// An image's captions.
 struct Captioned {
     image: String,
-    captions: Vec<(String, f64)>,
+    captions: Vec<GeneratedText>,
 }
 
 /// Does what the arguments ask for.
@@ -63,16 +82,36 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
 impl Arguments {
     fn caption(&self, remarks: Remarks) -> Result<Vec<Captioned>> {
         let builder = self.model.open()?.batch_size(self.batch.size);
-        let decoding = self.decoding.decoding(builder.decoding()?, self.num_captions)?;
+        let own = self.head == Some(Head::Qformer);
+        let builder = if own { builder } else { self.language.with(builder)? };
+        let speaks = !own && (builder.has_language_model() || self.head == Some(Head::LanguageModel));
+        if !speaks && !self.prompt.is_empty() {
+            let what =
+                "the Q-Former's own head takes no `prompt`; captions by a language model go on from one";
+            return Err(Error::usage(what).naming(&["prompt"]));
+        }
+        let decoding = match speaks {
+            true => {
+                builder.require_language_model()?;
+                builder.decoding_for(TextTask::Caption)?
+            }
+            false => {
+                builder.require_caption_head()?;
+                builder.tokenizer()?;
+                builder.decoding()?
+            }
+        };
+        let decoding = self.decoding.decoding(decoding, self.num_captions)?;
         let images = Images::find(&self.images, &builder)?;
-        builder.tokenizer()?;
-        builder.require_caption_head()?;
         let pipeline = load(builder, images.parts(), remarks)?;
         let mut captioned = Vec::with_capacity(images.names.len());
         images.for_each_batch(&pipeline, self.batch.size, remarks, |batch| {
-            let first = captioned.len();
-            for captions in pipeline.caption(batch, &decoding.starting_at(first as u64))? {
-                let captions = captions.into_iter().map(|caption| (caption.text, caption.score)).collect();
+            let decoding = decoding.starting_at(captioned.len() as u64);
+            let found = match speaks {
+                true => pipeline.describe(batch, &self.prompt, &decoding),
+                false => pipeline.caption(batch, &decoding),
+            };
+            for captions in found? {
                 captioned.push(Captioned { image: images.names[captioned.len()].clone(), captions });
             }
             Ok(())
@@ -84,17 +123,14 @@ impl Arguments {
 impl Captioned {
     /// The best caption is at the top, where COCO's result files have it.
     fn json(&self) -> Value {
-        let captions: Vec<Value> = self
-            .captions
-            .iter()
-            .map(|(caption, score)| json!({"caption": caption, "score": score}))
-            .collect();
-        let best = self.captions.first().map(|(caption, _)| caption);
+        let caption = |GeneratedText { text, tokens, score }: &GeneratedText| json!({"caption": text, "score": score, "tokens": tokens});
+        let captions: Vec<Value> = self.captions.iter().map(caption).collect();
+        let best = self.captions.first().map(|caption| &caption.text);
         json!({"image": self.image, "caption": best, "captions": captions})
     }
 
     fn lines(&self) -> String {
         let image = printable(&self.image);
-        self.captions.iter().map(|(caption, _)| format!("{image}\t{}\n", printable(caption))).collect()
+        self.captions.iter().map(|caption| format!("{image}\t{}\n", printable(&caption.text))).collect()
     }
 }

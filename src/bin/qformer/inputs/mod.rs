@@ -2,6 +2,7 @@
 
 pub(crate) mod data;
 pub(crate) mod images;
+pub(crate) mod language;
 pub(crate) mod texts;
 
 use crate::Remarks;
@@ -71,6 +72,7 @@ pub(crate) fn load(builder: PipelineBuilder, parts: Parts, remarks: Remarks) -> 
     })?;
     drop(shown);
     tell_of_fallback(pipeline.fallback(), remarks);
+    language::tell_of_narrowing(&pipeline, remarks);
     remarks.warn_of_not_finite(&pipeline.not_finite());
     Ok(pipeline)
 }

@@ -7,7 +7,7 @@ use qformer::{Error, PipelineBuilder, Result};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where texts come from.
 #[derive(Args)]
@@ -42,35 +42,41 @@ struct TokenLists {
 impl TextArguments {
     /// The texts that were asked for, perhaps none.
     pub(crate) fn read(&self) -> Result<TextList> {
-        let mut texts = TextList::default();
         let Some(path) = &self.texts_file else {
+            let mut texts = TextList::default();
             let texts_given = self.text.iter().enumerate();
             texts_given.into_iter().try_for_each(|(index, text)| {
                 texts.push(text).map_err(|what| Error::usage(format!("text {index}: {what}")))
             })?;
             return Ok(texts);
         };
-        let failed = |error| Error::io(path, "read", error);
-        let mut file = BufReader::new(File::open(path).map_err(failed)?);
-        let (mut line, mut number, mut before) = (Vec::new(), 0, 0);
-        while file.read_until(b'\n', &mut line).map_err(failed)? > 0 {
-            number += 1;
-            let text = str::from_utf8(&line).map_err(|error| {
-                Error::input(path, format_args!("not UTF-8 at byte {}", before + error.valid_up_to()))
-            })?;
-            let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
-            if text.trim().is_empty() {
-                return Err(Error::input(path, format_args!("line {number} is blank; remove it")));
-            }
-            texts.push(text).map_err(|what| Error::input(path, format_args!("line {number}: {what}")))?;
-            before += line.len();
-            line.clear();
-        }
-        if texts.is_empty() {
-            return Err(Error::input(path, "holds no text"));
-        }
-        Ok(texts)
+        read_lines(path)
     }
+}
+
+/// The texts in the lines of a file.
+pub(crate) fn read_lines(path: &Path) -> Result<TextList> {
+    let mut texts = TextList::default();
+    let failed = |error| Error::io(path, "read", error);
+    let mut file = BufReader::new(File::open(path).map_err(failed)?);
+    let (mut line, mut number, mut before) = (Vec::new(), 0, 0);
+    while file.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+        number += 1;
+        let text = str::from_utf8(&line).map_err(|error| {
+            Error::input(path, format_args!("not UTF-8 at byte {}", before + error.valid_up_to()))
+        })?;
+        let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
+        if text.trim().is_empty() {
+            return Err(Error::input(path, format_args!("line {number} is blank; remove it")));
+        }
+        texts.push(text).map_err(|what| Error::input(path, format_args!("line {number}: {what}")))?;
+        before += line.len();
+        line.clear();
+    }
+    if texts.is_empty() {
+        return Err(Error::input(path, "holds no text"));
+    }
+    Ok(texts)
 }
 
 impl Texts {
