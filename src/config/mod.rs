@@ -19,6 +19,7 @@
 mod activation;
 mod language;
 mod parse;
+mod presets;
 mod qformer;
 mod validate;
 mod vision;
@@ -101,42 +102,6 @@ impl Config {
     /// Fails, naming the field, its value and what is allowed, if a field is out of bounds.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(Error::value)
-    }
-
-    /// BLIP-2's image-text matching model with EVA ViT-g/14 at 224 pixels, 1.17 billion parameters:
-    /// the sizes of `Salesforce/blip2-itm-vit-g`.
-    pub fn blip2_vit_g() -> Self {
-        let mut config = Self::parse(&json!({ "model_type": "blip-2" })).expect("all fields have defaults");
-        config.qformer.vocab_size = 30523;
-        config.qformer.use_qformer_text_input = true;
-        config
-    }
-
-    /// A model of the same structure with less than a million parameters, for tests and trials. Its
-    /// vocabulary is that of [`Tokenizer::write_tiny`](crate::tokenizer::Tokenizer::write_tiny).
-    pub fn tiny() -> Self {
-        let mut config = Self::blip2_vit_g();
-        config.num_query_tokens = 8;
-        config.image_text_hidden_size = 32;
-        config.vision = VisionConfig::Eva(VitConfig {
-            hidden_size: 64,
-            intermediate_size: 128,
-            num_hidden_layers: 2,
-            num_attention_heads: 2,
-            image_size: 56,
-            ..VitConfig::default()
-        });
-        config.qformer = QFormerConfig {
-            vocab_size: crate::tokenizer::tiny_vocabulary_size(),
-            hidden_size: 128,
-            num_hidden_layers: 3,
-            num_attention_heads: 2,
-            intermediate_size: 256,
-            max_position_embeddings: 64,
-            encoder_hidden_size: 64,
-            ..config.qformer
-        };
-        config
     }
 
     /// The `config.json` of this model, as transformers opens it; [`VisionConfig::Features`] it knows nothing of.

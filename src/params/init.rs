@@ -5,7 +5,7 @@
 //! | query tokens, cross-attention, and what BLIP-2 takes from bert-base-uncased (embeddings, self-attention, text feed-forward, language-modelling head) | N(0, `initializer_range`), biases 0 |
 //! | feed-forward of the queries | the same layer's feed-forward of the text, element by element |
 //! | projections, matching head | uniform within ±1/√D, biases too: `nn.Linear`'s default |
-//! | image encoder, for which BLIP-2 takes trained weights | N(0, 0.02), biases 0 |
+//! | image encoder and language model, for which BLIP-2 takes trained weights | N(0, 0.02), biases 0 |
 //! | layer norms | 1, biases 0 |
 //! | temperature | 0.07 |
 //! | scale and bias of matching by cosines | 10, −5 |
@@ -35,11 +35,16 @@ const CHUNK: usize = 1 << 12;
 pub fn tensors(specs: &impl Tree<Spec>, config: &Config, seed: u64) -> Vec<NewTensor<'static>> {
     let mut parts = Vec::new();
     specs.map(&mut |spec| parts.extend(spec.parts.iter().cloned()));
+    tensors_of(parts, config, seed, Dtype::F32)
+}
+
+/// The same of these `parts`, rounded to `dtype`.
+pub fn tensors_of(parts: Vec<Part>, config: &Config, seed: u64, dtype: Dtype) -> Vec<NewTensor<'static>> {
     parts
         .into_iter()
         .map(|Part { name, shape }| {
             let config = config.clone();
-            NewTensor::new(name.clone(), Dtype::F32, &shape, move |first, values| {
+            NewTensor::new(name.clone(), dtype, &shape, move |first, values| {
                 fill(&name, &config, seed, first, values);
                 Ok(())
             })

@@ -75,8 +75,13 @@ impl<'a> NamedCheckpoint<'a> {
     /// Which tensors of `specs` are missing or misshapen, a sentence each.
     pub fn faults(&self, specs: &impl Tree<Spec>) -> Vec<String> {
         let mut faults = Vec::new();
-        specs.map(&mut |spec| faults.extend(spec.parts.iter().filter_map(|part| self.fault(part))));
+        specs.map(&mut |spec| faults.extend(self.faults_of(&spec.parts)));
         faults
+    }
+
+    /// Which of `parts` are missing or misshapen, a sentence each.
+    pub fn faults_of(&self, parts: &[Part]) -> Vec<String> {
+        parts.iter().filter_map(|part| self.fault(part)).collect()
     }
 
     /// Which tensors are neither `named` nor `expected`, a sentence each.

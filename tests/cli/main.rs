@@ -12,6 +12,7 @@ mod evaluate;
 mod gpu;
 mod init;
 mod inspect;
+mod language;
 mod names;
 #[path = "../support/paths.rs"]
 mod paths;

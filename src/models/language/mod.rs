@@ -24,7 +24,7 @@ use crate::layers::Linear;
 use crate::memory::{Arena, Workspace};
 use crate::ops::Backend;
 use crate::ops::attention::check_heads;
-use crate::params::{NamedCheckpoint, Slot, Spec, Tree, Weights, part_names, reject_surplus};
+use crate::params::{NamedCheckpoint, Part, Slot, Spec, Tree, Weights, part_names, reject_surplus};
 use crate::tensor::{NumberType, Shape};
 use parameters::{Architecture, Parameters};
 use std::collections::BTreeSet;
@@ -72,7 +72,7 @@ struct Family {
 }
 
 impl Family {
-    fn of(config: &LanguageConfig, checkpoint: &NamedCheckpoint<'_>) -> Result<Self> {
+    fn of(config: &LanguageConfig, head: Head) -> Result<Self> {
         match config {
             LanguageConfig::Opt(config) => Ok(Self {
                 architecture: opt::architecture(config)?,
@@ -81,11 +81,10 @@ impl Family {
                 apart: BTreeSet::new(),
             }),
             LanguageConfig::T5(config) => {
-                let has_head = checkpoint.contains("language_model.lm_head.weight");
                 let of_side = |side| t5::bias_part(config, side).name;
                 Ok(Self {
                     architecture: t5::architecture(config)?,
-                    parameters: t5::parameters(config, has_head),
+                    parameters: t5::parameters(config, head == Head::Apart),
                     copies: &[
                         "language_model.encoder.embed_tokens.weight",
                         "language_model.decoder.embed_tokens.weight",
@@ -100,23 +99,37 @@ impl Family {
     }
 }
 
-/// The tensors of a checkpoint's language model and of its projection, by transformers' names.
+/// Whether a T5 has a head apart from its token embeddings, which its tensors tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// It has, as Flan-T5.
+    Apart,
+    /// The head is the token embeddings.
+    Tied,
+}
+
+impl Head {
+    /// That of a checkpoint.
+    pub fn of(checkpoint: &NamedCheckpoint<'_>) -> Self {
+        if checkpoint.contains("language_model.lm_head.weight") { Self::Apart } else { Self::Tied }
+    }
+}
+
+/// The tensors of a language model and of the projection to it, by transformers' names.
 ///
 /// # Errors
 /// Fails, naming the field, if the configuration is not of a model that is built here.
-pub fn specs(config: &Config, checkpoint: &NamedCheckpoint<'_>) -> Result<Vec<Spec>> {
+pub fn parts(config: &Config, head: Head) -> Result<Vec<Part>> {
     let language = required(config)?;
-    let family = Family::of(language, checkpoint)?;
-    let mut specs = Vec::new();
-    family.parameters.map(&mut |spec| specs.push(spec.clone()));
-    projection_spec(config, family.architecture.embedding).map(&mut |spec| specs.push(spec.clone()));
+    let family = Family::of(language, head)?;
+    let mut parts = Vec::new();
+    let mut take = |spec: &Spec| parts.extend(spec.parts.iter().cloned());
+    family.parameters.map(&mut take);
+    projection_spec(config, family.architecture.embedding).map(&mut take);
     if let LanguageConfig::T5(config) = language {
-        for side in [Side::Encoder, Side::Decoder] {
-            let part = t5::bias_part(config, side);
-            specs.push(Spec::table(part.name, &part.shape, config.num_heads));
-        }
+        parts.extend([Side::Encoder, Side::Decoder].map(|side| t5::bias_part(config, side)));
     }
-    Ok(specs)
+    Ok(parts)
 }
 
 fn projection_spec(config: &Config, embedding: usize) -> Linear<Spec> {
@@ -145,7 +158,7 @@ impl<B: Backend> LanguageModel<B> {
     ) -> Result<Self> {
         config.validate()?;
         let family = required(config)?;
-        let Family { architecture, parameters, copies, apart } = Family::of(family, language)?;
+        let Family { architecture, parameters, copies, apart } = Family::of(family, Head::of(language))?;
         check_heads::<B>("the language model", architecture.inner / architecture.heads)?;
         let named = part_names(&parameters);
         reject_surplus(language, &named, |name| {

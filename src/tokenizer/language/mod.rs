@@ -1,6 +1,7 @@
 //! Tokenizers of language models: OPT's byte-level BPE, T5's Unigram.
 
 mod definition;
+mod tiny;
 
 use super::{FILE_BYTES, FILE_NAME};
 use crate::error::{Error, Result};
@@ -84,6 +85,23 @@ impl LanguageTokenizer {
                 BYTE_PAIR_FILE_NAMES[0], BYTE_PAIR_FILE_NAMES[1]
             ),
         ))
+    }
+
+    /// Writes the files of a tokenizer as OPT's that knows bytes only to `directory`, for
+    /// [`Config::tiny_opt`](crate::config::Config::tiny_opt).
+    ///
+    /// # Errors
+    /// Fails if the operating system refuses to write.
+    pub fn write_tiny_opt(directory: &Path) -> Result<()> {
+        tiny::write(directory, &["<s>", "<pad>", "</s>", "<unk>"], [Some("</s>"), None])
+    }
+
+    /// The same as T5's, for [`Config::tiny_t5`](crate::config::Config::tiny_t5).
+    ///
+    /// # Errors
+    /// Fails if the operating system refuses to write.
+    pub fn write_tiny_t5(directory: &Path) -> Result<()> {
+        tiny::write(directory, &["<pad>", "</s>", "<unk>"], [None, Some("</s>")])
     }
 
     fn new(path: &Path, definition: Definition) -> Result<Self> {

@@ -86,9 +86,9 @@ impl Arguments {
         let builder = if own { builder } else { self.language.with(builder)? };
         let speaks = !own && (builder.has_language_model() || self.head == Some(Head::LanguageModel));
         if !speaks && !self.prompt.is_empty() {
-            let what =
-                "the Q-Former's own head takes no `prompt`; captions by a language model go on from one";
-            return Err(Error::usage(what).naming(&["prompt"]));
+            return Err(Error::usage(
+                "--prompt is what a language model's captions go on from; the Q-Former's own head takes none",
+            ));
         }
         let decoding = match speaks {
             true => {

@@ -6,6 +6,7 @@ use crate::inputs::language::LanguageArguments;
 use crate::inputs::{ModelArguments, load};
 use clap::Args;
 use qformer::generate::Decoding;
+use qformer::output::printable;
 use qformer::{Chat, Error, Image, Parts, Pipeline, Result, TextTask};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -55,11 +56,20 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     }
     for line in io::stdin().lock().lines() {
         let line = line.map_err(|error| Error::io("the standard input".as_ref(), "read", error))?;
-        if !line.trim().is_empty() && dialogue.take(&line)?.is_break() {
+        if !line.trim().is_empty() && dialogue.take(&line, Answers::ByLine)?.is_break() {
             break;
         }
     }
     Ok(())
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answers {
+    /// Part by part.
+    AsTheyCome,
+    /// A line each.
+    ByLine,
 }
 
 /// A dialogue that goes on.
@@ -80,7 +90,7 @@ impl Dialogue<'_> {
                 Ok(line) => {
                     // History is a convenience: what cannot be remembered is asked all the same.
                     let _ = editor.add_history_entry(&line);
-                    match self.take(&line) {
+                    match self.take(&line, Answers::AsTheyCome) {
                         Ok(ControlFlow::Continue(())) => {}
                         Ok(ControlFlow::Break(())) => return Ok(()),
                         Err(error) => crate::say(format_args!("error: {}", crate::flags::message(&error))),
@@ -94,7 +104,7 @@ impl Dialogue<'_> {
     }
 
     /// Does what a line asks for; a break ends the dialogue.
-    fn take(&mut self, line: &str) -> Result<ControlFlow<()>> {
+    fn take(&mut self, line: &str, answers: Answers) -> Result<ControlFlow<()>> {
         let line = line.trim();
         let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         match command {
@@ -104,13 +114,17 @@ impl Dialogue<'_> {
             _ if command.starts_with('/') => {
                 return Err(Error::usage(format!("{command} is no command here: {COMMANDS}")));
             }
-            _ => self.answer(line)?,
+            _ => self.answer(line, answers)?,
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Prints the answer to a question as it comes.
-    fn answer(&mut self, question: &str) -> Result<()> {
+    /// Prints the answer to a question.
+    fn answer(&mut self, question: &str, answers: Answers) -> Result<()> {
+        if answers == Answers::ByLine {
+            let answer = self.chat.ask(question, &self.decoding, &mut |_| ControlFlow::Continue(()))?;
+            return crate::print(&format!("{}\n", printable(&answer)));
+        }
         INTERRUPTED.store(false, Ordering::Relaxed);
         let mut printed = Ok(());
         self.chat.ask(question, &self.decoding, &mut |part| {

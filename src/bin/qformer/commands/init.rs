@@ -3,11 +3,14 @@
 use crate::Remarks;
 use crate::outputs::check_folder_name;
 use clap::{Args, ValueEnum};
+use qformer::models::language::{self, Head};
 use qformer::models::qformer::{Abilities, Parameters};
 use qformer::models::vision::encoder;
 use qformer::models::vision::image::ImageProcessor;
 use qformer::output::write_json;
-use qformer::params::{init, safetensors};
+use qformer::params::safetensors::{self, Dtype};
+use qformer::params::{Part, Spec, Tree, init};
+use qformer::tokenizer::LanguageTokenizer;
 use qformer::train::Companions;
 use qformer::{Config, Error, Result, Tokenizer, config, tokenizer};
 use serde_json::{Value, json};
@@ -22,7 +25,8 @@ const ORIGIN: &str = "qformer_init";
 ///
 /// The Q-Former begins as BLIP-2's does, but for what BLIP-2 takes from bert-base-uncased: that is
 /// normally distributed as BERT begins. The image encoder, which BLIP-2 takes as trained, is N(0, 0.02)
-/// with biases 0. transformers opens the folder as Blip2ForImageTextRetrieval.
+/// with biases 0, and so is a language model. transformers opens the folder as Blip2ForImageTextRetrieval, with a language
+/// model as Blip2ForConditionalGeneration.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Sizes of the model
@@ -46,6 +50,16 @@ enum Preset {
     Blip2VitG,
     /// The same structure with less than a million parameters and a vocabulary of its own, for trials
     Tiny,
+    /// BLIP-2 with EVA ViT-g and OPT-2.7B, 3.7 billion parameters in f16, 7.5 GB
+    #[value(name = "blip2-opt-2.7b")]
+    Blip2Opt27B,
+    /// BLIP-2 with EVA ViT-g and Flan-T5-XL, 3.9 billion parameters in bf16, 7.9 GB
+    #[value(name = "blip2-flan-t5-xl")]
+    Blip2FlanT5Xl,
+    /// The structure of blip2-opt-2.7b with less than a million parameters, for trials
+    TinyOpt,
+    /// The structure of blip2-flan-t5-xl with less than a million parameters, for trials
+    TinyT5,
 }
 
 /// Does what the arguments ask for.
@@ -55,9 +69,17 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let (config, name) = match arguments.preset {
         Preset::Blip2VitG => (Config::blip2_vit_g(), "blip2-vit-g"),
         Preset::Tiny => (Config::tiny(), "tiny"),
+        Preset::Blip2Opt27B => (Config::blip2_opt_2_7b(), "blip2-opt-2.7b"),
+        Preset::Blip2FlanT5Xl => (Config::blip2_flan_t5_xl(), "blip2-flan-t5-xl"),
+        Preset::TinyOpt => (Config::tiny_opt(), "tiny-opt"),
+        Preset::TinyT5 => (Config::tiny_t5(), "tiny-t5"),
     };
-    if let Some(source) = &arguments.tokenizer {
-        Tokenizer::load(source)?.check_vocabulary(config.qformer.vocab_size)?;
+    match (&arguments.tokenizer, &config.language) {
+        (None, _) => {}
+        (Some(source), None) => Tokenizer::load(source)?.check_vocabulary(config.qformer.vocab_size)?,
+        (Some(source), Some(language)) => {
+            LanguageTokenizer::load(source)?.check_vocabulary(language.vocab_size())?;
+        }
     }
     claim(directory)?;
     for file in tokenizer::FILE_NAMES {
@@ -77,15 +99,45 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
             "to read texts, the model needs the tokenizer of bert-base-uncased: \
              copy its tokenizer.json or vocab.txt to the folder, or give --tokenizer",
         ),
+        (None, Preset::TinyOpt) => LanguageTokenizer::write_tiny_opt(directory)?,
+        (None, Preset::TinyT5) => LanguageTokenizer::write_tiny_t5(directory)?,
+        (None, Preset::Blip2Opt27B | Preset::Blip2FlanT5Xl) => {
+            match arguments.preset {
+                Preset::Blip2Opt27B => LanguageTokenizer::write_tiny_opt(directory)?,
+                _ => LanguageTokenizer::write_tiny_t5(directory)?,
+            }
+            remarks.note(
+                "the tokenizer knows bytes only; to have the language model's own, give --tokenizer with its folder",
+            );
+        }
     }
-    let abilities = Abilities { text: true, retrieval: true };
-    let mut tensors = init::tensors(&Parameters::spec(&config, abilities), &config, arguments.seed);
-    tensors.extend(init::tensors(
-        &encoder::Parameters::spec(config.vision.encoder()?),
-        &config,
-        arguments.seed,
-    ));
+    let tensors = init::tensors_of(parts(&config)?, &config, arguments.seed, arguments.preset.dtype());
     safetensors::write(&directory.join(safetensors::FILE_NAME), &BTreeMap::new(), tensors)
+}
+
+/// The tensors of a model.
+fn parts(config: &Config) -> Result<Vec<Part>> {
+    let reads_text = config.is_retrieval();
+    let abilities = Abilities { text: reads_text, retrieval: reads_text };
+    let mut parts = Vec::new();
+    let mut take = |spec: &Spec| parts.extend(spec.parts.iter().cloned());
+    Parameters::spec(config, abilities).map(&mut take);
+    encoder::Parameters::spec(config.vision.encoder()?).map(&mut take);
+    if config.language.is_some() {
+        parts.extend(language::parts(config, Head::Apart)?);
+    }
+    Ok(parts)
+}
+
+impl Preset {
+    /// What the tensors are rounded to.
+    fn dtype(self) -> Dtype {
+        match self {
+            Self::Blip2Opt27B => Dtype::F16,
+            Self::Blip2FlanT5Xl => Dtype::BF16,
+            Self::Blip2VitG | Self::Tiny | Self::TinyOpt | Self::TinyT5 => Dtype::F32,
+        }
+    }
 }
 
 /// Makes the folder, or makes sure that it holds nothing but an earlier result.

@@ -36,7 +36,10 @@ pub(super) fn components(
     let language_model = config.language.as_ref().map(|language| Component {
         name: "language model",
         what: language_model(language),
-        obstacle: Some(if has_language_model { NOT_BUILT } else { NOT_HERE }),
+        obstacle: match language {
+            LanguageConfig::Llama(_) => Some(NOT_BUILT),
+            LanguageConfig::Opt(_) | LanguageConfig::T5(_) => (!has_language_model).then_some(NOT_HERE),
+        },
     });
     [image_encoder, qformer].into_iter().chain(language_model).collect()
 }

@@ -9,7 +9,8 @@ use crate::progress::Progress;
 use clap::Args;
 use component::{Component, components};
 use part::Part;
-use qformer::config::VisionConfig;
+use qformer::config::{LanguageConfig, VisionConfig};
+use qformer::models::language::{self, Head};
 use qformer::models::qformer::{Abilities, Parameters};
 use qformer::models::vision::encoder;
 use qformer::params::names::{Naming, canonical};
@@ -156,6 +157,11 @@ fn faults(config: &Config, checkpoint: &NamedCheckpoint<'_>, has_image_encoder: 
         }
         named.extend(part_names(vision));
     }
+    if language::is_in(checkpoint) {
+        // What is not built has no tensors that are known here.
+        let parts = language::parts(config, Head::of(checkpoint)).unwrap_or_default();
+        faults.extend(checkpoint.faults_of(&parts));
+    }
     // Nothing here knows the tensors of an encoder that is not built.
     let is_unknown = matches!(config.vision, VisionConfig::Clip(_));
     faults.extend(checkpoint.surplus(&named, |name| {
@@ -192,14 +198,16 @@ fn uses(config: Option<&Config>, checkpoint: &NamedCheckpoint<'_>, has: impl Fn(
     let no_language_head =
         unless(has(Part::LanguageModellingHead), "there is no language-modelling head (cls.predictions)");
     let no_language_model = unless(has(Part::LanguageModel), "there is no language model");
-    let not_yet = Some("qformer does not do this yet");
+    let is_built = config.is_none_or(|config| !matches!(config.language, Some(LanguageConfig::Llama(_))));
+    let no_language_model =
+        no_language_model.or(unless(is_built, "language models of this kind are not built yet"));
     [
         ("read images", no_qformer.or(no_image_encoder)),
         ("compare images with texts (ITC)", no_text.or(no_projections)),
         ("match images with texts (ITM)", no_text.or(no_matching_head)),
         ("write captions with the Q-Former (ITG)", no_text.or(no_language_head)),
         ("go on with stage 1 of training", no_text.or(no_temperature).or(no_language_head)),
-        ("write texts with a language model", no_language_model.or(not_yet)),
+        ("write texts with a language model", no_qformer.or(no_language_model)),
     ]
     .map(|(name, obstacle)| Use { name, obstacle })
     .into()
