@@ -1,5 +1,5 @@
 use super::*;
-use crate::tensor::{Number, Shape, ViewMut};
+use crate::tensor::{Shape, ViewMut};
 
 /// Numbers of no pattern in (-1, 1).
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
