@@ -31,8 +31,8 @@ impl<E: Real> Cpu<E> {
     ) -> Result<()> {
         let amx = self.amx();
         let b = match b {
-            // SAFETY: as the caller promises.
             Columns::Whole(b) if stream::takes(a, b) => {
+                // SAFETY: as the caller promises.
                 return unsafe { stream::product(a, b, write, to, finish) };
             }
             Columns::Whole(b) => b,

@@ -8,6 +8,10 @@ use qformer::device::Write;
 use qformer::ops::Backend;
 use qformer::ops::absorbed_attention::{AbsorbedAttentionForward, CrossSizes};
 use qformer::ops::linear::{LinearBackward, LinearForward};
+use qformer::tensor::{Number, NumberType};
+
+/// Width of OPT-2.7B, BLIP-2's smaller language model: a layer's largest weight is 52 MB.
+const LANGUAGE_WIDTH: usize = 2560;
 
 /// Which gradients a backward product forms besides the bias's.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,6 +57,12 @@ pub(super) fn measure<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
     ] {
         backward(cases, shape, gradients)?;
     }
+    for rows in [1, 5, 10, 40] {
+        for (dtype, name) in [(NumberType::Bf16, "gemm, bf16 weight"), (NumberType::F16, "gemm, f16 weight")]
+        {
+            frozen(cases, [rows, LANGUAGE_WIDTH, 4 * LANGUAGE_WIDTH], dtype, name)?;
+        }
+    }
     absorbed(cases, sizes)
 }
 
@@ -79,6 +89,35 @@ fn forward<B: Backend>(
             weight: weight.weight(),
             bias: Some(bias.view()),
             activation,
+            residual: None,
+            pre_activation: None,
+            y: y.view_mut(),
+        })
+    })
+}
+
+/// A layer of a language model whose weights are stored as `dtype`, where a device has numbers of that type beside its
+/// own. Of few rows, the time is that of reading the weight.
+fn frozen<B: Backend>(
+    cases: &mut Cases<'_, B>,
+    [rows, inputs, outputs]: [usize; 3],
+    dtype: NumberType,
+    name: &str,
+) -> Result<()> {
+    let device = cases.device;
+    if dtype == B::Elem::TYPE || device.frozen_type(dtype) != dtype {
+        return Ok(());
+    }
+    let (mut x, mut y) = (Tensor::random(device, rows, inputs)?, Tensor::unwritten(device, rows, outputs)?);
+    let mut weight = FrozenWeight::random_as(device, dtype, outputs, inputs)?;
+    let bytes = cases.elements(rows * inputs + rows * outputs) + dtype.bytes() * outputs * inputs;
+    let cost = Cost { flops: flops([rows, inputs, outputs]), bytes: bytes as f64 };
+    cases.case(name, &format!("{rows}×{inputs}→{outputs}"), cost, &mut y, |y| {
+        device.linear_forward(LinearForward {
+            x: x.view(),
+            weight: weight.weight(),
+            bias: None,
+            activation: None,
             residual: None,
             pre_activation: None,
             y: y.view_mut(),

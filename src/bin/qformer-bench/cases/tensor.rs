@@ -4,7 +4,7 @@ use crate::random::random_values;
 use qformer::Result;
 use qformer::device::Device;
 use qformer::memory::Arena;
-use qformer::tensor::{Element, Number, Packing, Shape, View, ViewMut, Weight, WeightMut};
+use qformer::tensor::{Element, Number, NumberType, Packing, Shape, View, ViewMut, Weight, WeightMut};
 use std::marker::PhantomData;
 
 /// Values written at a time; they repeat after so many.
@@ -104,22 +104,31 @@ fn each_block(
 pub(super) struct FrozenWeight<B: Device> {
     arena: Arena<B>,
     shape: Shape,
+    dtype: NumberType,
     packing: Packing,
 }
 
 impl<B: Device> FrozenWeight<B> {
     pub(super) fn random(device: &B, out: usize, inputs: usize) -> Result<Self> {
-        let (shape, packing) = (Shape::new(out, inputs), device.frozen_packing(inputs));
+        Self::stored(device, Shape::new(out, inputs), B::Elem::TYPE, device.frozen_packing(inputs))
+    }
+
+    /// By rows, as numbers of type `dtype`.
+    pub(super) fn random_as(device: &B, dtype: NumberType, out: usize, inputs: usize) -> Result<Self> {
+        Self::stored(device, Shape::new(out, inputs), dtype, Packing::Rows { pitch: inputs })
+    }
+
+    fn stored(device: &B, shape: Shape, dtype: NumberType, packing: Packing) -> Result<Self> {
         let arena = Arena::planned(device, "an operation's weight", |cursor| {
-            cursor.take_weight(shape, B::Elem::TYPE, packing);
+            cursor.take_weight(shape, dtype, packing);
         })?;
-        let mut weight = Self { arena, shape, packing };
+        let mut weight = Self { arena, shape, dtype, packing };
         each_block(shape, |x| x, |values, first| device.write_weight(values, first, weight.weight_mut()))?;
         Ok(weight)
     }
 
     fn weight_mut(&mut self) -> WeightMut<'_, B> {
-        self.arena.cursor().take_weight(self.shape, B::Elem::TYPE, self.packing)
+        self.arena.cursor().take_weight(self.shape, self.dtype, self.packing)
     }
 
     pub(super) fn weight(&mut self) -> Weight<'_, B> {

@@ -1,4 +1,4 @@
-//! What is done in registers: a block of outputs by a group of rows, along a segment of the numbers that are summed.
+//! What is done in registers.
 
 use super::vectors::{LANES, Stored, Task, Vectors};
 use crate::device::Write;
@@ -7,74 +7,102 @@ use std::ptr;
 /// Most outputs of a block.
 pub(super) const OUTPUTS: usize = 4;
 
+/// Outputs that pass by a slice of the rows.
+pub(super) const TILE: usize = 32;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// A part of a product.
+/// A part of a product: blocks of outputs by a group of rows, along a slice of the numbers that are summed.
 #[derive(Clone, Copy)]
-pub(super) struct Segment<N> {
-    /// Where the segment begins in the weight's row of each output; as many as the block has are read.
+pub(super) struct Pass<N> {
+    /// Where the slice begins in the weight's row of each output of the first block; as many as a block has are read.
     pub(super) weights: [*const N; OUTPUTS],
+    /// Numbers from one block to the next.
+    pub(super) step: usize,
+    /// Where the slice begins in the row of the last output: what would be behind it is that one again.
+    pub(super) last: *const N,
+    pub(super) blocks: usize,
     /// How many numbers are summed.
     pub(super) numbers: usize,
-    /// How many bytes after what is read lies that which is asked for meanwhile.
-    pub(super) ahead: isize,
+    /// So many blocks before they are read, they are asked for.
+    pub(super) ahead: usize,
+    /// Where the blocks that are read after these begin.
+    pub(super) next: *const N,
+    /// What is asked for lies so many numbers further.
+    pub(super) further: usize,
     /// The rows, a register of each after the other, then the next; the last ones filled up with zeros.
     pub(super) x: *const f32,
-    /// Rows of `x`; of this group there may be fewer.
+    /// Rows of `x`, of which this group may be a part.
     pub(super) rows: usize,
-    /// What is summed for each row and output, a register.
+    /// [blocks, rows, outputs] from the group's first row on, a register of each
     pub(super) sums: *mut f32,
-    /// Whether this is the first segment.
+    /// Whether the sums begin here or go on.
     pub(super) write: Write,
 }
 
-/// A segment for a group of `R` rows and a block of `O` outputs.
-pub(super) struct Block<N, const R: usize, const O: usize>(pub(super) Segment<N>);
+/// The same for a group of `R` rows and blocks of `O` outputs.
+pub(super) struct Blocks<N, const R: usize, const O: usize>(pub(super) Pass<N>);
 
-impl<N: Stored, const R: usize, const O: usize> Task for Block<N, R, O> {
+impl<N: Stored, const R: usize, const O: usize> Task for Blocks<N, R, O> {
+    // Loops over constant bounds are unrolled, and what they index stays in registers.
+    #[expect(clippy::needless_range_loop, reason = "iterators over the sums keep them in memory")]
     #[inline(always)]
     unsafe fn run<V: Vectors>(self) {
-        let Segment { weights, numbers, ahead, mut x, rows, sums: kept, write } = self.0;
-        // SAFETY: the rows of the weight and `x` hold so many numbers, and `kept` as many registers as there are sums;
-        // a prefetch reads nothing.
-        unsafe {
-            let mut weights: [*const N; O] = std::array::from_fn(|output| weights[output]);
-            let mut sums = [[V::zeros(); O]; R];
-            if write == Write::Add {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    for (o, sum) in sums.iter_mut().enumerate() {
-                        *sum = V::load(kept.add((r * O + o) * V::LANES));
+        let pass = self.0;
+        for block in 0..pass.blocks {
+            let weights = pass.weights.map(|row| row.wrapping_add(block * pass.step).min(pass.last));
+            let later = match block + pass.ahead {
+                later if later < pass.blocks => pass.weights[0].wrapping_add(later * pass.step),
+                later => pass.next.wrapping_add((later - pass.blocks) * pass.step),
+            };
+            let later = later.wrapping_add(pass.further);
+            let ahead = later.addr().wrapping_sub(weights[0].addr()) as isize;
+            let kept =
+                |r: usize, o: usize| pass.sums.wrapping_add((block * pass.rows * O + r * O + o) * V::LANES);
+            // SAFETY: the rows of the weight and `x` hold so many numbers, and there is a register of every sum; a
+            // prefetch reads nothing.
+            unsafe {
+                let mut sums = [[V::zeros(); O]; R];
+                if pass.write == Write::Add {
+                    for r in 0..R {
+                        for o in 0..O {
+                            sums[r][o] = V::load(kept(r, o));
+                        }
                     }
                 }
-            }
-            let steps = LINE / (V::LANES * size_of::<N>());
-            for _ in 0..numbers / (steps * V::LANES) {
-                for weights in weights {
-                    ask(weights.wrapping_byte_offset(ahead));
+                let line = LINE / size_of::<N>();
+                let (mut at, mut x) = (0, pass.x);
+                while at + line <= pass.numbers {
+                    for o in 0..O {
+                        ask(weights[o].wrapping_add(at).wrapping_byte_offset(ahead));
+                    }
+                    for _ in 0..line / V::LANES {
+                        let mut registers = [V::zeros(); O];
+                        for o in 0..O {
+                            registers[o] = N::load::<V>(weights[o].wrapping_add(at));
+                        }
+                        add::<V, R, O>(registers, x, &mut sums);
+                        at += V::LANES;
+                        x = x.wrapping_add(pass.rows * V::LANES);
+                    }
                 }
-                for _ in 0..steps {
-                    add::<V, N, R, O>(weights, x, &mut sums);
-                    weights = weights.map(|weights| weights.add(V::LANES));
-                    x = x.add(rows * V::LANES);
+                while at < pass.numbers {
+                    let there = V::LANES.min(pass.numbers - at);
+                    let mut registers = [V::zeros(); O];
+                    for o in 0..O {
+                        let mut padded = [N::default(); LANES];
+                        ptr::copy_nonoverlapping(weights[o].wrapping_add(at), padded.as_mut_ptr(), there);
+                        registers[o] = N::load::<V>(padded.as_ptr());
+                    }
+                    add::<V, R, O>(registers, x, &mut sums);
+                    at += there;
+                    x = x.wrapping_add(pass.rows * V::LANES);
                 }
-            }
-            for _ in 0..numbers % (steps * V::LANES) / V::LANES {
-                add::<V, N, R, O>(weights, x, &mut sums);
-                weights = weights.map(|weights| weights.add(V::LANES));
-                x = x.add(rows * V::LANES);
-            }
-            let rest = numbers % V::LANES;
-            if rest > 0 {
-                let mut padded = [[N::default(); LANES]; O];
-                for (padded, weights) in padded.iter_mut().zip(weights) {
-                    ptr::copy_nonoverlapping(weights, padded.as_mut_ptr(), rest);
-                }
-                add::<V, N, R, O>(padded.each_ref().map(|padded| padded.as_ptr()), x, &mut sums);
-            }
-            for (r, sums) in sums.iter().enumerate() {
-                for (o, &sum) in sums.iter().enumerate() {
-                    V::store(sum, kept.add((r * O + o) * V::LANES));
+                for r in 0..R {
+                    for o in 0..O {
+                        V::store(sums[r][o], kept(r, o));
+                    }
                 }
             }
         }
@@ -85,20 +113,19 @@ impl<N: Stored, const R: usize, const O: usize> Task for Block<N, R, O> {
 ///
 /// # Safety
 /// As [`Vectors::load`].
+#[expect(clippy::needless_range_loop, reason = "as above")]
 #[inline(always)]
-unsafe fn add<V: Vectors, N: Stored, const R: usize, const O: usize>(
-    weights: [*const N; O],
+unsafe fn add<V: Vectors, const R: usize, const O: usize>(
+    weights: [V::Register; O],
     x: *const f32,
     sums: &mut [[V::Register; O]; R],
 ) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        let weights = weights.map(|weights| N::load::<V>(weights));
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let x = V::load(x.add(r * V::LANES));
-            for (sum, &weight) in sums.iter_mut().zip(&weights) {
-                *sum = V::mul_add(x, weight, *sum);
-            }
+    for r in 0..R {
+        // SAFETY: as the caller promises.
+        let x = unsafe { V::load(x.wrapping_add(r * V::LANES)) };
+        for o in 0..O {
+            // SAFETY: as the caller promises.
+            sums[r][o] = unsafe { V::mul_add(x, weights[o], sums[r][o]) };
         }
     }
 }
@@ -116,20 +143,29 @@ fn ask<N>(address: *const N) {
     let _ = address;
 }
 
-/// The sum of every register.
+/// What every register of a tile's sums comes to.
 pub(super) struct Totals<'a> {
-    /// Registers.
+    /// [blocks, rows, outputs], a register of each
     pub(super) sums: *const f32,
-    /// One of each.
-    pub(super) totals: &'a mut [f32],
+    pub(super) blocks: usize,
+    /// Outputs of a block.
+    pub(super) outputs: usize,
+    /// [rows]
+    pub(super) totals: &'a mut [[f32; TILE]],
 }
 
 impl Task for Totals<'_> {
     #[inline(always)]
     unsafe fn run<V: Vectors>(self) {
-        for (index, total) in self.totals.iter_mut().enumerate() {
-            // SAFETY: there is a register of each.
-            *total = unsafe { V::sum(V::load(self.sums.add(index * V::LANES))) };
+        let mut sums = self.sums;
+        for block in 0..self.blocks {
+            for totals in &mut *self.totals {
+                for total in &mut totals[block * self.outputs..][..self.outputs] {
+                    // SAFETY: there is a register of each.
+                    *total = unsafe { V::sum(V::load(sums)) };
+                    sums = sums.wrapping_add(V::LANES);
+                }
+            }
         }
     }
 }

@@ -11,6 +11,8 @@
 //! asked for.
 
 mod kernel;
+#[cfg(test)]
+mod tests;
 mod vectors;
 
 use super::factors::with_right;
@@ -22,7 +24,7 @@ use crate::device::Write;
 use crate::error::Result;
 use crate::tensor::{Element, NumberType, View};
 use half::{bf16, f16};
-use kernel::{Block, OUTPUTS, Segment, Totals};
+use kernel::{Blocks, OUTPUTS, Pass, TILE, Totals};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -34,14 +36,11 @@ const MOST_ROWS: usize = 16;
 /// Most rows that stay in the nearest cache as a whole.
 const WHOLE_ROWS: usize = 2;
 
-/// Bytes between what is read of a long stream and what is asked for.
-const STREAM_AHEAD: isize = 2048;
+/// Numbers between what is read of a long stream and what is asked for.
+const STREAM_AHEAD: usize = 1024;
 
 /// Outputs of a block of many rows.
 const FEWER_OUTPUTS: usize = 2;
-
-/// Outputs that pass by a slice of the rows.
-const TILE: usize = 32;
 
 /// Numbers of a slice, and how many there are at most of all rows.
 const SLICE: usize = 640;
@@ -51,7 +50,7 @@ const SLICE_OF_ALL: usize = 6400;
 const SLICE_MULTIPLE: usize = 32;
 
 /// Bytes of a tile between what is read and what is asked for.
-const TILE_AHEAD: usize = 12 << 10;
+const TILE_AHEAD: usize = 15 << 10;
 
 /// Stripes of a thread, and the fewest bytes of one.
 const STRIPES: usize = 2;
@@ -134,10 +133,12 @@ unsafe fn multiply<V: Vectors, E: Real, N: Stored>(
         (0..stripes).into_par_iter().with_max_len(1).for_each(|index| {
             let of_stripe = index * outputs / stripes..(index + 1) * outputs / stripes;
             let stripe = Stripe { weight: b.values.matrix::<N>(), outputs: of_stripe.clone(), x, rows };
-            let put = |row, output, sum| {
-                // SAFETY: the element is this task's alone.
-                let to = unsafe { &mut *to.at(row, output) };
-                *to = if write == Write::Add { *to + E::of_f32(sum) } else { E::of_f32(sum) };
+            let put = |row, first, sums: &[f32]| {
+                // SAFETY: the elements are this task's alone.
+                let to = unsafe { std::slice::from_raw_parts_mut(to.at(row, first), sums.len()) };
+                for (to, &sum) in to.iter_mut().zip(sums) {
+                    *to = if write == Write::Add { *to + E::of_f32(sum) } else { E::of_f32(sum) };
+                }
             };
             // SAFETY: the processor is of this kind, as the caller promises.
             unsafe {
@@ -199,52 +200,62 @@ impl Sums {
         Self(MaybeUninit::uninit())
     }
 
-    /// Of block `block`, which has so many outputs, from row `row` of `rows` on.
-    fn at(&mut self, [block, outputs, rows, row]: [usize; 4], lanes: usize) -> *mut f32 {
-        let offset = (block * rows + row) * outputs * lanes;
-        assert!(offset + (rows - row) * outputs * lanes <= TILE * MOST_ROWS * LANES);
-        // SAFETY: as just asserted.
-        unsafe { self.0.as_mut_ptr().cast::<f32>().add(offset) }
+    /// Of a tile of so many rows, in blocks of so many outputs.
+    fn at(&mut self, rows: usize, outputs: usize, lanes: usize) -> *mut f32 {
+        assert!(TILE.next_multiple_of(outputs) * rows * lanes <= TILE * MOST_ROWS * LANES);
+        self.0.as_mut_ptr().cast()
     }
 }
 
 impl<E: Real, N: Stored> Stripe<'_, E, N> {
     /// Where the numbers from `first` on of an output are; those of the stripe's last one for what is behind it.
+    #[inline]
     fn address(&self, output: usize, first: usize) -> *const N {
-        let row = self.weight.row(output.min(self.outputs.end - 1));
-        row[first..].as_ptr()
+        self.weight.pointer().wrapping_add(output.min(self.outputs.end - 1) * self.weight.pitch() + first)
     }
 
-    /// Calls `put(row, output, sum)` for all, of a few rows.
+    /// Calls `put(row, first output, sums)` until all are there, of a few rows.
     ///
     /// # Safety
     /// The processor must be of this kind.
-    unsafe fn in_streams<V: Vectors>(&self, put: impl Fn(usize, usize, f32)) {
+    unsafe fn in_streams<V: Vectors>(&self, put: impl Fn(usize, usize, &[f32])) {
         let Self { ref outputs, x, rows, .. } = *self;
         let stream = outputs.len().div_ceil(OUTPUTS);
         let mut sums = Sums::new();
-        let mut totals = [0.0; WHOLE_ROWS * OUTPUTS];
-        for first in outputs.start..outputs.start + stream {
-            let of_block: [usize; OUTPUTS] = std::array::from_fn(|index| first + index * stream);
-            let sums = sums.at([0, OUTPUTS, rows, 0], V::LANES);
-            let segment = Segment {
-                weights: of_block.map(|output| self.address(output, 0)),
+        let sums = sums.at(rows, OUTPUTS, V::LANES);
+        let mut totals = [[0.0; TILE]; MOST_ROWS];
+        for first in (outputs.start..outputs.start + stream).step_by(TILE / OUTPUTS) {
+            let of_first: [usize; OUTPUTS] = std::array::from_fn(|index| first + index * stream);
+            let weights = of_first.map(|output| self.address(output, 0));
+            let blocks = (outputs.start + stream - first).min(TILE / OUTPUTS);
+            let pass = Pass {
+                weights,
+                step: self.weight.pitch(),
+                last: self.address(outputs.end - 1, 0),
+                blocks,
                 numbers: self.weight.cols(),
-                ahead: STREAM_AHEAD,
+                ahead: 0,
+                next: weights[0],
+                further: STREAM_AHEAD,
                 x: x.as_ptr(),
                 rows,
                 sums,
                 write: Write::Replace,
             };
-            let totals = &mut totals[..rows * OUTPUTS];
             // SAFETY: the processor is of this kind; the weight's rows and `x` hold so many numbers.
             unsafe {
-                add_segment::<V, N>([rows, OUTPUTS], segment);
-                V::enter(Totals { sums, totals });
+                multiply_blocks::<V, N>([rows, OUTPUTS], pass);
+                V::enter(Totals { sums, blocks, outputs: OUTPUTS, totals: &mut totals[..rows] });
             }
-            for (row, totals) in totals.chunks(OUTPUTS).enumerate() {
-                let there = of_block.into_iter().zip(totals).filter(|(output, _)| outputs.contains(output));
-                there.for_each(|(output, &total)| put(row, output, total));
+            for (row, totals) in totals[..rows].iter().enumerate() {
+                for (block, totals) in totals.as_chunks::<OUTPUTS>().0[..blocks].iter().enumerate() {
+                    for (output, &total) in of_first.into_iter().zip(totals) {
+                        // Those beyond the stripe are its last one's again.
+                        if outputs.contains(&(output + block)) {
+                            put(row, output + block, &[total]);
+                        }
+                    }
+                }
             }
         }
     }
@@ -253,75 +264,69 @@ impl<E: Real, N: Stored> Stripe<'_, E, N> {
     ///
     /// # Safety
     /// As [`Self::in_streams`].
-    unsafe fn in_tiles<V: Vectors>(&self, put: impl Fn(usize, usize, f32)) {
+    unsafe fn in_tiles<V: Vectors>(&self, put: impl Fn(usize, usize, &[f32])) {
         let Self { ref outputs, x, rows, .. } = *self;
-        let (depth, pitch) = (self.weight.cols(), self.weight.pitch());
-        // Outputs of a block, and rows of a group.
+        let depth = self.weight.cols();
         let each = if rows <= V::SUMS / OUTPUTS { OUTPUTS } else { FEWER_OUTPUTS };
         let groups = rows.div_ceil(V::SUMS / each);
         let slices = depth.div_ceil(SLICE.min(SLICE_OF_ALL / rows)).max(1);
-        let slice = depth.div_ceil(slices).next_multiple_of(SLICE_MULTIPLE);
-        let slices = depth.div_ceil(slice).max(1);
-        let ahead = (TILE_AHEAD / (each * slice * size_of::<N>()).max(1)).max(1);
+        let slice = depth.div_ceil(slices).next_multiple_of(SLICE_MULTIPLE).max(SLICE_MULTIPLE);
+        let ahead = (TILE_AHEAD / (each * slice * size_of::<N>())).max(1);
+        let step = each * self.weight.pitch();
         let mut sums = Sums::new();
-        let mut totals = [0.0; TILE * MOST_ROWS];
+        let sums = sums.at(rows, each, V::LANES);
+        let mut totals = [[0.0; TILE]; MOST_ROWS];
         for tile in outputs.clone().step_by(TILE) {
             let tile = tile..outputs.end.min(tile + TILE);
             let blocks = tile.len().div_ceil(each);
-            // First output and first number of what is read after so many blocks of the tile.
-            let place = |index: usize| {
-                let (later, index) = (index / (slices * blocks), index % (slices * blocks));
-                [tile.start + later * TILE + index % blocks * each, index / blocks * slice]
-            };
-            for index in 0..slices * blocks {
-                let ([first, number], [next, next_number]) = (place(index), place(index + ahead));
-                let numbers = |[output, number]: [usize; 2]| (output * pitch + number) as isize;
-                let ahead = match next < outputs.end {
-                    true => {
-                        (numbers([next, next_number]) - numbers([first, number])) * size_of::<N>() as isize
-                    }
-                    false => 0,
+            for number in (0..slices).map(|index| index * slice) {
+                let weights = std::array::from_fn(|index| self.address(tile.start + index, number));
+                let next = if number + slice < depth {
+                    self.address(tile.start, number + slice)
+                } else {
+                    self.address(tile.end, 0)
                 };
                 for group in 0..groups {
-                    let group_rows = group * rows / groups..(group + 1) * rows / groups;
-                    let segment = Segment {
-                        weights: std::array::from_fn(|index| self.address(first + index, number)),
+                    let of_group = group * rows / groups..(group + 1) * rows / groups;
+                    let pass = Pass {
+                        weights,
+                        step,
+                        last: self.address(tile.end - 1, number),
+                        blocks,
                         numbers: slice.min(depth - number),
                         // What one group has read the others find in the cache.
-                        ahead: if group == 0 { ahead } else { 0 },
-                        x: x[number * rows + group_rows.start * V::LANES..].as_ptr(),
+                        ahead: if group == 0 { ahead.min(blocks) } else { 0 },
+                        next,
+                        further: 0,
+                        x: x[number * rows + of_group.start * V::LANES..].as_ptr(),
                         rows,
-                        sums: sums.at([index % blocks, each, rows, group_rows.start], V::LANES),
+                        sums: sums.wrapping_add(of_group.start * each * V::LANES),
                         write: if number == 0 { Write::Replace } else { Write::Add },
                     };
                     // SAFETY: the processor is of this kind; the weight's rows and `x` hold so many numbers.
-                    unsafe { add_segment::<V, N>([group_rows.len(), each], segment) };
+                    unsafe { multiply_blocks::<V, N>([of_group.len(), each], pass) };
                 }
             }
-            let totals = &mut totals[..blocks * each * rows];
             // SAFETY: as above; so many sums are there.
-            unsafe { V::enter(Totals { sums: sums.at([0, each, rows, 0], V::LANES), totals }) };
-            for (index, &total) in totals.iter().enumerate() {
-                let (output, row) = (index / (each * rows) * each + index % each, index / each % rows);
-                if output < tile.len() {
-                    put(row, tile.start + output, total);
-                }
+            unsafe { V::enter(Totals { sums, blocks, outputs: each, totals: &mut totals[..rows] }) };
+            for (row, totals) in totals[..rows].iter().enumerate() {
+                put(row, tile.start, &totals[..tile.len()]);
             }
         }
     }
 }
 
-/// Does a segment for a group of so many rows and a block of so many outputs.
+/// Does a pass for a group of so many rows and blocks of so many outputs.
 ///
 /// # Safety
-/// The processor must be of this kind, and the segment's numbers and sums be there.
-unsafe fn add_segment<V: Vectors, N: Stored>(rows_and_outputs: [usize; 2], segment: Segment<N>) {
+/// The processor must be of this kind, and the pass's numbers and sums be there.
+unsafe fn multiply_blocks<V: Vectors, N: Stored>(rows_and_outputs: [usize; 2], pass: Pass<N>) {
     macro_rules! one_of {
         ($($outputs:literal: $($rows:literal)*;)*) => {
             match rows_and_outputs {
                 // SAFETY: as the caller promises.
-                $($([$rows, $outputs] => unsafe { V::enter(Block::<N, $rows, $outputs>(segment)) },)*)*
-                other => unreachable!("a block of {other:?}"),
+                $($([$rows, $outputs] => unsafe { V::enter(Blocks::<N, $rows, $outputs>(pass)) },)*)*
+                other => unreachable!("blocks of {other:?}"),
             }
         };
     }
