@@ -49,7 +49,8 @@ struct Attention {
     Mask mask;
     HeadSize head;
     float scale;
-    u32 unused;
+    u32 reach;
+    In<float> bias;  // [heads, 2·reach + 1]: what is added to the scores by distance; or absent
     Dropout dropout;
 
     __device__ const Sequence *sequence(u32 index) const {
@@ -61,8 +62,25 @@ struct Attention {
         if (index < s.queries[0].len) return s.keys[0].len;
         return s.keys[0].len + (index - s.queries[0].len) + 1 + s.keys[1].len - s.queries[1].len;
     }
+    // The column of the bias of a sequence's query `index` and its first key; it may lie before the first column.
+    __device__ int first_bias(const Sequence &s, u32 index) const {
+        return static_cast<int>(reach + s.query_count() - s.key_count() - index);
+    }
+    // What is added to the score of a key of a query whose first key has column `first` of the bias.
+    __device__ float bias_of(int first, u32 key) const {
+        const int column = min(max(first + static_cast<int>(key), 0), static_cast<int>(2 * reach));
+        return bias.row(blockIdx.y)[column];
+    }
 };
-static_assert(sizeof(Attention) == 56);
+static_assert(sizeof(Attention) == 72);
+
+// Whether what depends on distance is added to the scores: kernels of their own, for the registers that it takes.
+enum class Bias { None, Distance };
+
+// The factor of what stands for the scores, which with a bias are whole.
+template <Bias BIAS> __device__ float score_factor(const Attention &what) {
+    return BIAS == Bias::None ? what.scale : 1.0f;
+}
 
 // The tiles of TILE queries of a group's sequences, one after the other. A tile has rows of one sequence only.
 struct Tiles {
@@ -147,6 +165,10 @@ template <u32 W> struct SharedRows {
     __device__ void load_rows(u32 (&b)[4], u32 first, u32 pair) const {
         ldmatrix(b, at(first, lane_index() % 8, pair * 4 + lane_index() / 8));
     }
+    // Rows first .. first + 16, elements step·16 .. step·16 + 16, as a of mma.
+    __device__ void load_fragment(u32 (&a)[4], u32 first, u32 step) const {
+        ldmatrix(a, at(first, lane_index() % 16, step * 2 + lane_index() / 16));
+    }
     // Rows first .. first + 16 down, elements pair·16 .. pair·16 + 16 across, as b of two mma.
     __device__ void load_columns(u32 (&b)[4], u32 first, u32 pair) const {
         ldmatrix_trans(b, at(first, lane_index() % 16, pair * 2 + lane_index() / 16));
@@ -202,6 +224,26 @@ template <u32 W> struct RowFragment {
             rows.load_rows(b, first, pair);
             mma(c, a[2 * pair], b[0], b[1]);
             mma(c, a[2 * pair + 1], b[2], b[3]);
+        }
+    }
+};
+
+// As `RowFragment`, but the 16 rows stay in shared memory, where registers are few.
+template <u32 W> struct StoredFragment {
+    SharedRows<W> own;
+    u32 own_first;
+
+    __device__ void times_rows(float (&c)[4], const SharedRows<W> &rows, u32 first) const {
+#pragma unroll
+        for (float &x : c) x = 0.0f;
+#pragma unroll
+        for (u32 pair = 0; pair < W / 32; ++pair) {
+            u32 a[4], b[4];
+            rows.load_rows(b, first, pair);
+            own.load_fragment(a, own_first, 2 * pair);
+            mma(c, a, b[0], b[1]);
+            own.load_fragment(a, own_first, 2 * pair + 1);
+            mma(c, a, b[2], b[3]);
         }
     }
 };

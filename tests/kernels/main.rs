@@ -13,11 +13,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Kernels that multiply matrices, by the beginnings of `unit/kernel`.
-const MATRIX_PRODUCTS: [&str; 8] = [
+const MATRIX_PRODUCTS: [&str; 9] = [
     "gemm/gemm_forward",
     "gemm/gemm_input",
     "gemm/gemm_weight",
-    "attention/",
+    "attention/attention_forward",
+    "attention/attention_backward",
     "absorbed_attention/",
     "similarity/similarity_all_forward",
     "contrastive/contrastive_forward",
@@ -26,7 +27,8 @@ const MATRIX_PRODUCTS: [&str; 8] = [
 /// The same by `wgmma`, which only Hopper has.
 const HOPPER_PRODUCTS: [&str; 3] = ["gemm_sm90a/", "contrastive_sm90a/", "contrastive_backward_sm90a/"];
 /// Kernels without a matrix product that do not read 16 bytes at a time, each with the reason.
-const SINGLE_LOADS: [(&str, &str); 11] = [
+const SINGLE_LOADS: [(&str, &str); 12] = [
+    ("attention/attention_combine", "a few numbers of each split of the keys"),
     ("contrastive/contrastive_dtemperature", "a number a text"),
     ("contrastive/contrastive_lines", "a thread a line, of a few parts"),
     ("contrastive/contrastive_loss", "a few numbers a line"),

@@ -86,6 +86,7 @@ impl Cross {
             v: project(&self.value_weight, &self.value_bias),
             prefix: None,
             dropout: None,
+            bias: None,
         };
         case.plain_storing(store).out
     }

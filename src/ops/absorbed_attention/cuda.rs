@@ -1,6 +1,6 @@
 //! Launches of `kernels/absorbed_attention.cu`.
 
-use super::{AbsorbedAttention, AbsorbedAttentionForward, TOKENS};
+use super::{AbsorbedAttention, AbsorbedAttentionForward, HEAD_WIDTH, TOKENS};
 use crate::device::Cuda;
 use crate::device::cuda::{Grid, In, Out, arguments, count, vector_width};
 use crate::error::Result;
@@ -53,6 +53,10 @@ impl AbsorbedAttention for Cuda {
             out,
         } = args;
         assert!(tokens <= TOKENS, "{tokens} image tokens; the GPU's kernel has at most {TOKENS}");
+        assert!(
+            head_width <= HEAD_WIDTH,
+            "heads of {head_width} columns; the GPU's kernel has at most {HEAD_WIDTH}"
+        );
         let (queries, tokens) = (count(queries), count(tokens));
         let (width, image_width) = (count(head_width), count(image.cols()));
         let padded = padded_width(head_width);

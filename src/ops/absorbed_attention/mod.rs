@@ -63,6 +63,8 @@ pub trait AbsorbedAttention: Device {
 
 /// Image tokens whose scores the GPU's kernel can hold.
 const TOKENS: usize = 320;
+/// Columns of a head that it holds.
+const HEAD_WIDTH: usize = 96;
 
 /// Sizes of one cross-attention.
 #[derive(Clone, Copy, Debug)]
@@ -92,13 +94,14 @@ impl CrossSizes {
     }
 
     /// Whether absorbing costs fewer operations than projecting keys and values, and the weights can be read
-    /// as they are packed. Rows are what the GPU reads, whose kernel holds the scores of so many image tokens only;
-    /// panels are made for `gemm` alone.
+    /// as they are packed. Rows are what the GPU reads, whose kernel holds heads of so many columns and the scores of so many
+    /// image tokens only; panels are made for `gemm` alone.
     pub fn absorbs(self, packing: Packing) -> bool {
         let Self { heads, queries, hidden, image_tokens, image_width } = self;
         let absorbed = 2 * queries * image_width * (hidden + heads * image_tokens);
         let projected = 2 * image_tokens * hidden * (image_width + queries);
-        let readable = matches!(packing, Packing::Rows { .. }) && image_tokens <= TOKENS;
-        absorbed < projected && readable
+        let readable = matches!(packing, Packing::Rows { .. });
+        let held = image_tokens <= TOKENS && hidden / heads <= HEAD_WIDTH;
+        absorbed < projected && readable && held
     }
 }

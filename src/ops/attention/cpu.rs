@@ -1,11 +1,12 @@
 //! Attention with one task for each head of a group of sequences that read the same keys. The
 //! scores of a task fit in its core's cache, so the softmax needs no second pass over memory.
 
+use super::key_rows::{KeyRows, Transposed, has_few_queries};
 use super::{Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, Sequence, Sequences, Span};
-use crate::device::{Cpu, Factor, Real, Rows, TILE, Write, maximum, prefetch, product, sum, vectorised};
+use crate::device::{Cpu, Factor, Real, Rows, Write, maximum, product, sum, vectorised};
 use crate::error::Result;
 use crate::ops::dropout::RUN;
-use crate::tensor::{Number, View};
+use crate::tensor::View;
 use rayon::prelude::*;
 
 type Shared<'a, E> = View<'a, Cpu<E>, E>;
@@ -24,16 +25,6 @@ struct Group<'a> {
     /// First column of the head.
     col: usize,
     width: usize,
-}
-
-/// What the keys or values of a head are to their products with queries, which would bring them to this form
-/// again for every few queries.
-#[derive(Default)]
-struct Transposed<E> {
-    /// [head width, pitch], both rounded up to whole tiles
-    numbers: Vec<E>,
-    /// At least the keys.
-    pitch: usize,
 }
 
 /// A span of queries against a span of keys.
@@ -116,20 +107,10 @@ impl Head {
     }
 }
 
-/// The row of k and v of a second span's key, where the keys stand in a row or are listed.
-fn row_of(key_rows: Option<&[u32]>, key: usize) -> usize {
-    key_rows.map_or(key, |rows| rows[key] as usize)
-}
-
 impl Group<'_> {
-    /// Lays out what `key_rows`, if there are any, list of the values `v`: [second span's keys, head width].
-    fn listed<E: Real>(&self, v: Shared<'_, E>, key_rows: Option<&[u32]>, to: &mut Vec<E>) {
-        to.clear();
-        let Some(rows) = key_rows else { return };
-        let span = self.sequences[0].keys[1];
-        for &row in &rows[span.start..span.end()] {
-            to.extend_from_slice(&v.row(row as usize)[self.col..self.col + self.width]);
-        }
+    /// The rows of these matrices that are the group's keys; `listed` as `key_rows` in the operands.
+    fn rows<'v, E: Real>(&self, matrices: [Shared<'v, E>; 2], listed: Option<&'v [u32]>) -> KeyRows<'v, E> {
+        KeyRows { matrices, spans: self.sequences[0].keys, listed, col: self.col, width: self.width }
     }
 
     /// The head of each sequence.
@@ -153,48 +134,6 @@ impl Group<'_> {
     }
 }
 
-impl<E: Real> Transposed<E> {
-    /// Of the rows of `b` over the group's keys; `key_rows` as in the operands.
-    fn fill(&mut self, device: &Cpu<E>, group: &Group<'_>, b: [Shared<'_, E>; 2], key_rows: Option<&[u32]>) {
-        let keys = group.sequences[0].keys;
-        let count = keys[0].len + keys[1].len;
-        self.pitch = count.next_multiple_of(TILE);
-        self.numbers.resize(group.width.next_multiple_of(TILE) * self.pitch, E::ZERO);
-        let row = |key: usize| match key.checked_sub(keys[0].len) {
-            None => b[0].row(keys[0].start + key),
-            Some(key) => b[1].row(row_of(key_rows, keys[1].start + key)),
-        };
-        vectorised(
-            #[inline(always)]
-            || {
-                let mut tile = [[E::ZERO; TILE]; TILE];
-                for first_key in (0..count).step_by(TILE) {
-                    let present = TILE.min(count - first_key);
-                    for i in 0..present {
-                        // The next head's.
-                        let next = &row(first_key + i)[group.col + group.width..];
-                        prefetch(&next[..group.width.min(next.len())]);
-                    }
-                    for first_col in (0..group.width).step_by(TILE) {
-                        for (i, to) in tile[..present].iter_mut().enumerate() {
-                            let from = &row(first_key + i)[group.col + first_col..];
-                            match from.first_chunk::<TILE>() {
-                                Some(numbers) => *to = *numbers,
-                                None => to[..from.len()].copy_from_slice(from),
-                            }
-                        }
-                        device.transpose(&mut tile);
-                        let to = &mut self.numbers[first_col * self.pitch + first_key..];
-                        for (to, numbers) in to.chunks_mut(self.pitch).zip(&tile) {
-                            to[..TILE].copy_from_slice(numbers);
-                        }
-                    }
-                }
-            },
-        );
-    }
-}
-
 impl<E: Real> Attention<'_, Cpu<E>> {
     /// The sequences, whose rows are those of q, so many of keys, and those of the prefix.
     fn read_sequences(
@@ -206,6 +145,22 @@ impl<E: Real> Attention<'_, Cpu<E>> {
         let sequences = Sequences::of_table(self.sequences.table.row(0), self.sequences.sizes);
         sequences.check(q.rows(), key_rows, prefix.map(|[k, _]| k.rows()));
         sequences
+    }
+
+    /// x = scale·x + bias for the products of query `index` of a sequence with the keys that it sees, if there is a bias;
+    /// returns the factor that makes them scores.
+    #[inline(always)]
+    fn add_bias(&self, x: &mut [E], sequence: &Sequence, index: usize, head: usize) -> E {
+        let scale = E::of(self.scale);
+        let Some(bias) = self.bias else { return scale };
+        let row = bias.table.row(head);
+        // The column of key j is that of its place − the query's, keys − queries + index, from −reach on.
+        let (reach, place) = (row.len() / 2, sequence.key_count() + index);
+        for (key, x) in x.iter_mut().enumerate() {
+            let column = (key + reach + sequence.query_count()).saturating_sub(place).min(2 * reach);
+            *x = *x * scale + row[column];
+        }
+        E::ONE
     }
 
     /// Runs `each(scratch, group, index of the head)` for every head of every group: on one thread, in order.
@@ -225,11 +180,6 @@ impl<E: Real> Attention<'_, Cpu<E>> {
 }
 
 impl Sequence {
-    /// Where query `index` stands among the keys.
-    fn place(&self, index: usize) -> usize {
-        (self.key_count() + index).saturating_sub(self.query_count())
-    }
-
     /// Whether the queries of `next` come right after those of this one.
     fn is_before(&self, next: &Self) -> bool {
         let one_span = |sequence: &Self| sequence.queries[1] == Span::EMPTY;
@@ -246,28 +196,31 @@ impl<E: Real> AttentionOp for Cpu<E> {
         assert_eq!(out.shape(), q.shape());
         let [first_k, first_v] = prefix.unwrap_or([k, v]);
         let (out, lse) = (out.into_rows(), lse.map(|l| l.into_rows()));
-        let scale = E::of(what.scale);
         what.for_each_group(&sequences, width, |scratch: &mut (Transposed<E>, [Vec<E>; 2]), group, index| {
             let (keys, [p, listed]) = scratch;
-            keys.fill(self, group, [first_k, k], key_rows);
-            group.listed(v, key_rows, listed);
+            let (key_rows, values) = (group.rows([first_k, k], key_rows), group.rows([first_v, v], key_rows));
+            if group.sequences.iter().any(|sequence| !has_few_queries(sequence)) {
+                keys.fill(self, &key_rows);
+                values.lay_out(listed);
+            }
             for head in group.heads() {
-                head.scores(q, keys, p);
-                let keys = head.sequence.key_count();
+                let (few, count) = (has_few_queries(&head.sequence), head.sequence.key_count());
+                if few {
+                    p.resize(head.sequence.query_count() * count, E::ZERO);
+                } else {
+                    head.scores(q, keys, p);
+                }
                 vectorised(
                     #[inline(always)]
                     || {
                         for (i, row) in head.query_rows().enumerate() {
-                            let p = &mut p[i * keys..(i + 1) * keys];
+                            let p = &mut p[i * count..(i + 1) * count];
                             let (seen, unseen) = p.split_at_mut(what.visible(&head.sequence, i));
-                            let total = match what.bias {
-                                None => softmax(seen, scale),
-                                Some(bias) => {
-                                    let row = bias.table.row(index);
-                                    bias_scores(seen, scale, head.sequence.place(i), row);
-                                    softmax(seen, E::ONE)
-                                }
-                            };
+                            if few {
+                                key_rows.scores(&q.row(row)[head.col..head.col + width], seen);
+                            }
+                            let factor = what.add_bias(seen, &head.sequence, i, index);
+                            let total = softmax(seen, factor);
                             unseen.fill(E::ZERO);
                             if let Some(dropout) = what.dropout {
                                 dropout.apply(index as u32, row, seen);
@@ -276,11 +229,20 @@ impl<E: Real> AttentionOp for Cpu<E> {
                                 // SAFETY: this element of the log-sum-exps belongs to this task alone.
                                 unsafe { lse.at(index, row).write(total) };
                             }
+                            if few {
+                                // SAFETY: a query row belongs to one sequence, a head to one task of its group.
+                                let out =
+                                    unsafe { std::slice::from_raw_parts_mut(out.at(row, head.col), width) };
+                                values.weighted_sum(seen, out);
+                            }
                         }
                     },
                 );
+                if few {
+                    continue;
+                }
                 let values = |block: &Block| match block.span {
-                    1 if key_rows.is_some() => Factor::rows(listed, width),
+                    1 if values.listed.is_some() => Factor::rows(listed, width),
                     span => Factor::of([first_v, v][span], block.key, head.col),
                 };
                 // SAFETY: a query row belongs to one sequence, a head to one task of its group.
@@ -320,8 +282,8 @@ impl<E: Real> AttentionOp for Cpu<E> {
             width,
             |scratch: &mut ([Transposed<E>; 2], [Vec<E>; 2]), group, index| {
                 let ([keys, values], [p, dp]) = scratch;
-                keys.fill(self, group, [first_k, k], None);
-                values.fill(self, group, [first_v, v], None);
+                keys.fill(self, &group.rows([first_k, k], None));
+                values.fill(self, &group.rows([first_v, v], None));
                 for head in group.joined_heads(&what) {
                     head.scores(q, keys, p);
                     head.scores(dout, values, dp);
@@ -338,12 +300,8 @@ impl<E: Real> AttentionOp for Cpu<E> {
                                 let delta = sum([out, dout], |[out, dout]| out * dout);
                                 let lse = lse.row(index)[row];
                                 let seen = what.visible(&head.sequence, i);
-                                let mut factor_of_scores = scale;
-                                if let Some(bias) = what.bias {
-                                    let row = bias.table.row(index);
-                                    bias_scores(&mut p[..seen], scale, head.sequence.place(i), row);
-                                    factor_of_scores = E::ONE;
-                                }
+                                let factor_of_scores =
+                                    what.add_bias(&mut p[..seen], &head.sequence, i, index);
                                 for run in 0..seen.div_ceil(RUN) {
                                     // Not `map_or`, which is a function of its own, compiled for any processor.
                                     let factors = match what.dropout {
@@ -378,19 +336,9 @@ impl<E: Real> AttentionOp for Cpu<E> {
     }
 }
 
-/// x = scale·x + bias, of the keys that a query at `place` sees, by `biases` [2·reach + 1].
-#[inline(always)]
-fn bias_scores<E: Real, N: Number>(x: &mut [E], scale: E, place: usize, biases: &[N]) {
-    let reach = biases.len() / 2;
-    for (key, x) in x.iter_mut().enumerate() {
-        let column = (key + reach).saturating_sub(place).min(2 * reach);
-        *x = *x * scale + E::of_f32(biases[column].to_f32());
-    }
-}
-
 /// x = softmax(scale·x); returns the log-sum-exp.
 #[inline(always)]
-pub(crate) fn softmax<E: Real>(x: &mut [E], scale: E) -> E {
+fn softmax<E: Real>(x: &mut [E], scale: E) -> E {
     let largest = maximum(x) * scale;
     for x in x.iter_mut() {
         *x = (*x * scale - largest).exp();

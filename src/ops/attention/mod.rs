@@ -1,4 +1,4 @@
-//! Attention: out = softmax(scale·q·kᵀ + mask)·v, head by head, over sequences of any length.
+//! Attention: out = softmax(scale·q·kᵀ + bias + mask)·v, head by head, over sequences of any length.
 //!
 //! Tokens stand in streams without padding; [`Sequences`] says which rows belong together. A
 //! sequence has two spans: learned queries first, then text. Either may be empty. That one shape
@@ -10,6 +10,7 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod key_rows;
 mod sequences;
 
 #[cfg(feature = "cuda")]
@@ -120,7 +121,7 @@ pub trait AttentionOp: Device {
     /// Columns that a head has at most.
     const WIDEST_HEAD: usize = usize::MAX;
 
-    /// out = softmax(scale·q·kᵀ + mask)·v
+    /// out = softmax(scale·q·kᵀ + bias + mask)·v
     fn attention_forward(&self, what: Attention<'_, Self>, args: AttentionForward<'_, Self>) -> Result<()>;
     /// dq, dk and dv from dout
     fn attention_backward(&self, what: Attention<'_, Self>, args: AttentionBackward<'_, Self>) -> Result<()>;
@@ -155,6 +156,9 @@ impl<D: Device> Attention<'_, D> {
             prefix.is_none_or(|[k, v]| k.shape() == v.shape() && k.cols() == q.cols()),
             "prefix as k and v"
         );
+        if let Some(DistanceBias { table }) = self.bias {
+            assert!(table.rows() == self.heads && table.cols() % 2 == 1, "a bias of [heads, 2·reach + 1]");
+        }
         q.cols() / self.heads
     }
 

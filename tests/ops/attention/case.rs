@@ -2,10 +2,10 @@
 
 use crate::common::{Matrix, Random};
 use crate::device::{Tensor, TestDevice, rounded};
-use qformer::device::Write;
+use qformer::device::{Cuda, Write};
 use qformer::ops::attention::{
-    Attention, AttentionBackward, AttentionForward, AttentionOp, Mask, PlacedSequences, Sequence, Sequences,
-    Span,
+    Attention, AttentionBackward, AttentionForward, AttentionOp, DistanceBias, Mask, PlacedSequences,
+    Sequence, Sequences, Span,
 };
 use qformer::ops::dropout::Dropout;
 
@@ -27,6 +27,8 @@ pub(crate) struct Case {
     pub(crate) prefix: Option<[Matrix; 2]>,
     /// Probability of dropout.
     pub(crate) dropout: Option<f64>,
+    /// [heads, 2·reach + 1]
+    pub(crate) bias: Option<Matrix>,
 }
 
 pub(crate) struct Output {
@@ -86,12 +88,18 @@ impl Case {
         let (queries, keys) = (query_rows(&sequences), key_rows(&sequences, has_prefix));
         let (q, k, v) = (stream(&queries), stream(&keys), stream(&keys));
         let prefix = has_prefix.then(|| [(); 2].map(|()| stream(&prefix_rows(&sequences))));
-        Self { name, sequences, mask, heads, q, k, v, prefix, dropout: None }
+        Self { name, sequences, mask, heads, q, k, v, prefix, dropout: None, bias: None }
     }
 
     /// The same case with dropout.
     pub(crate) fn dropped(self, name: &'static str, probability: f64) -> Self {
         Self { name, dropout: Some(probability), ..self }
+    }
+
+    /// The same case with a bias of random numbers that every device holds exactly.
+    pub(crate) fn biased(self, name: &'static str, reach: usize) -> Self {
+        let bias = rounded::<Cuda>(&Random::new(3).matrix(self.heads, 2 * reach + 1));
+        Self { name, bias: Some(bias), ..self }
     }
 
     /// The same case with numbers that `D` holds exactly.
@@ -121,10 +129,16 @@ impl Case {
         &self,
         sequences: PlacedSequences<'a, D>,
         key: &'a mut Tensor<D, u32>,
+        bias: &'a mut Option<Tensor<D, D::Stat>>,
     ) -> Attention<'a, D> {
         let key = key.view();
         let dropout = self.dropout.map(|probability| Dropout { probability, site: DROPOUT_SITE, key });
-        Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale(), bias: None, dropout }
+        let bias = bias.as_mut().map(|table| DistanceBias { table: table.view() });
+        Attention { sequences, heads: self.heads, mask: self.mask, scale: self.scale(), bias, dropout }
+    }
+
+    fn placed_bias<D: TestDevice>(&self) -> Option<Tensor<D, D::Stat>> {
+        self.bias.as_ref().map(Tensor::pitched)
     }
 
     /// What the operation writes over matrices filled with `before`.
@@ -143,12 +157,13 @@ impl Case {
         let mut table = Tensor::<D, u32>::indices(1, sequences.words(), &vec![0; sequences.words()]);
         let sequences = sequences.place(D::get(), table.view_mut()).unwrap();
         let mut key = Tensor::<D, u32>::indices(1, 2, &DROPOUT_KEY);
+        let mut bias = self.placed_bias::<D>();
         let mut out = Tensor::<D>::pitched(&Matrix::filled(self.q.rows, self.q.cols, before));
         let mut lse = Tensor::<D, D::Stat>::pitched(&Matrix::filled(self.heads, self.q.rows, before));
         let mut prefix = self.prefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_forward(
-                self.attention(sequences, &mut key),
+                self.attention(sequences, &mut key, &mut bias),
                 AttentionForward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),
@@ -181,6 +196,7 @@ impl Case {
         let mut table = Tensor::<D, u32>::indices(1, sequences.words(), &vec![0; sequences.words()]);
         let sequences = sequences.place(D::get(), table.view_mut()).unwrap();
         let mut key = Tensor::<D, u32>::indices(1, 2, &DROPOUT_KEY);
+        let mut bias = self.placed_bias::<D>();
         let Output { out, log_sums } = self.forward::<D>(f64::NAN);
         let mut dq = Tensor::<D>::pitched(&before.dq);
         let mut dk = Tensor::<D>::pitched(&before.dk);
@@ -189,7 +205,7 @@ impl Case {
         let mut dprefix = before.dprefix.as_ref().map(|p| p.each_ref().map(Tensor::<D>::pitched));
         D::get()
             .attention_backward(
-                self.attention(sequences, &mut key),
+                self.attention(sequences, &mut key, &mut bias),
                 AttentionBackward {
                     q: Tensor::pitched(&self.q).view(),
                     k: Tensor::pitched(&self.k).view(),

@@ -2,7 +2,7 @@
 //! kernels treat apart.
 
 use super::case::{Case, Gradient, Output, with_others};
-use super::{cases, cross, large_cases, queries_then_text, text};
+use super::{cached, cases, cross, large_cases, queries_then_text, text, text_over_prefix};
 use crate::common::Matrix;
 use crate::device::{TestDevice, rounded};
 use qformer::device::{Cpu, Cuda, Write};
@@ -19,6 +19,21 @@ fn gpu_cases() -> Vec<Case> {
         Case::random("streamed", Mask::None, [1, 88], false, cross([1, 2, 75, 700])),
         Case::random("streamed", Mask::Causal, [1, 96], false, queries_then_text(100, &[551]))
             .dropped("streamed, causal, dropped", 0.1),
+        Case::random("80 wide", Mask::Causal, [2, 80], false, queries_then_text(32, &[12, 40])),
+        Case::random("112 wide", Mask::None, [2, 112], false, cross([2, 2, 19, 257])),
+        Case::random("128 wide", Mask::Causal, [2, 128], true, text_over_prefix(7, &[60, 1, 9]))
+            .dropped("128 wide, dropped", 0.1),
+        Case::random("128 wide", Mask::None, [1, 128], false, cross([1, 2, 20, 300]))
+            .biased("128 wide, biased", 30),
+        Case::random("biased", Mask::Causal, [2, 32], false, queries_then_text(3, &[40, 9]))
+            .biased("32 wide, biased", 9),
+        Case::random("biased", Mask::None, [1, 96], false, cross([1, 2, 20, 300]))
+            .biased("96 wide, biased", 128),
+        Case::random("few queries", Mask::Causal, [2, 24], false, queries_then_text(3, &[12, 400])),
+        Case::random("split", Mask::Causal, [2, 80], false, cached(&[(5, 300), (1, 600), (16, 131)])),
+        Case::random("split", Mask::Causal, [1, 7], false, cached(&[(2, 700)]))
+            .biased("split, biased, dropped", 50)
+            .dropped("split, biased, dropped", 0.1),
         Case::random("550 keys", Mask::None, [1, 64], false, cross([1, 1, 7, 550])),
         Case::random("many sets", Mask::None, [2, 16], false, cross([2, 11, 5, 19])),
         Case::random("heads of 8", Mask::Causal, [3, 8], false, queries_then_text(32, &[12, 9])),
@@ -135,9 +150,9 @@ fn all_devices_drop_the_same() {
 }
 
 #[test]
-#[should_panic(expected = "heads of 97 columns")]
+#[should_panic(expected = "heads of 129 columns")]
 fn heads_too_wide_for_the_kernels_are_refused() {
-    Case::random("wide", Mask::None, [1, 97], false, text(&[2])).output::<Cuda>();
+    Case::random("wide", Mask::None, [1, 129], false, text(&[2])).output::<Cuda>();
 }
 
 #[test]

@@ -44,11 +44,14 @@ fn cases(heads: [usize; 2], prefix: usize, lists: &[&[u32]], cache: usize) -> (C
 fn lists_are_followed<D: TestDevice + AttentionOp>() {
     // More keys than a GPU's shared memory holds.
     let long: Vec<u32> = (0..700).map(|i| i * 577 % 701).collect();
+    // As a language model's cache.
+    let longer: Vec<u32> = (0..2048).map(|i| i * 577 % 2100).collect();
     let cases = [
         cases([2, 3], 2, &LISTS, CACHE),
         cases([2, 64], 32, &LISTS, CACHE),
         cases([3, 88], 0, &LISTS, CACHE),
         cases([1, 96], 3, &[&long, &long[..5]], 701),
+        cases([2, 80], 2, &[&longer, &longer[..300]], 2100),
     ];
     for (apart, cached, rows) in cases {
         let (apart, cached) = (apart.rounded::<D>(), cached.rounded::<D>());

@@ -32,6 +32,17 @@ fn text_over_prefix(prefix: usize, lengths: &[usize]) -> Vec<Sequence> {
     texts.map(|(i, s)| Sequence { keys: [Span::new(i * (prefix + 1), prefix), s.keys[1]], ..s }).collect()
 }
 
+/// Texts of so many keys whose last tokens alone are queries.
+fn cached(texts: &[(usize, usize)]) -> Vec<Sequence> {
+    let (mut query, mut key) = (0, 0);
+    let mut sequence = |&(queries, keys): &(usize, usize)| {
+        let spans = [Span::new(query, queries), Span::new(key, keys)];
+        (query, key) = (query + queries, key + keys);
+        Sequence { queries: [Span::EMPTY, spans[0]], keys: [Span::EMPTY, spans[1]] }
+    };
+    texts.iter().map(&mut sequence).collect()
+}
+
 /// `sets` sets of queries for each of `images` images of `tokens` tokens.
 fn cross([images, sets, queries, tokens]: [usize; 4]) -> Vec<Sequence> {
     let sequence = |i| Sequence {
@@ -62,6 +73,12 @@ fn cases() -> Vec<Case> {
         over_prefix("causal over a prefix", text_over_prefix(2, &[3, 1, 4])),
         over_prefix("causal over a prefix", text_over_prefix(2, &[3, 1, 4])).dropped("dropped, prefix", 0.25),
         one("cross", Mask::None, cross([2, 3, 2, 5])).dropped("dropped", 0.25),
+        one("cross", Mask::None, cross([2, 3, 2, 5])).biased("biased", 2),
+        one("cross", Mask::None, cross([1, 2, 6, 3])).biased("biased, more queries than keys", 4),
+        one("two spans", Mask::Causal, queries_then_text(2, &[3, 1, 6])).biased("biased, two spans", 3),
+        over_prefix("prefix", text_over_prefix(2, &[3, 1, 7]))
+            .biased("biased over a prefix", 4)
+            .dropped("biased over a prefix, dropped", 0.25),
         over_prefix(
             "the end of a text whose keys are cached",
             vec![
@@ -91,6 +108,9 @@ fn large_cases() -> Vec<Case> {
             .dropped("joint causal, dropped", 0.1),
         Case::random("cross", Mask::None, [3, 64], false, cross([1, 3, 32, 257]))
             .dropped("cross, dropped", 0.1),
+        Case::random("biased", Mask::None, [2, 64], false, text(&[70, 33])).biased("encoder, biased", 16),
+        Case::random("caption", Mask::Causal, [2, 64], true, text_over_prefix(32, &texts))
+            .biased("caption, biased", 20),
         Case::random("primes", Mask::Causal, [5, 7], false, queries_then_text(11, &[13, 37, 31])),
     ]
 }

@@ -2,7 +2,7 @@
 
 use super::case::{Case, DROPOUT_KEY, DROPOUT_SITE, Gradient, Output};
 use crate::common::Matrix;
-use qformer::ops::attention::{Mask, Sequence};
+use qformer::ops::attention::{Mask, Sequence, Span};
 use qformer::random::philox;
 
 /// A key of a sequence.
@@ -58,6 +58,17 @@ impl Case {
         }
     }
 
+    /// What is added to the score of key `index` of its sequence for the query at `place` of its span.
+    fn bias(&self, sequence: &Sequence, span: usize, place: usize, head: usize, index: usize) -> f64 {
+        let Some(bias) = &self.bias else { return 0.0 };
+        let total = |spans: &[Span; 2]| (spans[0].len + spans[1].len) as isize;
+        let query = (place + if span == 1 { sequence.queries[0].len } else { 0 }) as isize;
+        let position = total(&sequence.keys) - total(&sequence.queries) + query;
+        let reach = (bias.cols / 2) as isize;
+        let distance = (index as isize - position).clamp(-reach, reach);
+        bias.at(head, (distance + reach) as usize)
+    }
+
     /// What dropout multiplies the probability of key `index` of its sequence by.
     fn factor(&self, row: usize, head: usize, index: usize) -> f64 {
         let Some(probability) = self.dropout else { return 1.0 };
@@ -80,11 +91,15 @@ impl Case {
                         seen.retain(|key| self.sees(sequence, span, place, key));
                         let columns = head * self.width()..(head + 1) * self.width();
                         let q = &self.q.row(row)[columns.clone()];
-                        let score = |key: &Key<'_>| dot(q, &key.k[columns.clone()]) * self.scale();
-                        let weights: Vec<f64> = seen.iter().map(|key| score(key).exp()).collect();
+                        let score = |(index, key): (usize, &Key<'_>)| {
+                            let bias = self.bias(sequence, span, place, head, index);
+                            dot(q, &key.k[columns.clone()]) * self.scale() + bias
+                        };
+                        // What is seen is what comes first.
+                        let weights: Vec<f64> =
+                            seen.iter().enumerate().map(|each| score(each).exp()).collect();
                         let total: f64 = weights.iter().sum();
                         let p = weights.iter().map(|w| w / total).collect();
-                        // What is seen is what comes first.
                         let factors = (0..seen.len()).map(|index| self.factor(row, head, index)).collect();
                         each(Query { row, head, seen, p, factors, log_sum: total.ln() });
                     }

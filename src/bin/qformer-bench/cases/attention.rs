@@ -118,6 +118,58 @@ pub(super) fn measure<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
     for case in of_qformer.into_iter().chain(seeing) {
         run(cases, &case)?;
     }
+    decode(cases)
+}
+
+/// A step of decoding: a query for each of a language model's beams over its rows of a cache, by a list.
+fn decode<B: Backend>(cases: &mut Cases<'_, B>) -> Result<()> {
+    const HEADS: usize = 32;
+    const WIDTH: usize = HEADS * 80;
+    let device = cases.device;
+    for queries in [1, 5] {
+        for keys in [64, 512, 2048] {
+            let rows = queries * keys;
+            let sequences = Sequences::new(
+                (0..queries)
+                    .map(|i| Sequence {
+                        queries: [Span::EMPTY, Span::new(i, 1)],
+                        keys: [Span::EMPTY, Span::new(i * keys, keys)],
+                    })
+                    .collect(),
+            );
+            // Beams take turns in the cache's rows.
+            let listed: Vec<u32> = (0..rows).map(|i| (i % keys * queries + i / keys) as u32).collect();
+            let mut listed = Tensor::indices(device, &listed)?;
+            let mut table = Tensor::indices(device, &vec![0; sequences.words()])?;
+            let attention = Attention {
+                sequences: sequences.place(device, table.view_mut())?,
+                heads: HEADS,
+                mask: Mask::Causal,
+                scale: (80.0_f64).sqrt().recip(),
+                bias: None,
+                dropout: None,
+            };
+            let random = |rows| Tensor::<B>::random(device, rows, WIDTH);
+            let (mut q, mut k, mut v) = (random(queries)?, random(rows)?, random(rows)?);
+            let mut out = Tensor::<B>::unwritten(device, queries, WIDTH)?;
+            let elements = 2 * WIDTH * (queries + rows);
+            let flops = 4.0 * (rows * WIDTH) as f64;
+            let cost = Cost { flops, bytes: cases.elements(elements) as f64 };
+            let shape = format!("{queries} × 1 over {keys}, {HEADS}×80");
+            cases.case("attention, decoding", &shape, cost, &mut out, |out| {
+                let args = AttentionForward {
+                    q: q.view(),
+                    k: k.view(),
+                    v: v.view(),
+                    prefix: None,
+                    key_rows: Some(listed.view()),
+                    out: out.view_mut(),
+                    lse: None,
+                };
+                device.attention_forward(attention, args)
+            })?;
+        }
+    }
     Ok(())
 }
 
