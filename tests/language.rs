@@ -2,8 +2,12 @@
 
 #[path = "language/checkpoint.rs"]
 mod checkpoint;
+#[path = "support/cuda.rs"]
+mod cuda;
 #[path = "language/dialogue.rs"]
 mod dialogue;
+#[path = "language/gpu.rs"]
+mod gpu;
 #[path = "language/lavis.rs"]
 mod lavis;
 #[path = "language/logits.rs"]

@@ -141,7 +141,7 @@ fn component(report: &Value, name: &str) -> (String, Value) {
 }
 
 #[test]
-fn a_language_model_is_told_and_that_it_is_not_run_yet() {
+fn a_language_model_is_told_and_whether_it_is_run() {
     let configurations = [
         (
             json!({ "model_type": "opt", "hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -169,7 +169,7 @@ fn a_language_model_is_told_and_that_it_is_not_run_yet() {
     workplace.save(Dtype::F32);
     let report = inspect(&workplace.model());
     assert_eq!(component(&report, "language model").1, "not built yet: read, not run");
-    assert_eq!(obstacle(&report, "language model"), "qformer does not do this yet");
+    assert_eq!(obstacle(&report, "language model"), "language models of this kind are not built yet");
     let text = run(["inspect", &shown(&workplace.model())]).succeeds();
     let line = format!("  language model: {}; not built yet: read, not run", configurations[2].1);
     assert!(text.lines().any(|found| found == line), "{line:?} is not in\n{text}");

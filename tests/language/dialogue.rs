@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::ops::ControlFlow;
 
 /// The images' query outputs; those of each prompt are its image's.
-fn queries(golden: &Golden) -> HostTensor {
+pub(crate) fn queries(golden: &Golden) -> HostTensor {
     let prompts = golden.expected["prompts"].as_array().unwrap();
     let (shape, count) =
         (golden.shape("query_output.0").to_vec(), golden.expected["images"].as_array().unwrap().len());
@@ -21,7 +21,7 @@ fn queries(golden: &Golden) -> HostTensor {
     HostTensor::new(&[count, shape[0], shape[1]], values).unwrap()
 }
 
-fn prompts(golden: &Golden) -> Vec<Prompt> {
+pub(crate) fn prompts(golden: &Golden) -> Vec<Prompt> {
     let prompts = golden.expected["prompts"].as_array().unwrap().iter().enumerate();
     prompts
         .map(|(index, prompt)| Prompt {
@@ -31,7 +31,7 @@ fn prompts(golden: &Golden) -> Vec<Prompt> {
         .collect()
 }
 
-fn stop(golden: &Golden) -> u32 {
+pub(crate) fn stop(golden: &Golden) -> u32 {
     golden.expected["stop_token_id"].as_u64().unwrap() as u32
 }
 

@@ -37,8 +37,9 @@ pub(super) fn components(
         name: "language model",
         what: language_model(language),
         obstacle: match language {
+            _ if !has_language_model => Some(NOT_HERE),
             LanguageConfig::Llama(_) => Some(NOT_BUILT),
-            LanguageConfig::Opt(_) | LanguageConfig::T5(_) => (!has_language_model).then_some(NOT_HERE),
+            LanguageConfig::Opt(_) | LanguageConfig::T5(_) => None,
         },
     });
     [image_encoder, qformer].into_iter().chain(language_model).collect()
