@@ -26,7 +26,9 @@ fn prompts_have_the_tokens_of_the_references() {
             let expected = golden.words(&golden.ids(&format!("input_ids.{index}")));
             assert_eq!(tokenizer.encode(prompt["prompt"].as_str().unwrap()).unwrap(), expected);
             let text = tokenizer.decode(&ids(&prompt["beam5"])).unwrap();
-            assert_eq!(Value::from(text), prompt["text"], "{name} {index}");
+            // transformers kept T5's end token in the text.
+            let expected = prompt["text"].as_str().unwrap().trim_end_matches("</s>");
+            assert_eq!(text, expected, "{name} {index}");
         }
     }
     for name in ["stage2-opt", "stage2-t5"] {
