@@ -17,8 +17,8 @@
 //!
 //! # A tour
 //! A [`Pipeline`] is a checkpoint opened once, on a device chosen when the program runs. It takes images as files, bytes or
-//! pixels, and texts as words, and gives features, similarities, matching scores, captions and attention maps. Under it are
-//! the models, each generic in its device:
+//! pixels, and texts as words, and gives features, similarities, matching scores, captions, answers and attention maps. Under
+//! it are the models, each generic in its device:
 //!
 //! | step | type | from → to |
 //! |---|---|---|
@@ -26,6 +26,7 @@
 //! | encode it | [`VisionEncoder`] | pixels → image features [B, N, W] |
 //! | read a text | [`Tokenizer`] | text → token ids |
 //! | query | [`QFormer`] | image features, token ids → features, similarities, matching scores |
+//! | speak | [`models::language::LanguageModel`] | query outputs, prompts → texts, by a frozen OPT or T5 |
 //! | caption | [`Captioner`] | image features → captions, by the Q-Former's own language-modelling head |
 //!
 //! What the encoder makes of images can stay on the device ([`DeviceTensor`]) or be kept on the host ([`HostTensor`]), so

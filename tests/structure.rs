@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Modules of the library, each with those it may name.
-const MAY_USE: [(&str, &[&str]); 19] = [
+const MAY_USE: [(&str, &[&str]); 20] = [
     ("error", &[]),
     ("tensor", &["error"]),
     ("random", &[]),
@@ -61,6 +61,10 @@ const MAY_USE: [(&str, &[&str]); 19] = [
         ],
     ),
     (
+        "models::language",
+        &["error", "tensor", "memory", "device", "config", "ops", "params", "layers", "generate"],
+    ),
+    (
         "pipeline",
         &[
             "error",
@@ -72,6 +76,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
             "ops",
             "params",
             "generate",
+            "models::language",
             "models::qformer",
             "models::vision",
             "evaluate",

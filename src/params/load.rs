@@ -199,7 +199,7 @@ impl<D: Device, P: Tree<Slot>> Weights<D, P> {
     }
 
     /// The same with matrices of the roles [`Role::Weight`] and [`Role::Embedding`] as numbers of type `dtype`, if the
-    /// device multiplies by them ([`Device::frozen_type`]), the weights by rows then; what is of 32 bits in the
+    /// device multiplies by them (`Device::frozen_type`), the weights by rows then; what is of 32 bits in the
     /// checkpoint is rounded to the nearest. Everything else is as [`Self::load`] has it.
     ///
     /// # Errors

@@ -12,10 +12,12 @@ mod embed;
 mod encoder_pass;
 mod opt;
 mod parameters;
+mod prompt;
 mod stack;
 mod t5;
 
-pub use decoder::{LanguageDecoder, Prompt};
+pub use decoder::LanguageDecoder;
+pub use prompt::Prompt;
 
 use crate::config::{Config, LanguageConfig};
 use crate::device::S;

@@ -72,7 +72,7 @@ impl Checkpoint {
 
     /// Reads the tensor `name` straight into `to`, as numbers of type `dtype`, on all cores; the nearest ones, of two
     /// the even one. Returns how many of them are infinite or not a number; none, and nothing is read, of a tensor
-    /// whose elements do not lie row-major without gaps, or as [`NumberType::F64`].
+    /// whose elements do not lie row-major without gaps, or as `NumberType::F64`.
     ///
     /// # Errors
     /// As `read_f32`.
