@@ -1,6 +1,8 @@
 //! `qformer caption`, `answer` and `chat` through a language model; `init` and `inspect` of such checkpoints.
 
 use crate::common::*;
+use qformer::Config;
+use qformer::tokenizer::LanguageTokenizer;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
@@ -183,6 +185,9 @@ fn new_checkpoints_are_whole_and_speak() {
             serde_json::from_str(&run(["inspect", "--json", "--values", &model]).succeeds()).unwrap();
         assert_eq!((&report["faults"], &report["not_finite"]), (&json!([]), &json!({})), "{preset}");
         let uses = report["uses"].as_array().unwrap();
+        let tokenizer = LanguageTokenizer::load(model.as_ref()).unwrap();
+        let image_token = Config::load(model.as_ref()).unwrap().image_token_index.unwrap();
+        assert_eq!(tokenizer.image_token(), Some(image_token as u32));
         let speaks = uses.iter().find(|one| one["name"] == "write texts with a language model").unwrap();
         assert!(speaks["obstacle"].is_null(), "{speaks}");
         let coffee = image("coffee.png");

@@ -1,6 +1,7 @@
 //! Measures the Q-Former's passes and operations at BLIP-2's real size, after checking their answers.
 
 mod cases;
+mod generate;
 mod given;
 mod kernels;
 mod machine;
@@ -19,6 +20,7 @@ mod train;
 mod work;
 
 use clap::{Parser, ValueEnum};
+use generate::Generate;
 use given::Peak;
 use kernels::Kernels;
 use measured::{Limits, Measured};
@@ -96,6 +98,8 @@ enum PartKind {
     Train,
     /// Every operation by itself, forward and backward.
     Kernels,
+    /// OPT-2.7B and Flan-T5-XL: a prompt, and tokens of 1, 5 and 10 sequences.
+    Generate,
 }
 
 impl PartKind {
@@ -107,7 +111,7 @@ impl PartKind {
             Self::Joint => Some(Measurement::Pass(Pass::Joint)),
             Self::Score => Some(Measurement::Pass(Pass::Score)),
             Self::Vision => Some(Measurement::Vision),
-            Self::Train | Self::Kernels => None,
+            Self::Train | Self::Kernels | Self::Generate => None,
         }
     }
 }
@@ -203,6 +207,11 @@ impl Arguments {
             };
             let config = work::config(self.model.as_deref())?;
             report["kernels"] = kernels.run(&config, self.batch_size.into())?.into();
+        }
+        if given.contains(&PartKind::Generate) {
+            let generate =
+                Generate { device: device.clone(), seconds: self.seconds, tell: &|line| self.tell(line) };
+            report["generate"] = generate.run()?.into();
         }
         if self.json {
             print(&format!("{report:#}\n"))?;

@@ -164,8 +164,8 @@ struct PromptRows {
 }
 
 /// Sequences that grow by some tokens each.
-pub(super) struct Growth {
-    pub(super) cached: CacheRows,
+struct Growth {
+    cached: CacheRows,
     /// The prompt that each sequence continues.
     of: Vec<usize>,
     /// Each new row's place in its sequence.

@@ -4,8 +4,10 @@
 use super::LanguageModel;
 use super::embed::{EmbedActs, EmbedInputs, EmbedSizes, SomeQueries};
 use super::stack::{CrossInputs, SelfInputs, StackActs};
+use super::t5::Side;
 use crate::device::{M, V};
 use crate::error::Result;
+use crate::layers::Linear;
 use crate::layers::kv_cache::{CacheStep, KvCache};
 use crate::memory::{Address, Cursor, Pass};
 use crate::ops::Backend;
@@ -178,7 +180,7 @@ impl<B: Backend> LanguageModel<B> {
                     let mut own = SelfInputs {
                         sequences: pass.sequences.placed_at(acts.table.view()),
                         mask: Mask::Causal,
-                        bias: self.bias(usize::from(parameters.encoder.is_some())),
+                        bias: self.bias(Side::Decoder),
                         cache: Some(CacheStep {
                             cache,
                             slots: acts.slots.view(),
@@ -221,7 +223,7 @@ impl<B: Backend> LanguageModel<B> {
             x = projected.view();
         }
         let weight = parameters.head.unwrap_or(parameters.words);
-        crate::layers::Linear { weight, bias: None }.forward(b, x, logits.reborrow())?;
+        Linear { weight, bias: None }.forward(b, x, logits.reborrow())?;
         let Some(losses) = losses else { return Ok(()) };
         b.cross_entropy_forward(CrossEntropyForward {
             smoothing: 0.0,

@@ -3,6 +3,7 @@
 use super::LanguageModel;
 use super::embed::{EmbedActs, EmbedInputs, EmbedSizes, SomeQueries};
 use super::stack::{SelfInputs, StackActs};
+use super::t5::Side;
 use crate::device::M;
 use crate::error::Result;
 use crate::memory::{Address, Cursor, Pass};
@@ -78,7 +79,7 @@ impl<B: Backend> LanguageModel<B> {
                     let mut own = SelfInputs {
                         sequences: pass.sequences.placed_at(table.view()),
                         mask: Mask::None,
-                        bias: self.bias(0),
+                        bias: self.bias(Side::Encoder),
                         cache: None,
                     };
                     let x = encoder.forward(b, &self.architecture, &mut own, None, stack)?;

@@ -20,13 +20,15 @@ pub use decoder::LanguageDecoder;
 pub use prompt::Prompt;
 
 use crate::config::{Config, LanguageConfig};
-use crate::device::S;
+use crate::device::{S, W};
 use crate::error::{Error, Result};
 use crate::layers::Linear;
 use crate::memory::{Arena, Workspace};
 use crate::ops::Backend;
 use crate::ops::attention::check_heads;
-use crate::params::{NamedCheckpoint, Part, Slot, Spec, Tree, Weights, part_names, reject_surplus};
+use crate::params::{
+    NamedCheckpoint, Part, Slot, Spec, TensorSource, Tree, Weights, part_names, reject_surplus,
+};
 use crate::tensor::{NumberType, Shape};
 use parameters::{Architecture, Parameters};
 use std::collections::BTreeSet;
@@ -158,14 +160,31 @@ impl<B: Backend> LanguageModel<B> {
         dtype: NumberType,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
-        config.validate()?;
-        let family = required(config)?;
-        let Family { architecture, parameters, copies, apart } = Family::of(family, Head::of(language))?;
-        check_heads::<B>("the language model", architecture.inner / architecture.heads)?;
-        let named = part_names(&parameters);
-        reject_surplus(language, &named, |name| {
+        let head = Head::of(language);
+        let Family { parameters, copies, apart, .. } = Family::of(required(config)?, head)?;
+        reject_surplus(language, &part_names(&parameters), |name| {
             !name.starts_with(PREFIX) || copies.contains(&name) || apart.contains(name)
         })?;
+        Self::from_source(device, config, head, [checkpoint, language], dtype, progress)
+    }
+
+    /// The same with parameters from anywhere: those of the projection, and those of the language model.
+    ///
+    /// # Errors
+    /// Fails as [`Config::validate`] and the sources do, if the configuration is of a model that is not built here, if the
+    /// heads of attention are too wide for the device, and if there is not enough memory.
+    pub fn from_source(
+        device: B,
+        config: &Config,
+        head: Head,
+        [checkpoint, language]: [&dyn TensorSource; 2],
+        dtype: NumberType,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        config.validate()?;
+        let family = required(config)?;
+        let Family { architecture, parameters, .. } = Family::of(family, head)?;
+        check_heads::<B>("the language model", architecture.inner / architecture.heads)?;
         let specs = projection_spec(config, architecture.embedding);
         let projection = Weights::load(&device, &specs, checkpoint, &mut |_, _| ())?;
         let biases = match family {
@@ -194,9 +213,27 @@ impl<B: Backend> LanguageModel<B> {
         self.architecture.vocabulary
     }
 
+    /// Whether prompts are read by an encoder of their own.
+    pub fn has_encoder(&self) -> bool {
+        self.architecture.start.is_some()
+    }
+
     /// Bytes that the weights take.
     pub fn weight_bytes(&self) -> usize {
         self.weights.bytes()
+    }
+
+    /// Bytes of weights that are read for a token of any number of sequences: those of the decoder and of the head.
+    pub fn token_bytes(&self) -> usize {
+        let parameters = self.weights.view();
+        let mut bytes = 0;
+        let mut count = |weight: &W<'_, B>| bytes += weight.shape().len() * weight.dtype().bytes();
+        parameters.decoder.map(&mut count);
+        parameters.project_in.iter().chain(&parameters.project_out).for_each(|linear| {
+            linear.map(&mut count);
+        });
+        count(&parameters.head.unwrap_or(parameters.words));
+        bytes
     }
 
     /// Tensors with values that are infinite or not a number, and how many.
@@ -204,9 +241,9 @@ impl<B: Backend> LanguageModel<B> {
         [&self.weights.not_finite[..], &self.projection.not_finite].concat()
     }
 
-    /// The table of biases [H, 2·reach + 1] of the encoder (0) or the decoder (1), in models that have them.
-    fn bias(&self, side: usize) -> Option<S<'_, B>> {
-        let DistanceBiases { table, shape } = self.biases.get(side)?;
+    /// The table of biases [H, 2·reach + 1] of the encoder or the decoder, in models that have them.
+    fn bias(&self, side: Side) -> Option<S<'_, B>> {
+        let DistanceBiases { table, shape } = self.biases.get(side as usize)?;
         Some(table.first(shape.rows, shape.cols))
     }
 

@@ -87,6 +87,11 @@ impl LanguageTokenizer {
         ))
     }
 
+    /// `<image>` of [`LanguageTokenizer::write_tiny_opt`]'s tokenizer: it comes after four tokens and all bytes.
+    pub const TINY_OPT_IMAGE: u32 = 4 + 256;
+    /// `<image>` of [`LanguageTokenizer::write_tiny_t5`]'s tokenizer.
+    pub const TINY_T5_IMAGE: u32 = 3 + 256;
+
     /// Writes the files of a tokenizer as OPT's that knows bytes only to `directory`, for
     /// [`Config::tiny_opt`](crate::config::Config::tiny_opt).
     ///

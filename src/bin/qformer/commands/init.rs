@@ -3,6 +3,7 @@
 use crate::Remarks;
 use crate::outputs::check_folder_name;
 use clap::{Args, ValueEnum};
+use qformer::config::LanguageConfig;
 use qformer::models::language::{self, Head};
 use qformer::models::qformer::{Abilities, Parameters};
 use qformer::models::vision::encoder;
@@ -66,7 +67,7 @@ enum Preset {
 pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
     let directory = &arguments.output;
     check_folder_name(directory)?;
-    let (config, name) = match arguments.preset {
+    let (mut config, name) = match arguments.preset {
         Preset::Blip2VitG => (Config::blip2_vit_g(), "blip2-vit-g"),
         Preset::Tiny => (Config::tiny(), "tiny"),
         Preset::Blip2Opt27B => (Config::blip2_opt_2_7b(), "blip2-opt-2.7b"),
@@ -75,10 +76,17 @@ pub(crate) fn run(arguments: &Arguments, remarks: Remarks) -> Result<()> {
         Preset::TinyT5 => (Config::tiny_t5(), "tiny-t5"),
     };
     match (&arguments.tokenizer, &config.language) {
-        (None, _) => {}
+        (None, None) => {}
+        // The tokenizer that is written knows bytes only.
+        (None, Some(LanguageConfig::T5(_))) => {
+            config.image_token_index = Some(LanguageTokenizer::TINY_T5_IMAGE as usize);
+        }
+        (None, Some(_)) => config.image_token_index = Some(LanguageTokenizer::TINY_OPT_IMAGE as usize),
         (Some(source), None) => Tokenizer::load(source)?.check_vocabulary(config.qformer.vocab_size)?,
         (Some(source), Some(language)) => {
-            LanguageTokenizer::load(source)?.check_vocabulary(language.vocab_size())?;
+            let tokenizer = LanguageTokenizer::load(source)?;
+            tokenizer.check_vocabulary(language.vocab_size())?;
+            config.image_token_index = tokenizer.image_token().map(|token| token as usize);
         }
     }
     claim(directory)?;
