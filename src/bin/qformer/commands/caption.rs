@@ -90,18 +90,14 @@ impl Arguments {
                 "--prompt is what a language model's captions go on from; the Q-Former's own head takes none",
             ));
         }
-        let decoding = match speaks {
-            true => {
-                builder.require_language_model()?;
-                builder.decoding_for(TextTask::Caption)?
-            }
-            false => {
-                builder.require_caption_head()?;
-                builder.tokenizer()?;
-                builder.decoding()?
-            }
-        };
+        let decoding = if speaks { builder.decoding_for(TextTask::Caption)? } else { builder.decoding()? };
         let decoding = self.decoding.decoding(decoding, self.num_captions)?;
+        if speaks {
+            builder.require_language_model()?;
+        } else {
+            builder.require_caption_head()?;
+            builder.tokenizer()?;
+        }
         let images = Images::find(&self.images, &builder)?;
         let pipeline = load(builder, images.parts(), remarks)?;
         let mut captioned = Vec::with_capacity(images.names.len());
