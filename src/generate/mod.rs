@@ -11,6 +11,7 @@ mod scores;
 
 pub use decoding::{Decoding, EarlyStopping, Search};
 pub use generation::{Lengths, stop_tokens};
+pub(crate) use scores::log_sum_exp;
 
 use crate::error::Result;
 use beam::BeamSearch;

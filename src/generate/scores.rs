@@ -5,8 +5,11 @@ use crate::error::{Error, Result};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-/// Log-probabilities [V] of logits [V].
-pub(super) fn log_softmax(logits: &[f32]) -> Result<Vec<f64>> {
+/// ln Σ exp of logits [V].
+///
+/// # Errors
+/// Fails if it is not finite.
+pub(crate) fn log_sum_exp(logits: &[f32]) -> Result<f64> {
     let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let lse = largest + logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum::<f64>().ln();
     if !lse.is_finite() {
@@ -14,6 +17,12 @@ pub(super) fn log_softmax(logits: &[f32]) -> Result<Vec<f64>> {
             "the model's logits are infinite or not a number; its weights or the image's features are",
         ));
     }
+    Ok(lse)
+}
+
+/// Log-probabilities [V] of logits [V].
+pub(super) fn log_softmax(logits: &[f32]) -> Result<Vec<f64>> {
+    let lse = log_sum_exp(logits)?;
     Ok(logits.iter().map(|&x| f64::from(x) - lse).collect())
 }
 

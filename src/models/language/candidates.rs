@@ -2,7 +2,7 @@
 
 use super::{LanguageModel, Prompt};
 use crate::error::{Error, Result};
-use crate::generate::NextToken;
+use crate::generate::{NextToken, log_sum_exp};
 use crate::memory::TensorInput;
 use crate::ops::Backend;
 
@@ -77,16 +77,4 @@ fn passes(of: &[usize], candidates: &[Vec<u32>]) -> Vec<Vec<usize>> {
         rows += own;
     }
     passes
-}
-
-/// ln Σ exp of logits [V]
-fn log_sum_exp(logits: &[f32]) -> Result<f64> {
-    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let lse = largest + logits.iter().map(|&x| (f64::from(x) - largest).exp()).sum::<f64>().ln();
-    if lse.is_finite() {
-        return Ok(lse);
-    }
-    Err(Error::value(
-        "the language model's logits are infinite or not a number; its weights or the image's features are",
-    ))
 }
